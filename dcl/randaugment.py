@@ -1,0 +1,115 @@
+"""RandAugment as SCAN trains with it: some of 14 operations per image, one after the other.
+
+Images are float (B,C,H,W) in [0,1]. Operations and ranges are those of SCAN's "ours" strategy:
+magnitudes are uniform, signs random, and colour factors stay below 1 (they only weaken).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import color, warp
+
+
+def _uniform(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.empty(len(x), device=x.device).uniform_(low, high)
+
+
+def _signed(x: Tensor, high: float) -> Tensor:
+    return _uniform(x, 0, high) * (torch.randint(0, 2, (len(x),), device=x.device) * 2 - 1)
+
+
+def autocontrast(x: Tensor) -> Tensor:
+    """Stretch each channel of each image to [0,1]; flat channels stay."""
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    flat = high == low
+    return torch.where(flat, x, ((x - low) / torch.where(flat, 1, high - low)).clamp(0, 1))
+
+
+def equalize(x: Tensor) -> Tensor:
+    """Flatten the 256-bin histogram of each channel of each image, by PIL's integer rule."""
+    level = (x * 255).round().long().flatten(0, 1).flatten(1)  # (B*C,H*W)
+    counts = torch.zeros(len(level), 256, dtype=torch.long, device=x.device)
+    counts.scatter_add_(1, level, torch.ones_like(level))
+    last = counts.gather(1, level.amax(1, keepdim=True))  # size of the brightest used bin
+    step = (level.shape[1] - last) // 255  # (B*C,1); 0: too few levels, image unchanged
+    table = (counts.cumsum(1) - counts + step // 2) // step.clamp_min(1)
+    out = table.clamp(0, 255).gather(1, level).to(x.dtype).div(255).view_as(x)
+    return torch.where(step.view(*x.shape[:2], 1, 1) == 0, x, out)
+
+
+def solarize(x: Tensor, threshold: Tensor) -> Tensor:
+    """Invert the pixels at or above `threshold` (B,) in [0,1]."""
+    return torch.where(x < threshold.view(-1, 1, 1, 1), x, 1 - x)
+
+
+def posterize(x: Tensor, bits: Tensor) -> Tensor:
+    """Keep the `bits` (B,) highest of 8 bits of every value."""
+    step = torch.exp2(8 - bits.to(x.dtype)).view(-1, 1, 1, 1)
+    return ((x * 255).round() / step).floor() * step / 255
+
+
+def sharpness(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with a 3x3-smoothed image: factor 0 is smooth, 1 the image; the border stays."""
+    if min(x.shape[2:]) < 3:
+        return x
+    kernel = torch.ones(x.shape[1], 1, 3, 3, device=x.device, dtype=x.dtype)
+    kernel[:, :, 1, 1] = 5
+    smooth = x.clone()
+    smooth[:, :, 1:-1, 1:-1] = F.conv2d(x, kernel / 13, groups=x.shape[1])
+    f = factor.view(-1, 1, 1, 1)
+    return (x * f + smooth * (1 - f)).clamp(0, 1)
+
+
+def _move(x: Tensor, *, angle: float = 0, shear: int = -1, shift: int = -1) -> Tensor:
+    """Turn by up to `angle` degrees, or shear / shift by up to .1 along one axis; black comes in."""
+    zero, one = _uniform(x, 0, 0), _uniform(x, 1, 1)
+    shifts = torch.stack([_signed(x, 0.1) if shift == k else zero for k in (0, 1)], 1)
+    theta = warp.affine(_signed(x, angle), zero, one, shifts, x.shape[3] / x.shape[2])
+    if shear >= 0:
+        theta[:, shear, 1 - shear] += _signed(x, 0.1)
+    return warp.warp(x, theta, (x.shape[2], x.shape[3]))
+
+
+def _factor(x: Tensor) -> Tensor:
+    return _uniform(x, 0.05, 0.95)
+
+
+OPERATIONS = {
+    "identity": lambda x: x,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "rotate": lambda x: _move(x, angle=30),
+    "solarize": lambda x: solarize(x, _uniform(x, 0, 256 / 255)),
+    "color": lambda x: color.saturation(x, _factor(x)),
+    "contrast": lambda x: color.contrast(x, _factor(x)),
+    "brightness": lambda x: color.brightness(x, _factor(x)),
+    "sharpness": lambda x: sharpness(x, _factor(x)),
+    "shear x": lambda x: _move(x, shear=0),
+    "translate x": lambda x: _move(x, shift=0),
+    "translate y": lambda x: _move(x, shift=1),
+    "posterize": lambda x: posterize(x, _uniform(x, 4, 8).floor()),
+    "shear y": lambda x: _move(x, shear=1),
+}
+
+
+def randaugment(x: Tensor, rounds: int) -> Tensor:
+    """Apply `rounds` operations to each image, drawn with replacement from the 14.
+
+    In each round the batch is shuffled and dealt out to the operations, starting at a random
+    one: every image gets each operation with probability 1/14, independently over rounds, and
+    every operation runs once, on a share of the batch whose size needs no look at the device.
+
+    Source: SCAN (Van Gansbeke et al. 2020), strong augmentation. Chapter: 04-scan.
+    """
+    operations = list(OPERATIONS.values())
+    for _ in range(rounds):
+        order = torch.randperm(len(x), device=x.device)
+        first = int(torch.randint(len(operations), ()))
+        shares = order.tensor_split(len(operations))  # the first ones may be one larger
+        out = torch.empty_like(x)
+        for k, share in enumerate(shares):
+            if len(share):
+                out[share] = operations[(first + k) % len(operations)](x[share])
+        x = out
+    return x

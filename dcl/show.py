@@ -1,0 +1,151 @@
+"""What a chapter says about itself: parameters checked, source shown, claims held to their bands."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+PARAMETERS: dict[str, type] = {
+    "profile": str,
+    "dataset": str,
+    "seed": int,
+    "device": str,
+    "epochs": int,
+    "run_dir": str,
+    "results_dir": str,
+}
+"""The parameters that every chapter has, with their types."""
+
+PROFILES = ("smoke", "quick", "gpu", "paper")
+"""The schedules that every method has."""
+
+# papermill puts its values into a cell of its own, right after the parameters, that starts so
+_INJECTED = "# Parameters"
+
+
+def check_parameters(
+    variables: Mapping[str, Any],
+    *,
+    also: Iterable[str] = (),
+    profiles: Sequence[str] = PROFILES,
+) -> str:
+    """Check a chapter's parameters before anything runs and return the device, "cpu" or "cuda".
+
+    papermill only warns about a parameter that a notebook does not have, and runs on; here it is
+    an error: the cell that papermill injected stands in the kernel's history, ``In``.
+    ``variables`` is the chapter's ``globals()``, ``also`` names parameters of its own,
+    ``profiles`` the schedules it knows.
+
+    Raises ValueError (unknown or missing name, unknown value), TypeError (wrong type).
+    """
+    allowed = [*PARAMETERS, *also]
+    for name in _injected_names(variables.get("In", ())):
+        if name not in allowed:
+            raise ValueError(
+                f"{name} is not a parameter of this chapter; its parameters are {_list(allowed)}"
+            )
+    for name in allowed:
+        if name not in variables:
+            raise ValueError(f"the parameter {name} is missing; there must be {_list(allowed)}")
+    for name, kind in PARAMETERS.items():
+        value = variables[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be {_KINDS[kind]}; got {value!r} ({type(value).__name__})"
+            )
+    _one_of("profile", variables["profile"], profiles)
+    _check_dataset(variables["dataset"])
+    for name in ("seed", "epochs"):
+        if variables[name] < 0:
+            raise ValueError(f"{name} must be 0 or more; got {variables[name]}")
+    return _device(variables["device"])
+
+
+def _injected_names(history: Sequence[str]) -> list[str]:
+    cells = [ast.parse(source) for source in history if source.startswith(_INJECTED)]
+    assignments = [node for cell in cells for node in cell.body if isinstance(node, ast.Assign)]
+    return [t.id for node in assignments for t in node.targets if isinstance(t, ast.Name)]
+
+
+_KINDS = {str: "a text", int: "a whole number"}
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {_list(choices)}; got {value!r}")
+
+
+def _check_dataset(value: str) -> None:
+    from dcl.data import SPLITS
+
+    if value in ("", *SPLITS) or (value.startswith("folder:") and len(value) > len("folder:")):
+        return
+    raise ValueError(
+        f"dataset must be empty (the profile's own), one of {_list(SPLITS)} "
+        f"or folder:PATH; got {value!r}"
+    )
+
+
+def _device(value: str) -> str:
+    import torch
+
+    _one_of("device", value, ("auto", "cpu", "cuda"))
+    available = torch.cuda.is_available()
+    if value == "cuda" and not available:
+        raise ValueError(
+            'device is "cuda", but PyTorch finds no GPU on this machine; use "auto" or "cpu"'
+        )
+    return "cuda" if value != "cpu" and available else "cpu"
+
+
+def show(*objects: Callable[..., Any]) -> None:
+    """Display the real source of functions or classes, highlighted, as the output of a cell.
+
+    What the reader sees is what runs, so text and package cannot drift apart.
+
+    Raises TypeError when an object has no Python source.
+    """
+    from IPython.display import Markdown, display
+
+    for thing in objects:
+        try:
+            source = inspect.getsource(thing)
+        except (TypeError, OSError) as error:
+            raise TypeError(f"{thing!r} has no Python source to show") from error
+        display(Markdown(f"```python\n{textwrap.dedent(source).rstrip()}\n```"))
+
+
+def verdict(
+    claim: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    claimed: bool = True,
+) -> None:
+    """Hold a measured number to a band and print text that is the same in every good run.
+
+    Trained numbers differ between machines in the third digit, so a chapter prints the claim and
+    its band instead. With ``claimed=False`` (a smoke run, say) it prints the number and claims
+    nothing.
+
+    Raises AssertionError with the number when it lies outside (NaN always does), and ValueError
+    when no bound is given.
+    """
+    bounds = {"at least": at_least, "at most": at_most}
+    band = ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    if not band:
+        raise ValueError(f"the claim {claim!r} needs at_least or at_most")
+    value = float(value)
+    if not claimed:
+        print(f"not claimed in this run: {claim} ({band}); measured {value:.3f}")
+        return
+    inside = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    if not inside:
+        raise AssertionError(f"does not hold: {claim} ({band}); measured {value:.4f}")
+    print(f"holds: {claim} ({band})")

@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from dcl.show import check_parameters, show, verdict
+
+GOOD = {
+    "profile": "quick",
+    "dataset": "",
+    "seed": 0,
+    "device": "cpu",
+    "epochs": 0,
+    "run_dir": "",
+    "results_dir": "",
+}
+
+
+def test_good_parameters_among_what_a_kernel_defines():
+    kernel = {"In": ["", "x = 1"], "Out": {}, "_": "", "x": 1, "__name__": "__main__"}
+    assert check_parameters({**kernel, **GOOD}) == "cpu"
+    assert check_parameters({**GOOD, "n_clusters": 3}, also=("n_clusters",)) == "cpu"
+    assert check_parameters({**GOOD, "dataset": "folder:photos"}) == "cpu"
+    assert check_parameters({**GOOD, "profile": "quick-shapes"}, profiles=["quick-shapes"]) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"profile": "fast"}, ValueError, "profile must be one of smoke, quick.*'fast'"),
+        ({"dataset": "imagenet"}, ValueError, "dataset must be.*folder:PATH; got 'imagenet'"),
+        ({"dataset": "folder:"}, ValueError, "dataset must be"),
+        ({"device": "tpu"}, ValueError, "device must be one of auto, cpu, cuda; got 'tpu'"),
+        ({"seed": -1}, ValueError, "seed must be 0 or more; got -1"),
+        ({"epochs": -2}, ValueError, "epochs must be 0 or more; got -2"),
+        ({"seed": "1e3"}, TypeError, "seed must be a whole number; got '1e3'"),
+        ({"seed": True}, TypeError, "seed must be a whole number"),
+        ({"epochs": 1.5}, TypeError, "epochs must be a whole number; got 1.5"),
+        ({"profile": 1}, TypeError, "profile must be a text; got 1"),
+    ],
+)
+def test_bad_parameters_are_named(change, error, words):
+    with pytest.raises(error, match=words):
+        check_parameters({**GOOD, **change})
+
+
+@pytest.mark.parametrize("line", ["epoch = 3", "lr = 0.1", "note = None", "names = ['a']"])
+def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused(line):
+    history = ["", "profile = 'quick'", f"# Parameters\nseed = 1\n{line}\n"]
+    name = line.split()[0]
+    with pytest.raises(ValueError, match=f"{name} is not a parameter of this chapter; .*epochs"):
+        check_parameters({**GOOD, "In": history})
+    variables = {**GOOD, "In": history, name: 3}
+    assert check_parameters(variables, also=[name]) == "cpu"
+
+
+def test_missing_parameter_is_named():
+    with pytest.raises(ValueError, match="parameter seed is missing"):
+        check_parameters({k: v for k, v in GOOD.items() if k != "seed"})
+
+
+def test_device_auto_and_absent_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check_parameters({**GOOD, "device": "auto"}) == "cpu"
+    with pytest.raises(ValueError, match="finds no GPU"):
+        check_parameters({**GOOD, "device": "cuda"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert check_parameters({**GOOD, "device": "auto"}) == "cuda"
+    assert check_parameters({**GOOD, "device": "cpu"}) == "cpu"
+
+
+def test_verdict_prints_constant_text(capsys):
+    verdict("it learns", 0.731, at_least=0.1)
+    verdict("it learns", 0.2, at_least=0.1)
+    verdict("it is small", 0.2, at_least=0, at_most=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "holds: it learns (at least 0.1)",
+        "holds: it learns (at least 0.1)",
+        "holds: it is small (at least 0, at most 0.25)",
+    ]
+
+
+@pytest.mark.parametrize("value", [0.0999, float("nan"), -1])
+def test_verdict_outside_its_band_raises_with_the_number(value):
+    with pytest.raises(AssertionError, match=r"it learns \(at least 0.1\); measured"):
+        verdict("it learns", value, at_least=0.1)
+    with pytest.raises(AssertionError):
+        verdict("it is small", 0.3, at_most=0.25)
+
+
+def test_verdict_that_is_not_claimed_says_so(capsys):
+    verdict("it learns", 0.01, at_least=0.1, claimed=False)
+    expected = "not claimed in this run: it learns (at least 0.1); measured 0.010\n"
+    assert capsys.readouterr().out == expected
+    with pytest.raises(ValueError, match="needs at_least or at_most"):
+        verdict("it learns", 0.01)
+
+
+def test_show_displays_the_real_source(capsys, monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+
+    class Inner:
+        def method(self):
+            return 1
+
+    show(verdict, Inner.method)
+    assert shown[0].data.startswith("```python\ndef verdict(")
+    assert "raise AssertionError" in shown[0].data
+    assert shown[1].data == "```python\ndef method(self):\n    return 1\n```"
+    with pytest.raises(TypeError, match="no Python source"):
+        show(len)

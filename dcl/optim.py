@@ -1,0 +1,132 @@
+"""Optimisers and learning-rate schedules: SGD, Adam, LARC, warm-up and cosine."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is optimised. Times are in epochs, the learning rate is per optimiser step."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adam", "larc"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    final_lr: float = 0.0
+    """Where the cosine ends."""
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0
+    """Where the linear warm-up starts."""
+    milestones: tuple[int, ...] = ()
+    """Epochs at which the step schedule multiplies the learning rate by `gamma`."""
+    gamma: float = 0.1
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 0, "batch_size": 2, "lr": 0.0, "weight_decay": 0.0}.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} must be at least {least}; got {value}")
+        for name in ("optimizer", "schedule", "precision"):
+            allowed = TrainConfig.__annotations__[name].__args__
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
+
+
+class LARC(torch.optim.SGD):
+    """SGD whose step is scaled, per tensor, by the ratio of weight norm to gradient norm.
+
+    For a parameter p with gradient g the step direction is ``a * (g + wd * p)`` with
+    ``a = trust * |p| / (|g| + wd * |p| + eps)``; a tensor with a zero weight or gradient
+    norm takes the plain step. This is the ``clip=False`` form that SwAV trains with (LARS).
+
+    Source: You, Gitman, Ginsburg 2017, eq. 6. Chapter: 03-swav.
+    """
+
+    def __init__(self, params: Iterable, *, trust: float = 0.001, eps: float = 1e-8, **sgd: Any):
+        super().__init__(params, **sgd)
+        self.trust, self.eps = trust, eps
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Scale every gradient, then take the SGD step without its own weight decay."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            wd = group["weight_decay"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                p_norm, g_norm = p.norm(), p.grad.norm()
+                ratio = self.trust * p_norm / (g_norm + wd * p_norm + self.eps)
+                # torch.where and not `if`: a host read here would stall the GPU once per tensor
+                usable = (p_norm > 0) & (g_norm > 0)
+                scaled = ratio * (p.grad + wd * p)
+                p.grad = torch.where(usable, scaled, p.grad)
+            group["weight_decay"] = 0.0
+        loss = super().step(closure)
+        for group, wd in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = wd
+        return loss
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of `config` over parameter groups; a group may override any setting."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+    make = LARC if config.optimizer == "larc" else torch.optim.SGD
+    return make(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate as a function of the optimiser step, counted from 0.
+
+    Linear warm-up from `warmup_lr`, then constant, cosine to `final_lr`, or steps.
+    Cosine is per step, steps are per epoch. Chapter: 03-swav.
+    """
+    warmup = config.warmup_epochs * steps_per_epoch
+    total = max(config.epochs * steps_per_epoch, warmup + 1)
+
+    def lr(step: int) -> float:
+        if step < warmup:
+            return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+        if config.schedule == "cosine":
+            progress = (step - warmup) / (total - warmup)
+            cosine = 0.5 * (1 + math.cos(math.pi * progress))
+            return config.final_lr + (config.lr - config.final_lr) * cosine
+        if config.schedule == "step":
+            epoch = step // steps_per_epoch
+            return config.lr * config.gamma ** sum(epoch >= m for m in config.milestones)
+        return config.lr
+
+    return lr
+
+
+@torch.no_grad()
+def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
+    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s, buffers copied.
+
+    Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: 04-scan.
+    """
+    pairs: Iterable[tuple[Tensor, Tensor]] = zip(
+        target.parameters(), source.parameters(), strict=True
+    )
+    for t, s in pairs:
+        t.lerp_(s, 1 - decay)
+    for t, s in zip(target.buffers(), source.buffers(), strict=True):
+        t.copy_(s)

@@ -1,0 +1,166 @@
+"""Numbers that can be traced: one JSON file a run, tables made from the files alone."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcl import checkpoint
+from dcl.data import Data
+
+Result = dict[str, Any]
+COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
+MUST_AGREE = ("config", "checksum", "split")
+
+
+def record(
+    results_dir: str | Path,
+    *,
+    chapter: str,
+    data: Data,
+    profile: str,
+    seed: int,
+    config: Any,
+    metrics: dict[str, float],
+    seconds: float,
+    device: str | torch.device = "cpu",
+    trained_on: Data | None = None,
+    baselines: dict[str, dict[str, float]] | None = None,
+    clusters: Iterable[int] | None = None,
+) -> Path:
+    """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
+
+    chapter: notebook stem, such as "04-scan"; data: what was scored; trained_on: what `fit` saw,
+    `data` itself by default; seconds: wall-clock time of `fit`; clusters: the assignment (N,),
+    kept so that the scores can be computed again. The file is replaced only by a run of the same
+    configuration on the same data: otherwise ValueError lists the differences.
+    """
+    method = chapter.split("-", 1)[1]
+    path = Path(results_dir) / f"{method}-{data.name}-{profile}-seed{seed}.json"
+    seen = trained_on or data
+    result: Result = {
+        "method": method,
+        "data": data.name,
+        "split": data.split if seen.split == data.split else f"{seen.split} -> {data.split}",
+        "images": len(data),
+        "checksum": data.checksum,
+        "profile": profile,
+        "seed": seed,
+        "metrics": {k: round(float(v), 4) for k, v in metrics.items()},
+        "baselines": {
+            name: {k: round(float(v), 4) for k, v in row.items()}
+            for name, row in (baselines or {}).items()
+        },
+        "seconds": round(seconds, 1),
+        "config": checkpoint.flat(config),
+        "command": f"papermill book/chapters/{chapter}.ipynb out.ipynb -p profile {profile} "
+        f"-p dataset {data.name} -p seed {seed} -p results_dir {Path(results_dir).name}",
+        "machine": machine(device),
+        "versions": versions(),
+    }
+    if clusters is not None:
+        result["clusters"] = [int(c) for c in clusters]
+    if path.exists():
+        old = json.loads(path.read_text())
+        wrong = [
+            f"  {k}: there {old.get(k)!r}, now {result[k]!r}"
+            for k in MUST_AGREE
+            if old.get(k) != result[k]
+        ]
+        if wrong:
+            raise ValueError(
+                f"results_dir {str(results_dir)!r} holds {path.name} from other parameters:\n"
+                + "\n".join(wrong)
+                + "\nChoose another results_dir, or remove that file."
+            )
+    checkpoint.write_atomic(path, (dumps(result) + "\n").encode())
+    return path
+
+
+def dumps(result: Result) -> str:
+    """JSON with one line for each field of the first level, so that a change is easy to read."""
+    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def machine(device: str | torch.device) -> dict[str, Any]:
+    """Processor, threads and, when it was used, the GPU."""
+    info: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
+        info["cpu"] = names[0].split(":")[1].strip() if names else info["cpu"]
+    info |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.device(device).type == "cuda":
+        info["gpu"] = torch.cuda.get_device_name(device)
+        info["gpu_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return info
+
+
+def versions() -> dict[str, str]:
+    """Python, the libraries that decide numbers, and the revision of this code."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        found["revision"] = done.stdout.strip() or "unknown"
+    except OSError:
+        found["revision"] = "unknown"
+    return found
+
+
+def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
+    """Every result in a folder whose fields equal `where`, such as method="scan"."""
+    found = [json.loads(p.read_text()) for p in sorted(Path(results_dir).glob("*.json"))]
+    return [r for r in found if all(r.get(k) == v for k, v in where.items())]
+
+
+def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
+    """Mean, sample standard deviation (nan for one run) and n of a metric."""
+    values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
+    if not values:
+        return float("nan"), float("nan"), 0
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return statistics.fmean(values), spread, len(values)
+
+
+def table(
+    results: list[Result],
+    metrics: Iterable[str] = ("ACC", "NMI", "ARI", "kNN"),
+    published: dict[tuple[str, str, str], str] | None = None,
+) -> str:
+    """A Markdown table: a row for each (method, data, profile), mean ± deviation over n seeds.
+
+    published: what the paper prints for a row, shown in a last column.
+    """
+    metrics = list(metrics)
+    rows = sorted({(r["data"], r["method"], r["profile"], r["split"]) for r in results})
+    head = ["method", "data", "profile", "split", *metrics, "n", "seconds"]
+    lines = [head + (["published"] if published else [])]
+    lines.append(["---"] * len(lines[0]))
+    for data, method, profile, split in rows:
+        mine = [
+            r
+            for r in results
+            if (r["data"], r["method"], r["profile"], r["split"]) == (data, method, profile, split)
+        ]
+        cells = []
+        for m in metrics:
+            mean, spread, n = over_seeds(mine, m)
+            cells.append("" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else ""))
+        seconds = statistics.fmean(r["seconds"] for r in mine)
+        line = [method, data, profile, split, *cells, str(len(mine)), f"{seconds:.0f}"]
+        lines.append(line + ([published.get((method, data, profile), "")] if published else []))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,269 @@
+"""One visible loop: `train(objective, images, config)`, and what goes in and comes out of it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dcl import checkpoint
+from dcl.data import Data
+from dcl.optim import TrainConfig, learning_rate, make_optimizer
+
+History = list[dict[str, Any]]
+
+
+class Monitor(Protocol):
+    """Called after every epoch with its stage, number, objective and mean losses."""
+
+    def __call__(
+        self, stage: str, epoch: int, objective: "Objective", losses: dict[str, float]
+    ) -> None:
+        """Look at the objective; what it returns is ignored."""
+
+
+class Objective(nn.Module):
+    """What gradient descent minimises. Override `forward` and `predict`; the rest is optional."""
+
+    encoder: nn.Module
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Named losses of images x, float (B,C,H,W) in [0,1], which are rows i (B,) of the set.
+
+        The loop minimises "loss"; every other entry is logged.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward(x, i)")
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Cluster (B,) int64 of images x, float (B,C,H,W) in [0,1]."""
+        raise TypeError(f"{type(self).__name__} must define predict(x)")
+
+    def before_epoch(self, epoch: int) -> None:
+        """Compute what needs the whole set: pseudo-labels, centroids."""
+
+    def after_step(self) -> None:
+        """Change what the optimiser does not: queues, moving averages, step counters."""
+
+    def order(self, n: int) -> Tensor:
+        """The rows (n,) of one epoch, in the order in which they are served."""
+        return torch.randperm(n)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; a group may override its settings."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Everything drawn inside comes from `seed`; the caller's random state is put back after."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def batches(images: Any, rows: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(x, i) for consecutive runs of `rows`: x float (B,C,H,W) in [0,1], i int64 (B,).
+
+    The one place that knows how images are stored: anything with `len` and
+    integer-array indexing that returns uint8 (B,C,H,W).
+    """
+    for i in rows.split(batch_size):
+        x = images[i]
+        yield x.float().div_(255), i.to(x.device)
+
+
+def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torch.amp.GradScaler]:
+    """The arithmetic of a run: an autocast context and the gradient scaler that belongs to it."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        precision = "bfloat16" if fast else "float16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, precision)
+    enabled = dtype != torch.float32
+    context = torch.autocast(device.type, dtype if enabled else None, enabled=enabled)
+    return context, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def train(
+    objective: Objective,
+    images: Tensor,
+    config: TrainConfig,
+    *,
+    stage: str = "train",
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> History:
+    """Minimise `objective` over `images` uint8 (N,C,H,W); returns one dict of mean losses an epoch.
+
+    With `run_dir`, the state after every epoch is kept in `<run_dir>/<stage>.pt` and a second
+    call goes on from there, bit for bit on one machine. Raises ValueError when a batch is larger
+    than the set, and FloatingPointError when a loss stops being finite: the checkpoint of the
+    epoch before is kept.
+    """
+    steps = len(images) // config.batch_size
+    if not steps:
+        raise ValueError(
+            f"batch_size must be at most the number of images, {len(images)}; "
+            f"got {config.batch_size}"
+        )
+    objective.to(images.device)
+    optimizer = make_optimizer(objective.parameter_groups(), config)
+    lr = learning_rate(config, steps)
+    cast, scaler = autocast(images.device, config.precision)
+    saved = Path(run_dir) / f"{stage}.pt" if run_dir else None
+    history: History = _resume(saved, objective, optimizer, scaler) if saved else []
+
+    for epoch in range(len(history), config.epochs):
+        started = time.perf_counter()
+        objective.train()
+        objective.before_epoch(epoch)
+        rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
+        total: dict[str, Tensor] = {}
+        broke = torch.full((), steps, device=images.device)  # first step with a bad loss
+        for step, (x, i) in enumerate(batches(images, rows, config.batch_size)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr(epoch * steps + step)
+            with cast:
+                losses = objective(x, i)
+            scaler.scale(losses["loss"]).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            objective.after_step()
+            # sums stay on the device: reading a loss here would make the GPU wait for the host
+            broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
+            for name, value in losses.items():
+                total[name] = total.get(name, 0) + value.detach().float()
+        if (bad := int(broke)) < steps:
+            raise FloatingPointError(
+                f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step {bad} of "
+                f"{steps}; lower lr ({config.lr}) or check the images."
+                + (
+                    f" The last good state, {epoch} epochs, is in {saved}."
+                    if history and saved
+                    else ""
+                )
+            )
+        losses_mean = {name: float(value) / steps for name, value in total.items()}
+        seconds = time.perf_counter() - started
+        history.append({"epoch": epoch, **losses_mean, "seconds": seconds})
+        if saved:
+            _save(saved, objective, optimizer, scaler, history)
+        if monitor:
+            monitor(stage, epoch, objective, losses_mean)
+    objective.eval()
+    return history
+
+
+def _save(path: Path, objective: nn.Module, optimizer: Any, scaler: Any, history: History) -> None:
+    state = {
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "random": checkpoint.random_state(),
+        "history": history,
+    }
+    checkpoint.save(path, state)
+
+
+def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> History:
+    if not path.exists():
+        return []
+    state = checkpoint.load(path)
+    objective.load_state_dict(state["objective"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    checkpoint.set_random_state(state["random"])
+    return state["history"]
+
+
+@torch.no_grad()
+def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int = 512) -> Tensor:
+    """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).
+
+    `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode;
+    every submodule's mode is put back afterwards.
+    """
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
+    modes = [m.training for m in modules]
+    for m in modules:
+        m.training = False
+    try:
+        rows = torch.arange(len(images))
+        return torch.cat([function(x) for x, _ in batches(images, rows, batch_size)])
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+
+
+def predict(objective: Objective, images: Any) -> Tensor:
+    """The cluster (N,) int64 of every image, on the CPU."""
+    return extract(objective.predict, images).cpu()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" is the GPU when there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device must be auto, cpu or a GPU that is here; got {name!r}") from e
+    return device
+
+
+def check_fit(images: Any, config: Any, run_dir: str | Path | None = None) -> None:
+    """Refuse what can not be trained on, before any work: called first in every `fit`.
+
+    Raises TypeError or ValueError naming the argument, what came and what was expected;
+    with `run_dir`, claims it for this configuration and these images.
+    """
+    data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
+    n, k = len(images), getattr(config, "n_clusters", None)
+    if k is not None and not 2 <= k <= n:
+        raise ValueError(f"n_clusters must be between 2 and the number of images, {n}; got {k}")
+    for stage, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
+        if isinstance(value, TrainConfig) and value.batch_size > n:
+            raise ValueError(
+                f"{stage}.batch_size must be at most the number of images, {n}; "
+                f"got {value.batch_size}"
+            )
+        if is_dataclass(value) and not isinstance(value, type | TrainConfig):
+            check_fit(images, value)
+    if run_dir:
+        checkpoint.claim(run_dir, config, data.checksum)
+
+
+class Log:
+    """The ready monitor: a line every few epochs, everything kept in `history`.
+
+    `also(objective)` returns further numbers to show, such as the accuracy against labels that
+    the caller holds and `fit` never sees; it is called on the printed epochs only.
+    """
+
+    def __init__(self, every: int = 1, also: Callable[[Objective], dict[str, float]] | None = None):
+        self.every, self.also = every, also
+        self.history: History = []
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """Keep the epoch's numbers; print them when it is the epoch's turn."""
+        row: dict[str, Any] = {"stage": stage, "epoch": epoch, **losses}
+        due = (epoch + 1) % self.every == 0
+        if due and self.also:
+            row |= self.also(objective)
+        self.history.append(row)
+        if due:
+            numbers = "  ".join(
+                f"{name} {value:.3f}"
+                for name, value in list(row.items())[2:]
+                if math.isfinite(value)
+            )
+            print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)

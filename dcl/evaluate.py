@@ -1,7 +1,5 @@
 """What a trained network is worth, and what it must beat. Labels are used here, never in `fit`."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -16,23 +14,33 @@ Scores = dict[str, float]
 def baselines(data: Data, encoder: nn.Module, n_clusters: int, seed: int = 0) -> dict[str, Scores]:
     """ACC, NMI and ARI of k-means (best of 10 starts) on pixels, on PCA and on `encoder`.
 
-    `encoder` is the network before training; its row also has the kNN accuracy of its features.
-    Chapter: 00-metrics.
+    Each row also has the leave-one-out kNN accuracy. `encoder` is the network before training.
+    Raises ValueError when `data` has no labels. Chapter: 00-metrics.
     """
+    labels = labels_of(data)
     pixels = data.images.flatten(1).float().cpu() / 255
     with seeded(seed):
         features = {
-            "raw pixels": pixels,
-            "PCA": principal_components(pixels, 50),
+            "k-means on pixels": pixels,
+            "k-means on PCA": principal_components(pixels, 50),
             "untrained network": extract(encoder, data.images).float().cpu(),
         }
         rows = {
-            name: scores(data.labels, kmeans(z, n_clusters, n_init=10).labels)
+            name: scores(labels, kmeans(z, n_clusters, n_init=10).labels)
             for name, z in features.items()
         }
-    for name in ("raw pixels", "untrained network"):
-        rows[name]["kNN"] = knn_accuracy(features[name], data.labels)
+    for name, z in features.items():
+        rows[name]["kNN"] = knn_accuracy(z, labels)
     return rows
+
+
+def labels_of(data: Data) -> Tensor:
+    """The labels (N,) on the CPU. Raises ValueError when there are none, or one for all."""
+    if data.labels is None:
+        raise ValueError(f"data must have labels to be scored against; {data.name!r} has none")
+    if len(data.labels.unique()) < 2:
+        raise ValueError(f"labels must name two classes or more; {data.name!r} has one for all")
+    return data.labels.cpu()
 
 
 def principal_components(x: Tensor, dim: int) -> Tensor:
@@ -52,20 +60,15 @@ def evaluate(
     without one, kNN leaves the query out and the linear probe trains on a random half
     and is tested on the other. Chapter: 00-metrics.
     """
-    clusters = predict(objective, data.images)
+    labels, clusters = labels_of(data), predict(objective, data.images)
     z = extract(objective.encoder, data.images).float().cpu()
-    if reference is not None:
-        z_train = extract(objective.encoder, reference.images).float().cpu()
-        known: tuple[Any, ...] = (z_train, reference.labels)
-        probes = {
-            "kNN": knn_accuracy(*known, z, data.labels),
-            "linear": linear_probe(*known, z, data.labels),
-        }
-    else:
+    if reference is None:
         half = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
         a, b = half[: len(z) // 2], half[len(z) // 2 :]
-        y = data.labels.cpu() if data.labels is not None else None
-        if y is None:
-            raise ValueError("data must have labels to be scored against; got none")
-        probes = {"kNN": knn_accuracy(z, y), "linear": linear_probe(z[a], y[a], z[b], y[b])}
-    return {**scores(data.labels, clusters), "purity": purity(data.labels, clusters), **probes}
+        knn, linear = knn_accuracy(z, labels), linear_probe(z[a], labels[a], z[b], labels[b])
+    else:
+        known = extract(objective.encoder, reference.images).float().cpu()
+        knn = knn_accuracy(known, labels_of(reference), z, labels)
+        linear = linear_probe(known, labels_of(reference), z, labels)
+    found = {**scores(labels, clusters), "purity": purity(labels, clusters)}
+    return {**found, "kNN": knn, "linear": linear}

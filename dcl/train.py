@@ -207,7 +207,7 @@ def predict(objective: Objective, images: Any) -> Tensor:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is the GPU when there is one. Raises ValueError for a device that is not there."""
+    """The GPU when there is one, for "auto". Raises ValueError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -7,13 +7,8 @@ has them. Labels are for measuring; no method takes them.
 import hashlib
 import os
 import pickle
-import shutil
-import socket
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dcl.download import download
+from dcl.folder import folder
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
@@ -32,14 +30,14 @@ SPLITS = {  # the first is the default
     "cifar100-20": BOTH,
     "stl10": (*BOTH, "unlabeled", "train+unlabeled"),
 }
-TORCHVISION = {  # name: (torchvision's class, the folder it looks in)
+TORCHVISION = {  # torchvision's class, and the folder below the root that it looks in
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "cifar100-20": ("CIFAR100", "cifar-100-python"),
     "stl10": ("STL10", "stl10_binary"),
 }
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class Data:
             raise TypeError(f"images must be a uint8 tensor; got {getattr(x, 'dtype', type(x))}")
         if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
             raise ValueError(
-                f"images must be (N,C,H,W), not empty, with C 1 or 3; got {tuple(x.shape)}"
+                f"images must be (N,C,H,W) with C 1 or 3, none 0; got {tuple(x.shape)}"
             )
         if y is None:
             return
@@ -69,11 +67,10 @@ class Data:
             raise TypeError(f"labels must be an int64 tensor; got {getattr(y, 'dtype', type(y))}")
         if y.shape != x.shape[:1]:
             raise ValueError(f"labels must be ({len(x)},), one per image; got {tuple(y.shape)}")
-        if y.min() < 0 or (self.classes is not None and y.max() >= len(self.classes)):
-            raise ValueError(
-                f"labels must be between 0 and the number of classes less one; "
-                f"got {int(y.min())} to {int(y.max())}"
-            )
+        lowest, highest = int(y.min()), int(y.max())
+        if lowest < 0 or (self.classes is not None and highest >= len(self.classes)):
+            last = "up" if self.classes is None else f"to {len(self.classes) - 1}"
+            raise ValueError(f"labels must be from 0 {last}; got {lowest} to {highest}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,18 +90,17 @@ class Data:
         """First 16 hex digits of the sha256 of shape, image bytes and label bytes."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for part in self.images.split(4096):
-            digest.update(part.cpu().contiguous().numpy())
+            digest.update(part.cpu().numpy().tobytes())
         if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().astype("<i8"))
+            digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, n: int, seed: int = 0) -> "Data":
         """A random n of the images, in the set's order; the labels play no part in the choice."""
         if not 1 <= n <= len(self):
             raise ValueError(f"n must be between 1 and the number of images, {len(self)}; got {n}")
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(len(self), generator=generator)[:n].sort().values
-        rows = rows.to(self.images.device)
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
+        rows = chosen.sort().values.to(self.images.device)
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, images=self.images[rows], labels=labels)
 
@@ -115,39 +111,29 @@ class Data:
 
 
 def load(
-    name: str,
-    split: str | None = None,
-    *,
-    size: int | None = None,
-    root: str | Path | None = None,
+    name: str, split: str | None = None, *, size: int | None = None, root: str | Path | None = None
 ) -> Data:
     """Load a set by name, or the images below a folder with ``folder:PATH``.
 
     split: one of `SPLITS` (default: the first); size: resize to size x size; root: where
     downloads are, see `data_root`. Raises ValueError for an unknown name or split, and
-    FileNotFoundError where files are missing and cannot be downloaded. Described in data/README.md.
+    FileNotFoundError where files are missing and cannot be downloaded. Sources: data/README.md.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1; got {size}")
     if name.startswith("folder:"):
-        return _folder(Path(name.removeprefix("folder:")), split, size)
+        return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
     if name not in SPLITS:
         raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
     split = _split(split, SPLITS[name])
-    if name == "digits":
-        parts = [_digits()]
-    elif name == "shapes":
-        parts = [_shapes()]
-    else:
+    if name in TORCHVISION:
         parts = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
-    labels = [y for _, y, _ in parts if y is not None]
-    return Data(
-        images=_resize(torch.cat([x for x, _, _ in parts]), size),
-        labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        classes=parts[0][2],
-        name=name,
-        split=split,
-    )
+    else:
+        parts = [_digits() if name == "digits" else _shapes()]
+    images = _resize(torch.cat([x for x, _, _ in parts]), size)
+    known = [y for _, y, _ in parts if y is not None]
+    labels = torch.cat(known) if len(known) == len(parts) else None
+    return Data(images, labels, parts[0][2], name, split)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -169,24 +155,59 @@ def _split(split: str | None, known: tuple[str, ...]) -> str:
 def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[2:] == (size, size):
         return images
-    done = [
+    parts = (  # in parts, because floats take four times the memory
         F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
         for part in images.split(1024)
-    ]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in done])
+    )
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
-def _digits() -> tuple[Tensor, Tensor, list[str]]:
+def _folder(path: Path, split: str | None, size: int | None) -> Data:
+    divided = (path / "train").is_dir() and (path / "test").is_dir()
+    split = _split(split, BOTH if divided else ("all",))
+    images, labels, classes = folder(path, split.split("+") if divided else [""], size)
+    return Data(images, labels, classes, path.resolve().name, split)
+
+
+def _digits() -> Part:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    x = torch.from_numpy(digits.images)[:, None] * 255 / 16  # float64 holds every step exactly
-    x = F.interpolate(x, scale_factor=2, mode="bilinear")
-    return (x + 0.5).floor().to(torch.uint8), torch.from_numpy(digits.target).long(), [*"0123456789"]
+    found = load_digits()
+    x = torch.from_numpy(found.images)[:, None] * 255 / 16  # float64 holds every step exactly
+    images = (F.interpolate(x, scale_factor=2, mode="bilinear") + 0.5).floor().to(torch.uint8)
+    return images, torch.from_numpy(found.target).long(), [*"0123456789"]
 
 
-def _shapes() -> tuple[Tensor, Tensor, list[str]]:
+def _shapes() -> Part:
     from dcl.shapes import SHAPES, shapes
 
     images, labels, _ = shapes()
     return torch.from_numpy(images), torch.from_numpy(labels), list(SHAPES)
+
+
+def _torchvision(name: str, split: str, root: Path) -> Part:
+    """One split through torchvision: from the files in root, or downloaded once."""
+    from torchvision import datasets
+
+    class_name, place = TORCHVISION[name]
+    dataset: Any = getattr(datasets, class_name)
+    which: Any = {"split": split} if name == "stl10" else {"train": split == "train"}
+    try:
+        found = dataset(root, **which)
+    except RuntimeError:  # absent, or a checksum is wrong
+        download(name, dataset, root, place)
+        found = dataset(root, **which)
+    if name.endswith("mnist"):
+        classes = [*"0123456789"] if name == "mnist" else list(found.classes)
+        return found.data[:, None], found.targets.long(), classes
+    if name == "stl10":
+        labels = None if split == "unlabeled" else torch.from_numpy(found.labels).long()
+        return torch.from_numpy(np.ascontiguousarray(found.data)), labels, list(found.classes)
+    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    if name == "cifar10":
+        return images, torch.tensor(found.targets), list(found.classes)
+    # torchvision keeps only the 100 fine labels; the 20 coarse ones are in the same files, whose
+    # checksums it has just compared
+    files = [root / place / file for file in (split, "meta")]
+    coarse, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
+    return images, torch.tensor(coarse["coarse_labels"]), list(meta["coarse_label_names"])

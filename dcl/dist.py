@@ -3,6 +3,8 @@
 Started alone, a program is its own world: every function here then returns what it was given.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as td
 from torch import Tensor
@@ -27,13 +29,13 @@ class _AllSum(torch.autograd.Function):
     # processes of dloss/dy: the gradient is summed just as the value was. DDP then averages over
     # processes, which turns the sum of losses into their mean.
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         y = x.clone(memory_format=torch.contiguous_format)
         td.all_reduce(y)
         return y
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         g = grads[0].clone(memory_format=torch.contiguous_format)
         td.all_reduce(g)
         return g

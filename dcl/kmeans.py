@@ -82,7 +82,7 @@ def _lloyd(
     labels, distance = _assign(x, c, spherical)
     for _ in range(iterations):
         sizes = torch.bincount(labels, minlength=k)
-        c = torch.zeros_like(c).index_add_(0, labels, x) / sizes.clamp(min=1).unsqueeze(1)
+        c = _means(x, labels, sizes)
         c = split_empty(c + origin, sizes) - origin
         c = F.normalize(c, dim=1) if spherical else c
         before = labels
@@ -102,6 +102,17 @@ def _assign(x: Tensor, c: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
         labels.append(index)
         distances.append(low if spherical else (2 * low + (block * block).sum(1)).clamp(min=0))
     return torch.cat(labels), torch.cat(distances)
+
+
+def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
+    # In float64 the order of a GPU's atomic additions does not reach the float32 result, so that
+    # a seed gives the same clusters there too.
+    kind = torch.float64 if x.is_cuda else x.dtype
+    total = torch.zeros(len(sizes), x.shape[1], dtype=kind, device=x.device)
+    rows = max(1, BUDGET // x.shape[1])
+    for at, block in zip(labels.split(rows), x.split(rows), strict=True):
+        total.index_add_(0, at, block.to(kind))
+    return (total / sizes.clamp(min=1).unsqueeze(1)).to(x.dtype)
 
 
 def _plus_plus(x: Tensor, k: int) -> Tensor:

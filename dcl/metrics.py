@@ -237,7 +237,7 @@ def linear_probe(
             loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     with torch.no_grad():
         predicted = classes[(test @ w + b).argmax(1)]
     return float((predicted == truth.to(predicted.device)).float().mean())

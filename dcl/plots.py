@@ -38,6 +38,13 @@ def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def _show(ax: Any, image: np.ndarray) -> None:
+    # one image (C,H,W), uint8 or float in [0,1]
+    a = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    a, top = (a, 255) if a.dtype == np.uint8 else (a.clip(0, 1), 1)
+    ax.imshow(a, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+
+
 def _legend(ax: Any, **kw: Any) -> None:
     ax.legend(frameon=False, labelcolor=GREY, fontsize=9, **kw)
 
@@ -53,14 +60,11 @@ def grid(
     rows = -(-len(a) // columns)
     high = scale * (1.3 if titles is not None else 1.0)
     figure, axes = _figure(rows, columns, (scale * columns, high * rows))
-    top = 255 if a.dtype == np.uint8 else 1.0
     for k, ax in enumerate(axes.flat):
         ax.set_axis_off()
         if k >= len(a):
             continue
-        image = a[k, 0] if a.shape[1] == 1 else a[k].transpose(1, 2, 0)
-        image = image if a.dtype == np.uint8 else image.clip(0, 1)
-        ax.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+        _show(ax, a[k])
         if titles is not None and k < len(titles):
             ax.set_title(str(titles[k]), fontsize=9, color=GREY, pad=3)
     return figure
@@ -223,10 +227,7 @@ def prototypes(images: Any, clusters: Any, confidence: Any, each: int = 8, rows:
         if n == 0:
             ax.set_ylabel(titles[k], rotation=0, ha="right", va="center", fontsize=10)
         if n < len(tiles[k]):
-            image = tiles[k][n]
-            image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-            top = 255 if a.dtype == np.uint8 else 1.0
-            ax.imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
+            _show(ax, tiles[k][n])
     return figure
 
 

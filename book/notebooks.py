@@ -1,0 +1,301 @@
+"""Stamp, run and check the chapters: the only way in which a committed notebook changes.
+
+python book/notebooks.py stamp              write the set-up cell and the metadata
+python book/notebooks.py run [NAMES]        execute from a fresh kernel and normalise, in place
+    --out DIR                               or write the executed chapters there
+    --profile P --results DIR               with these parameters
+python book/notebooks.py check              are the stamps and the tables current?
+python book/notebooks.py results            write the tables of README.md and results.md
+"""
+
+import argparse
+import copy
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ROOT / "book" / "chapters"
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+COLAB_INSTALLS = {"faiss": "faiss-cpu"}
+"""What Colab lacks, by import name; everything else that dcl needs is there."""
+
+BADGE = "colab-badge"
+
+NO_ADDRESS = """\
+# Outside Colab this cell does nothing. In Colab it fetches the book, once
+# its public address stands in _config.yml (repository: url) and
+# `python book/notebooks.py stamp` has written it here.
+import sys
+
+if "google.colab" in sys.modules:
+    raise SystemExit(
+        "This copy does not know the book's public address: set "
+        "repository: url in _config.yml and run "
+        "`python book/notebooks.py stamp`."
+    )"""
+
+SETUP = """\
+# Outside Colab this cell does nothing. In Colab it fetches the book and
+# installs what is missing; the installed PyTorch is left alone.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules:
+    book = Path("/content/{folder}")
+    if not book.exists():
+        url = "{url}"
+        get = ["git", "clone", "--quiet", "--depth", "1"]
+        subprocess.run([*get, "--branch", "{branch}", url, book], check=True)
+    sys.path.insert(0, str(book))
+    wanted = {installs}
+    for module, package in wanted.items():
+        if importlib.util.find_spec(module) is None:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+            subprocess.run([*pip, "--no-deps", package], check=True)"""
+
+
+def address() -> dict[str, str]:
+    """Return the public repository as _config.yml names it; the url is empty while unknown."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+    return {"url": config["url"].rstrip("/"), "branch": config["branch"]}
+
+
+def setup_source(url: str, branch: str) -> str:
+    """Return the source of the set-up cell."""
+    if not url:
+        return NO_ADDRESS
+    folder = url.split("/")[-1].removesuffix(".git")
+    # str.format would trip over the braces of the code
+    text = SETUP.replace("{folder}", folder).replace("{url}", url).replace("{branch}", branch)
+    return text.replace("{installs}", repr(COLAB_INSTALLS).replace("'", '"'))
+
+
+def badge(name: str, url: str, branch: str) -> str:
+    """Return the line with the Colab badge, or nothing while the address is unknown."""
+    if not url.startswith("https://github.com/"):
+        return ""
+    repository = url.removeprefix("https://github.com/").removesuffix(".git")
+    link = "https://colab.research.google.com/github/"
+    link += f"{repository}/blob/{branch}/book/chapters/{name}.ipynb"
+    # the book has a launch button of its own: this line serves readers of the bare notebook, and
+    # as text it makes no request to another server when the page opens
+    return f'<a class="{BADGE}" href="{link}">Open this chapter in Colab</a>'
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """Return the tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def paths(names: list[str]) -> list[Path]:
+    """Return the chapters with these names (all without any), in order."""
+    known = {path.stem: path for path in sorted(CHAPTERS.glob("*.ipynb"))}
+    names = [Path(name).stem for name in names] or list(known)
+    for name in names:
+        if name not in known:
+            sys.exit(f"there is no chapter {name!r}; there are {', '.join(known) or 'none yet'}")
+    return [known[name] for name in names]
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook as format 4."""
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook in one step: a reader sees the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(nbformat.writes(notebook), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def stamped(notebook: NotebookNode, name: str, url: str, branch: str) -> NotebookNode:
+    """Return a copy with the set-up cell, the badge and the metadata that the book wants."""
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata = nbformat.from_dict(
+        {
+            "accelerator": "GPU",
+            "colab": {"gpuType": "T4", "provenance": []},
+            "kernelspec": KERNEL,
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    first = notebook.cells[0]
+    lines = [line for line in first.source.splitlines() if f'class="{BADGE}"' not in line]
+    text = "\n".join(lines).rstrip()
+    line = badge(name, url, branch)
+    first.source = f"{text}\n\n{line}" if line else text
+    for cell in notebook.cells:
+        if "setup" in tags(cell):
+            cell.source = setup_source(url, branch)
+    return normalised(notebook)
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy without what differs from run to run: times, ids, counters, kernel details."""
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata.pop("papermill", None)
+    if "language_info" in notebook.metadata:
+        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    count = 0
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        cell.source = cell.source.rstrip()
+        kept = tags(cell)
+        cell.metadata = nbformat.from_dict({"tags": kept} if kept else {})
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        if cell.execution_count is not None:
+            cell.execution_count = count
+        cell.outputs = _joined(cell.outputs)
+        for output in cell.outputs:
+            output.pop("transient", None)
+            if "metadata" in output:
+                output.metadata = nbformat.from_dict({})
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    return notebook
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join neighbouring pieces of one stream: where they break depends on timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == "stream" and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def execute(notebook: NotebookNode, folder: Path, timeout: int = 1800) -> NotebookNode:
+    """Execute a copy in a fresh kernel whose working folder is `folder`.
+
+    Raises nbclient's CellExecutionError; the notebook so far is in its attribute ``notebook``.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        error.notebook = notebook  # type: ignore[attr-defined]
+        raise
+    return notebook
+
+
+def with_parameters(notebook: NotebookNode, values: dict[str, object]) -> NotebookNode:
+    """Return a copy with papermill's cell of injected parameters."""
+    from papermill.parameterize import parameterize_notebook
+
+    return parameterize_notebook(notebook, values) if values else copy.deepcopy(notebook)
+
+
+def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
+    """Execute one chapter, write it normalised, return the seconds it took."""
+    url, branch = address().values()
+    notebook = stamped(read(path), path.stem, url, branch)
+    start = time.perf_counter()
+    done = execute(with_parameters(notebook, values), path.parent)
+    seconds = time.perf_counter() - start
+    if values:
+        done.cells = [cell for cell in done.cells if "injected-parameters" not in tags(cell)]
+    write(normalised(done), (out or path.parent) / path.name)
+    return seconds
+
+
+def failure(error: Exception) -> str:
+    """Say which cell failed and how, short enough to read."""
+    notebook = getattr(error, "notebook", None)
+    for number, cell in enumerate(notebook.cells if notebook else [], start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                source = "\n".join(f"    {line}" for line in cell.source.splitlines())
+                return f"cell {number}:\n{source}\n{output.ename}: {output.evalue}"
+    return f"{type(error).__name__}: {error}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["stamp", "run", "check", "results"])
+    parser.add_argument("names", nargs="*", help="chapters, such as 03-swav (default: all)")
+    parser.add_argument("--out", type=Path, help="write executed chapters here, not in place")
+    parser.add_argument("--profile", help="smoke, quick, gpu or paper")
+    parser.add_argument("--results", type=Path, help="the chapters write their results here")
+    chosen = parser.parse_args(arguments)
+    if chosen.profile and not chosen.out:
+        parser.error("--profile needs --out: a committed chapter is run with its own parameters")
+
+    if chosen.command == "results":
+        from tables import write_tables
+
+        write_tables()
+        return 0
+    if chosen.command == "run":
+        values: dict[str, object] = {}
+        if chosen.profile:
+            values["profile"] = chosen.profile
+        if chosen.results:
+            values["results_dir"] = str(chosen.results.resolve())
+        failed = 0
+        for path in paths(chosen.names):
+            try:
+                print(f"{path.stem}  {run(path, chosen.out, values):.1f} s", flush=True)
+            except Exception as error:
+                failed += 1
+                print(f"{path.stem} failed in {failure(error)}", file=sys.stderr, flush=True)
+        return int(failed > 0)
+
+    url, branch = address().values()
+    stale = []
+    for path in paths(chosen.names):
+        notebook = read(path)
+        current = stamped(notebook, path.stem, url, branch)
+        if current == notebook:
+            continue
+        if chosen.command == "stamp":
+            write(current, path)
+            print(f"stamped {path.stem}")
+        else:
+            stale.append(path.stem)
+    if chosen.command == "check":
+        from tables import stale_tables
+
+        stale += stale_tables()
+    if stale:
+        print(f"not current: {', '.join(stale)}; run `make notebooks`", file=sys.stderr)
+    return int(bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What every file in dcl/methods keeps, whoever wrote it."""
+
+import importlib
+import inspect
+import json
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dcl import checkpoint
+from dcl.data import load
+from dcl.metrics import accuracy
+from dcl.nets import encoder
+from dcl.optim import TrainConfig
+from dcl.train import extract, predict
+
+FOLDER = Path(importlib.import_module("dcl.methods").__file__).parent
+STEMS = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+METHODS = [s for s in STEMS if hasattr(importlib.import_module(f"dcl.methods.{s}"), "PROFILES")]
+CLUSTERING = [
+    s
+    for s in METHODS
+    if "n_clusters" in {f.name for f in fields(importlib.import_module(f"dcl.methods.{s}").Config)}
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits").subset(300)
+
+
+def module(stem):
+    return importlib.import_module(f"dcl.methods.{stem}")
+
+
+def tiny(stem):
+    """The smoke profile, cut to two epochs and batches of 100."""
+
+    def cut(config):
+        changes = {}
+        for f in fields(config):
+            value = getattr(config, f.name)
+            if isinstance(value, TrainConfig):
+                changes[f.name] = replace(
+                    value, epochs=2, batch_size=min(value.batch_size, 100), warmup_epochs=0
+                )
+            elif is_dataclass(value) and any(
+                isinstance(getattr(value, g.name), TrainConfig) for g in fields(value)
+            ):
+                changes[f.name] = cut(value)
+        return replace(config, **changes)
+
+    return cut(module(stem).PROFILES["smoke"])
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    done = {}
+
+    def fit(stem):
+        if stem not in done:
+            before = torch.get_rng_state()
+            rows = []
+            done[stem] = (
+                module(stem).fit(
+                    digits.images, tiny(stem), monitor=lambda *row: rows.append((row[:2], row[3]))
+                ),
+                rows,
+                torch.equal(before, torch.get_rng_state()),
+            )
+        return done[stem]
+
+    return fit
+
+
+def test_every_method_of_the_book_is_here():
+    assert {"deepcluster", "lsdc", "swav", "scan"} <= set(CLUSTERING)
+    assert set(METHODS) == set(STEMS)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_signature_has_no_room_for_labels(stem):
+    parameters = inspect.signature(module(stem).fit).parameters
+    assert list(parameters) == ["images", "config", "encoder", "monitor", "run_dir"]
+    assert {"smoke", "quick", "gpu", "paper"} <= module(stem).PROFILES.keys()
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_losses_are_finite_and_the_random_state_is_the_callers(stem, fitted):
+    _, rows, untouched = fitted(stem)
+    assert untouched
+    assert rows
+    for (stage, epoch), losses in rows:
+        assert isinstance(stage, str) and isinstance(epoch, int)
+        assert "loss" in losses
+        assert torch.isfinite(torch.tensor(losses["loss"])), (stage, epoch, losses)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_the_encoder_gives_features(stem, fitted, digits):
+    z = extract(fitted(stem)[0].encoder, digits.images)
+    assert z.shape[0] == len(digits) and z.ndim == 2 and z.isfinite().all()
+
+
+@pytest.mark.parametrize("stem", CLUSTERING)
+def test_clusters_are_above_chance_and_predict_changes_nothing(stem, fitted, digits):
+    objective = fitted(stem)[0]
+    before = {k: v.clone() for k, v in objective.state_dict().items()}
+    modes = [m.training for m in objective.modules()]
+    clusters = predict(objective, digits.images)
+    assert torch.equal(clusters, predict(objective, digits.images))
+    assert [m.training for m in objective.modules()] == modes
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert clusters.shape == (300,) and clusters.dtype == torch.int64
+    k = tiny(stem).n_clusters
+    assert clusters.min() >= 0 and clusters.max() < k
+    assert accuracy(digits.labels, clusters) > 0.2  # 300 random labels give about .15
+    one = torch.stack([objective.predict(x[None].float() / 255)[0] for x in digits.images[:4]])
+    assert torch.equal(one, clusters[:4])  # an image's cluster does not depend on its batch
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_the_same_seed_gives_the_same_run_and_another_gives_another(stem, fitted, digits):
+    first = fitted(stem)[0].state_dict()
+    again = module(stem).fit(digits.images, tiny(stem)).state_dict()
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    other = module(stem).fit(digits.images, replace(tiny(stem), seed=1)).state_dict()
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_run_goes_on_where_it_was_stopped(stem, fitted, digits, tmp_path):
+    stages = [key for key, _ in fitted(stem)[1]]
+
+    def interrupt(stage, epoch, objective, losses):
+        if (stage, epoch) == stages[-1] if len(stages) == 1 else (stage, epoch) == stages[-2]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module(stem).fit(digits.images, tiny(stem), monitor=interrupt, run_dir=tmp_path)
+    resumed = module(stem).fit(digits.images, tiny(stem), run_dir=tmp_path).state_dict()
+    whole = fitted(stem)[0].state_dict()
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+    with pytest.raises(ValueError, match="seed: there 0, now 5"):
+        module(stem).fit(digits.images, replace(tiny(stem), seed=5), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_an_encoder_handed_in_is_used_and_left_alone(stem, digits):
+    mine = encoder("small_cnn", digits.images, width=8)
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    objective = module(stem).fit(digits.images, tiny(stem), encoder=mine)
+    assert all(torch.equal(v, before[k]) for k, v in mine.state_dict().items())
+    assert extract(objective.encoder, digits.images[:2]).shape[1] <= max(8 * 4, 256)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_configuration_is_plain_json(stem):
+    for name, config in module(stem).PROFILES.items():
+        flat = checkpoint.flat(config)
+        assert json.loads(json.dumps(flat)) == flat, name
+        assert len(fields(config)) <= 20
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_bad_input_is_refused_before_work(stem, digits):
+    fit, config = module(stem).fit, tiny(stem)
+
+    def never(*_):
+        raise AssertionError("trained before it looked")
+
+    with pytest.raises(TypeError, match=r"images must be .*uint8.*float32"):
+        fit(digits.images.float(), config, monitor=never)
+    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 50"):
+        fit(digits.images[:50], config, monitor=never)
+    if stem in CLUSTERING:
+        for k in (1, 301):
+            with pytest.raises(ValueError, match=f"n_clusters must be between 2 .* 300; got {k}"):
+                fit(digits.images, replace(config, n_clusters=k), monitor=never)
+
+
+@pytest.mark.parametrize("stem", CLUSTERING)
+def test_colour_images_of_another_size_train_too(stem):
+    shapes = load("shapes").subset(200)
+    config = replace(tiny(stem), n_clusters=6)
+    objective = module(stem).fit(shapes.images, config)
+    assert predict(objective, shapes.images).unique().numel() >= 2
+
+
+@pytest.mark.parametrize("stem", CLUSTERING)
+def test_bfloat16_runs(stem, digits):
+    def cast(config):
+        changes = {
+            f.name: replace(getattr(config, f.name), precision="bfloat16")
+            for f in fields(config)
+            if isinstance(getattr(config, f.name), TrainConfig)
+        }
+        return replace(config, **changes)
+
+    objective = module(stem).fit(digits.images, cast(tiny(stem)))
+    assert all(v.isfinite().all() for v in objective.state_dict().values())
+
+
+def test_methods_are_modules_of_torch(fitted):
+    for stem in METHODS:
+        assert isinstance(fitted(stem)[0], nn.Module)

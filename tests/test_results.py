@@ -1,0 +1,64 @@
+"""A result names everything that made it; tables come from the files alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dcl import results
+from dcl.data import load
+from dcl.optim import TrainConfig
+
+
+def write(folder, seed=0, config=None, acc=0.9, **more):
+    return results.record(
+        folder,
+        chapter="04-scan",
+        data=load("digits"),
+        profile="quick",
+        seed=seed,
+        config=config or TrainConfig(),
+        metrics={"ACC": acc, "NMI": 0.5},
+        seconds=12.34,
+        **more,
+    )
+
+
+def test_a_result_names_what_made_it(tmp_path):
+    path = write(tmp_path, baselines={"k-means on pixels": {"ACC": 0.8}}, clusters=[0, 1])
+    assert path.name == "scan-digits-quick-seed0.json"
+    result = json.loads(path.read_text())
+    assert result["checksum"] == load("digits").checksum
+    assert result["split"] == "all" and result["images"] == 1797 and result["seed"] == 0
+    assert result["config"]["lr"] == 0.1 and result["seconds"] == 12.3
+    assert result["clusters"] == [0, 1]
+    assert {"python", "torch", "numpy", "revision"} <= result["versions"].keys()
+    assert {"cpu", "cores", "threads"} <= result["machine"].keys()
+    assert "papermill book/chapters/04-scan.ipynb" in result["command"]
+    assert "-p seed 0" in result["command"]
+
+
+def test_the_split_names_both_sides(tmp_path):
+    digits = load("digits")
+    path = write(tmp_path, trained_on=replace(digits, split="train"))
+    assert json.loads(path.read_text())["split"] == "train -> all"
+
+
+def test_other_parameters_do_not_overwrite(tmp_path):
+    write(tmp_path)
+    write(tmp_path, acc=0.7)  # the same run again may
+    with pytest.raises(ValueError, match=r"results_dir .*from other parameters"):
+        write(tmp_path, config=TrainConfig(lr=0.3))
+    assert results.load(tmp_path)[0]["metrics"]["ACC"] == 0.7
+
+
+def test_table_by_hand(tmp_path):
+    for seed, acc in enumerate((0.8, 0.9, 1.0)):
+        write(tmp_path, seed=seed, acc=acc)
+    rows = results.load(tmp_path, method="scan")
+    assert results.load(tmp_path, method="swav") == []
+    assert results.over_seeds(rows, "ACC") == (pytest.approx(0.9), pytest.approx(0.1), 3)
+    text = results.table(rows, ["ACC", "kNN"], {("scan", "digits", "quick"): ".99"})
+    assert text.splitlines()[-1] == (
+        "| scan | digits | quick | all | 0.900 ± 0.100 |  | 3 | 12 | .99 |"
+    )

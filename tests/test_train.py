@@ -1,0 +1,227 @@
+"""The loop: what it computes, what it refuses, and that it can be interrupted."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcl.optim import TrainConfig
+from dcl.train import Log, Objective, batches, check_fit, extract, pick_device, seeded, train
+
+
+class Mean(Objective):
+    """Learns the mean brightness: small enough to follow by hand."""
+
+    def __init__(self, start=0.0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start))
+        self.register_buffer("seen", torch.zeros(8, dtype=torch.int64))
+        self.drop = nn.Dropout(0.5)
+        self.calls = []
+
+    def before_epoch(self, epoch):
+        self.calls.append(("before", epoch))
+
+    def after_step(self):
+        self.calls.append("after")
+
+    def forward(self, x, i):
+        self.seen[i] += 1
+        error = (x.mean((1, 2, 3)) - self.w).square().mean()
+        return {"loss": error + 0 * self.drop(x).sum(), "error": error}
+
+
+@pytest.fixture
+def images():
+    return (torch.arange(8).view(8, 1, 1, 1) * 36).expand(8, 1, 2, 2).to(torch.uint8).contiguous()
+
+
+def test_one_step_by_hand(images):
+    objective = Mean()
+    config = TrainConfig(epochs=1, batch_size=8, lr=0.5, momentum=0.0)
+    history = train(objective, images, config)
+    level = torch.arange(8) * 36 / 255
+    assert history[0]["loss"] == pytest.approx(float(level.square().mean()), rel=1e-6)
+    # d/dw mean (l - w)^2 at 0 is -2 mean(l)
+    assert objective.w.item() == pytest.approx(0.5 * 2 * float(level.mean()), rel=1e-6)
+
+
+def test_an_epoch_serves_every_row_once_and_calls_the_hooks_in_order(images):
+    objective = Mean()
+    train(objective, images, TrainConfig(epochs=2, batch_size=4, lr=0.1))
+    assert objective.seen.tolist() == [2] * 8
+    assert objective.calls == [("before", 0), "after", "after", ("before", 1), "after", "after"]
+
+
+def test_rows_match_images(images):
+    for x, i in batches(images, torch.tensor([5, 0, 7]), 2):
+        assert torch.allclose(x.mean((1, 2, 3)), i * 36 / 255)
+        assert x.dtype == torch.float32
+
+
+def test_the_order_is_the_objectives(images):
+    class Backwards(Mean):
+        def order(self, n):
+            return torch.zeros(n, dtype=torch.int64)
+
+    objective = Backwards()
+    train(objective, images, TrainConfig(epochs=1, batch_size=4))
+    assert objective.seen.tolist() == [2] + [0] * 7  # indexed assignment counts a row once a batch
+
+
+def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(images):
+    def run():
+        with seeded(3):
+            objective = Mean(float(torch.rand(())))
+            train(objective, images, TrainConfig(epochs=3, batch_size=4))
+        return objective.w.item()
+
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = run()
+    assert torch.equal(torch.rand(3), expected)
+    assert run() == first
+
+
+def test_parameter_groups_override_the_settings(images):
+    class Slow(Mean):
+        def parameter_groups(self):
+            return [{"params": [self.w], "momentum": 0.0}]
+
+    config = TrainConfig(epochs=2, batch_size=8, lr=0.1, momentum=0.9)
+    plain, slow = Mean(), Slow()
+    train(plain, images, config)
+    train(slow, images, config)
+    level = (torch.arange(8) * 36 / 255).mean().item()
+    assert slow.w.item() == pytest.approx(level * (1 - 0.8**2), rel=1e-5)
+    assert plain.w.item() > slow.w.item()  # the second step of plain carries momentum
+
+
+class Fragile(Mean):
+    def forward(self, x, i):
+        losses = super().forward(x, i)
+        broken = len([c for c in self.calls if c == "after"]) == 5
+        return {"loss": losses["loss"] * (math.nan if broken else 1.0)}
+
+
+def test_a_nan_loss_stops_the_run_says_where_and_keeps_the_last_good_state(images, tmp_path):
+    config = TrainConfig(epochs=5, batch_size=4, lr=0.1)
+    good = Mean()
+    with seeded(0):
+        train(good, images, TrainConfig(epochs=2, batch_size=4, lr=0.1))
+    with seeded(0), pytest.raises(FloatingPointError, match=r"stage 'fit'.*epoch 2, step 1 of 2"):
+        train(Fragile(), images, config, stage="fit", run_dir=tmp_path)
+    state = torch.load(tmp_path / "fit.pt", weights_only=True)
+    assert len(state["history"]) == 2
+    assert torch.equal(state["objective"]["w"], good.w.detach())
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_interrupted_and_resumed_equals_uninterrupted(images, tmp_path, stop):
+    class Noisy(Mean):
+        def forward(self, x, i):
+            return super().forward(x + torch.rand_like(x), i)
+
+    config = TrainConfig(epochs=4, batch_size=4, lr=0.1, schedule="cosine")
+
+    def interrupt(stage, epoch, objective, losses):
+        if epoch + 1 == stop:
+            raise KeyboardInterrupt
+
+    with seeded(0):
+        whole = Noisy()
+        expected = train(whole, images, config)
+        after = torch.rand(3)
+    with seeded(0), pytest.raises(KeyboardInterrupt):
+        train(Noisy(), images, config, run_dir=tmp_path, monitor=interrupt)
+    with seeded(99):
+        resumed = Noisy()
+        history = train(resumed, images, config, run_dir=tmp_path)
+        assert torch.equal(torch.rand(3), after)  # what follows the stage is the same too
+    assert torch.equal(resumed.w, whole.w)
+    assert [h["loss"] for h in history] == [h["loss"] for h in expected]
+
+
+def test_bfloat16_trains_to_about_the_same_place(images):
+    objective = Mean()
+    train(objective, images, TrainConfig(epochs=60, batch_size=8, precision="bfloat16"))
+    assert objective.w.item() == pytest.approx(126 / 255, abs=0.02)
+
+
+def test_extract_puts_every_mode_back_and_sees_eval_mode(images):
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.9))
+    net[1].eval()
+    net[0].train()
+    modes = [m.training for m in net.modules()]
+    z = extract(net, images, batch_size=3)
+    assert [m.training for m in net.modules()] == modes
+    assert torch.allclose(
+        z, images.flatten(1) / 255, atol=1e-4
+    )  # running stats 0 and 1, no dropout
+
+
+def test_extract_puts_the_modes_back_after_an_error(images):
+    net = nn.Sequential(nn.Linear(99, 2))
+    with pytest.raises(RuntimeError):
+        extract(net, images)
+    assert net.training
+
+
+def test_log_keeps_and_prints(capsys):
+    log = Log(every=2, also=lambda objective: {"ACC": 0.5})
+    for epoch in range(4):
+        log("scan", epoch, None, {"loss": 1.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "scan  epoch   2  loss 1.250  ACC 0.500",
+        "scan  epoch   4  loss 1.250  ACC 0.500",
+    ]
+    assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
+    assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
+
+
+def test_the_batch_must_fit(images):
+    with pytest.raises(
+        ValueError, match=r"batch_size must be at most the number of images, 8; got 9"
+    ):
+        train(Mean(), images, TrainConfig(batch_size=9))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "text"),
+    [
+        (torch.full((4, 1, 2, 2), math.nan), TypeError, "uint8.*float32"),
+        ([1, 2], TypeError, "uint8"),
+        (torch.zeros(4, 2, 2, dtype=torch.uint8), ValueError, r"\(N,C,H,W\)"),
+        (torch.zeros(0, 1, 2, 2, dtype=torch.uint8), ValueError, r"none 0; got \(0, 1, 2, 2\)"),
+        (torch.zeros(4, 5, 2, 2, dtype=torch.uint8), ValueError, "C 1 or 3"),
+    ],
+)
+def test_bad_images_are_named(images, error, text):
+    with pytest.raises(error, match=text):
+        check_fit(images, TrainConfig())
+
+
+def test_a_device_that_is_not_there():
+    assert pick_device("cpu").type == "cpu"
+    for name in ("warp", "cuda:97"):
+        with pytest.raises(ValueError, match=f"device must be .*{name}"):
+            pick_device(name)
+
+
+def test_settings_are_checked():
+    for bad in ({"lr": -1.0}, {"lr": math.nan}, {"batch_size": 1}, {"epochs": -1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            TrainConfig(**bad)
+    with pytest.raises(ValueError, match=r"optimizer must be one of .*'sgdd'"):
+        TrainConfig(optimizer="sgdd")
+
+
+def test_a_gradient_reaches_only_what_is_trained(images):
+    objective = Mean()
+    objective.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    train(objective, images, TrainConfig(epochs=1, batch_size=4, weight_decay=0.5))
+    assert objective.frozen.item() == 1.0
+    assert F.mse_loss(objective.w, torch.tensor(0.0)) > 0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -41,6 +41,26 @@ class TrainConfig:
             allowed = TrainConfig.__annotations__[name].__args__
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
+
+
+def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
+    """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
+
+    Warm-up and milestones keep their share of the schedule. Chapter: 05-compare.
+    """
+    if isinstance(config, TrainConfig):
+        after = epochs(config.epochs) if callable(epochs) else epochs
+        share = after / max(config.epochs, 1)
+        return replace(
+            config,
+            epochs=after,
+            warmup_epochs=round(config.warmup_epochs * share),
+            milestones=tuple(round(m * share) for m in config.milestones),
+        )
+    stages = {f.name: getattr(config, f.name) for f in fields(config)}
+    return replace(
+        config, **{k: with_epochs(v, epochs) for k, v in stages.items() if is_dataclass(v)}
+    )
 
 
 class LARC(torch.optim.SGD):

@@ -1,13 +1,14 @@
 """The loop: what it computes, what it refuses, and that it can be interrupted."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl.optim import TrainConfig
+from dcl.optim import TrainConfig, with_epochs
 from dcl.train import Log, Objective, batches, check_fit, extract, pick_device, seeded, train
 
 
@@ -225,3 +226,20 @@ def test_a_gradient_reaches_only_what_is_trained(images):
     train(objective, images, TrainConfig(epochs=1, batch_size=4, weight_decay=0.5))
     assert objective.frozen.item() == 1.0
     assert F.mse_loss(objective.w, torch.tensor(0.0)) > 0
+
+
+def test_with_epochs_reaches_every_stage_and_keeps_the_shape_of_the_schedule():
+    @dataclass(frozen=True)
+    class Inner:
+        train: TrainConfig = TrainConfig(epochs=200, warmup_epochs=10, milestones=(60, 120))
+        k: int = 3
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner = Inner()
+        head: TrainConfig = TrainConfig(epochs=50)
+
+    config = with_epochs(Outer(), lambda epochs: epochs // 10)
+    assert config.inner.train.epochs == 20 and config.head.epochs == 5 and config.inner.k == 3
+    assert config.inner.train.warmup_epochs == 1 and config.inner.train.milestones == (6, 12)
+    assert with_epochs(Outer(), 1).inner.train.epochs == 1

@@ -1,4 +1,4 @@
-"""What a chapter says about itself: parameters checked, source shown, claims held to their bands."""
+"""What a chapter says about itself: parameters checked, source shown, claims held to bands."""
 
 import ast
 import inspect

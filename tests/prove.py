@@ -1,0 +1,64 @@
+"""`make test`: every proof of the project, cheap ones first, with a summary of seconds.
+
+python tests/prove.py [PARTS]    some parts only, by name
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PYTEST = [BIN / "pytest", "-q", "--durations", "3"]
+TWO = ["-n", "2"]
+SITE_PARTS = ("test_book.py", "test_colab.py")
+SLOW = ("test_papermill.py", "test_sabotage.py", "test_site.py")
+
+PARTS: dict[str, list[list[str | Path]]] = {
+    "lint": [[BIN / "ruff", "check", "."], [BIN / "ruff", "format", "--check", "."]],
+    "types": [[BIN / "mypy"]],
+    "structure": [
+        [sys.executable, "book/notebooks.py", "check"],
+        [*PYTEST, *(f"tests/{name}" for name in SITE_PARTS)],
+    ],
+    "unit and contract": [
+        [*PYTEST, *TWO, "tests", *(f"--ignore=tests/{name}" for name in (*SITE_PARTS, *SLOW))]
+    ],
+    "book build": [
+        [BIN / "jupyter-book", "build", "book", "--all", "-W", "-n", "-q", "--keep-going"]
+    ],
+    "browser": [[*PYTEST, "tests/test_site.py"]],
+    "papermill": [[*PYTEST, *TWO, "tests/test_papermill.py"]],
+    "nbval": [[*PYTEST, *TWO, "--dist", "loadscope", "--nbval", "book"]],
+    "sabotage": [[*PYTEST, *TWO, "tests/test_sabotage.py"]],
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    # one thread per process: two processes with default threads fight over two cores
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    summary = []
+    for name in names or PARTS:
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        codes = [subprocess.call(c, cwd=ROOT, env=environment) for c in PARTS[name]]
+        seconds = time.perf_counter() - start
+        word = "ok" if not any(codes) else "FAILED"
+        if name == "browser" and os.environ.get("DCL_SKIP_BROWSER"):
+            word = "SKIPPED (DCL_SKIP_BROWSER is set): the site was NOT looked at in a browser"
+        summary.append((name, seconds, word))
+    print("\n== summary")
+    for name, seconds, word in summary:
+        print(f"{name:<20} {seconds:6.0f} s  {word}")
+    print(f"{'all':<20} {sum(seconds for _, seconds, _ in summary):6.0f} s")
+    return int(any(word == "FAILED" for _, _, word in summary))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Run a chapter with one thing broken on purpose, up to its last verdict.
+
+python tests/sabotage.py 03-swav "no sinkhorn"
+
+A verdict is worth something only if a run that cannot work fails it. What to break stands in
+tests/methods/sabotage_<stem>.json, next to the method's tests:
+
+{"lr 0": {"after": "config", "code": "config = replace(config, lr=0.0, epochs=1)"},
+ "blind": {"replace": {"old text": "new text"}}}
+"""
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+TESTS = Path(__file__).resolve().parent
+CHAPTERS = TESTS.parent / "book" / "chapters"
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def sabotages(chapter: str) -> dict[str, dict]:
+    """What to break in this chapter, by name; empty when nothing is written down."""
+    path = TESTS / "methods" / f"sabotage_{chapter.split('-', 1)[1]}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def sabotaged(notebook: NotebookNode, how: dict) -> NotebookNode:
+    """A copy that ends with the last verdict, draws nothing and has the sabotage in it."""
+    notebook = copy.deepcopy(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    verdicts = [k for k, cell in enumerate(cells) if "verdict" in tags(cell)]
+    if not verdicts:
+        raise ValueError("the chapter has no cell with the tag verdict")
+    cells = [cell for cell in cells[: verdicts[-1] + 1] if "figure" not in tags(cell)]
+    if "replace" in how:
+        for old, new in how["replace"].items():
+            if not any(old in cell.source for cell in cells):
+                raise ValueError(f"no cell before the verdicts contains {old!r}")
+            for cell in cells:
+                cell.source = cell.source.replace(old, new)
+    else:
+        places = [k for k, cell in enumerate(cells) if how["after"] in tags(cell)]
+        if not places:
+            raise ValueError(f"no cell before the verdicts has the tag {how['after']!r}")
+        code = how["code"] if isinstance(how["code"], str) else "\n".join(how["code"])
+        cells.insert(places[0] + 1, nbformat.v4.new_code_cell(code))
+    for cell in cells:
+        cell.outputs, cell.execution_count = [], None
+    notebook.cells = cells
+    return notebook
+
+
+def outcome(notebook: NotebookNode, folder: Path) -> tuple[bool, str]:
+    """Run it; return whether a verdict cell raised AssertionError, and what happened in words."""
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        failed = [cell for cell in notebook.cells if _raised(cell)]
+        where = "a verdict cell" if "verdict" in tags(failed[0]) else "another cell"
+        good = where == "a verdict cell" and error.ename == "AssertionError"
+        source = "" if good else f"\n{failed[0].source}"
+        return good, f"{where} raised {error.ename}: {error.evalue}{source}"
+    return False, "all verdicts held, although the run was sabotaged"
+
+
+def _raised(cell: NotebookNode) -> bool:
+    return any(output.output_type == "error" for output in cell.outputs)
+
+
+def run(chapter: str, name: str) -> tuple[bool, str]:
+    notebook = nbformat.read(CHAPTERS / f"{chapter}.ipynb", as_version=4)
+    return outcome(sabotaged(notebook, sabotages(chapter)[name]), CHAPTERS)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    good, words = run(*sys.argv[1:])
+    print(f"{'noticed' if good else 'NOT NOTICED'}: {words}")
+    sys.exit(not good)

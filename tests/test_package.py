@@ -1,0 +1,110 @@
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked(*patterns: str) -> list[Path]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+
+
+def test_import_is_light_and_needs_no_network():
+    code = """
+import socket, sys
+
+def refuse(*args, **kwargs):
+    raise OSError("import dcl tried to open a connection")
+
+socket.socket.connect = refuse
+import dcl
+heavy = {"torchvision", "faiss", "matplotlib", "sklearn", "IPython"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_module_imports_without_what_only_some_functions_need():
+    names = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "dcl").rglob("*.py")]
+    modules = ", ".join(".".join(name.parts) for name in names if name.stem != "__init__")
+    code = f"""
+import sys
+import {modules}
+heavy = {{"torchvision", "faiss", "matplotlib", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_is_typed_and_says_so():
+    assert (ROOT / "dcl" / "py.typed").exists()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["package-data"]["dcl"] == ["py.typed"]
+
+
+def test_environment_yml_has_the_requirements_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, _, pip = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["book"], *extras["test"], "--editable ."]
+    assert pip["pip"] == wanted
+
+
+def test_constraints_pin_every_requirement_and_name_no_place():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins), pins
+    names = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
+    extras = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
+        assert re.split(r"[<>=]", requirement)[0] in names, requirement
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_nothing_committed_names_a_machine_or_is_unfinished():
+    place = re.compile(r"(?<![\w.])/(?:work|root|home|farm|opt|tmp|Users)/[\w.-]+")
+    unfinished = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3]) + r")\b")
+    names = [ROOT / "Makefile", ROOT / "LICENSE-text"]
+    names += tracked("*.py", "*.ipynb", "*.md", "*.toml", "*.yml", "*.json", "*.txt", "*.cff")
+    for path in names:
+        if path.name == "mathjax-LICENSE.txt":
+            continue
+        text = path.read_text()
+        found = place.search(text) or unfinished.search(text)
+        assert not found, f"{path.relative_to(ROOT)}: {found.group(0)}"
+        assert "NotImplemented" + "Error" not in text, path
+
+
+def test_no_drawers_for_odds_and_ends():
+    words = re.compile(r"(?:^|_)(util|utils|misc|helper|helpers|common)(?:$|_)")
+    for path in tracked("*.py"):
+        assert not words.search(path.stem), path
+        for name in re.findall(r"^\s*(?:def|class)\s+(\w+)", path.read_text(), flags=re.M):
+            assert not words.search(name.lower()), f"{path}: {name}"
+
+
+def test_no_large_files_are_committed():
+    for path in tracked():
+        if path.name != "mathjax-tex-svg.js":
+            assert path.stat().st_size < 1_000_000, path
+
+
+def test_readme_names_the_commands_and_files_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for words in ("make book", "make test", "jupyter-book build book/", "pytest --nbval book"):
+        assert words in readme
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -1,0 +1,68 @@
+"""Every verdict is worth something: a run that cannot work does not pass it."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from sabotage import CHAPTERS, outcome, run, sabotaged, sabotages, tags
+
+NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+METHODS = [name for name in NAMES if name.split("-", 1)[0] in ("01", "02", "03", "04")]
+RUNS = [(chapter, name) for chapter in NAMES for name in sabotages(chapter)]
+
+
+@pytest.mark.parametrize("chapter", METHODS)
+def test_each_method_chapter_has_its_sabotages(chapter):
+    assert "lr 0" in sabotages(chapter), f"{chapter} has no sabotage 'lr 0'"
+    assert len(sabotages(chapter)) >= 2, f"{chapter} has no sabotage of its own trick"
+
+
+@pytest.mark.parametrize("chapter", NAMES)
+def test_each_chapter_with_verdicts_has_a_sabotage(chapter):
+    notebook = nbformat.read(CHAPTERS / f"{chapter}.ipynb", as_version=4)
+    if any("verdict" in tags(cell) for cell in notebook.cells):
+        assert sabotages(chapter)
+
+
+@pytest.mark.parametrize("chapter, name", RUNS)
+def test_a_verdict_notices(chapter, name):
+    noticed, words = run(chapter, name)
+    assert noticed, f"{chapter}, {name}: {words}"
+
+
+def _chapter() -> nbformat.NotebookNode:
+    def cell(source, *tags):
+        return new_code_cell(source, metadata={"tags": list(tags)})
+
+    return new_notebook(
+        cells=[
+            cell("gain = 1", "imports"),
+            cell("raise RuntimeError('figures are left out')", "figure"),
+            cell(
+                "from dcl.show import verdict\nverdict('it gains', gain, at_least=0.5)", "verdict"
+            ),
+            cell("raise RuntimeError('what follows the verdicts is left out')"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "how, noticed, words",
+    [
+        ({"after": "imports", "code": "gain = 0"}, True, "a verdict cell raised AssertionError"),
+        ({"replace": {"gain = 1": "gain = 0"}}, True, "a verdict cell raised AssertionError"),
+        ({"after": "imports", "code": "pass"}, False, "all verdicts held"),
+        ({"after": "imports", "code": ["1", "1 / 0"]}, False, "another cell raised ZeroDivision"),
+        ({"after": "imports", "code": "del gain"}, False, "a verdict cell raised NameError"),
+    ],
+)
+def test_the_test_tells_a_failed_verdict_from_other_errors(tmp_path, how, noticed, words):
+    found, said = outcome(sabotaged(_chapter(), how), tmp_path)
+    assert found is noticed
+    assert words in said
+
+
+def test_a_sabotage_that_finds_no_place_is_an_error():
+    with pytest.raises(ValueError, match="has the tag 'config'"):
+        sabotaged(_chapter(), {"after": "config", "code": "pass"})
+    with pytest.raises(ValueError, match="contains 'nothing'"):
+        sabotaged(_chapter(), {"replace": {"nothing": "at all"}})

@@ -127,6 +127,16 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]
 
 
+def baselines(results: list[Result]) -> list[Result]:
+    """The baselines of `results` as results of their own, once per data set and seed."""
+    found = {}
+    for r in results:
+        for name, row in r["baselines"].items():
+            key = (name, r["data"], r["split"], r["profile"], r["seed"])
+            found[key] = {**r, "method": name, "metrics": row, "seconds": 0.0}
+    return list(found.values())
+
+
 def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
     """Mean, sample standard deviation (nan for one run) and n of a metric."""
     values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
@@ -161,6 +171,14 @@ def table(
             mean, spread, n = over_seeds(mine, m)
             cells.append("" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else ""))
         seconds = statistics.fmean(r["seconds"] for r in mine)
-        line = [method, data, profile, split, *cells, str(len(mine)), f"{seconds:.0f}"]
+        line = [
+            method,
+            data,
+            profile,
+            split,
+            *cells,
+            str(len(mine)),
+            f"{seconds:.0f}" if seconds else "",
+        ]
         lines.append(line + ([published.get((method, data, profile), "")] if published else []))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

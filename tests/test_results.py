@@ -62,3 +62,12 @@ def test_table_by_hand(tmp_path):
     assert text.splitlines()[-1] == (
         "| scan | digits | quick | all | 0.900 ± 0.100 |  | 3 | 12 | .99 |"
     )
+
+
+def test_baselines_count_once_a_seed(tmp_path):
+    for seed, acc in enumerate((0.7, 0.8)):
+        write(tmp_path, seed=seed, baselines={"k-means on pixels": {"ACC": acc}})
+    rows = results.baselines(results.load(tmp_path) * 2)
+    assert results.table(rows, ["ACC"]).splitlines()[-1] == (
+        "| k-means on pixels | digits | quick | all | 0.750 ± 0.071 | 2 |  |"
+    )

@@ -1,0 +1,142 @@
+r"""SimCLR: contrastive features, the pretext task of SCAN.
+
+Paper: Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive Learning of Visual
+Representations*, ICML 2020, arXiv 2002.05709; the recipe is that of SCAN (Van Gansbeke et al.,
+ECCV 2020). Explained in chapter 04-scan.
+
+Algorithm (SimCLR, Algorithm 1), for every batch :math:`x_1,\dots,x_B`:
+
+1. draw two views of each image, :math:`\tilde x_k` and :math:`\tilde x_{k+B}`
+2. embed: :math:`z = g(f(\tilde x)) / \lVert g(f(\tilde x)) \rVert`, encoder f, head g
+3. for each of the 2B embeddings, pick its partner out of the 2B - 1 others (eq. 1):
+
+   .. math:: \ell_{ab} = -\log \frac{\exp(z_a \cdot z_b / T)}
+             {\sum_{c \neq a} \exp(z_a \cdot z_c / T)}
+
+4. step down the mean of :math:`\ell_{k,k+B}` and :math:`\ell_{k+B,k}` over all k
+
+Differences
+-----------
+- from the SimCLR paper: ResNet-18, SGD without LARS or warm-up, temperature .1, no blur: what
+  SCAN trains its pretext with
+- from SCAN's released code: that uses only the first views as anchors, half of step 4
+  (``symmetric=False``); here the cosine is per step, there per epoch
+- both views go through the network in one pass, so BatchNorm sees 2B images
+- with several processes the negatives are those of the own process
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcl import nets
+from dcl.augment import DIGIT_VIEW, PHOTO_VIEW, View
+from dcl.optim import TrainConfig
+from dcl.train import Monitor, Objective, check_fit, seeded, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """SCAN's settings for CIFAR and STL-10."""
+
+    encoder: str = "resnet18"
+    """One of `dcl.nets.ENCODERS`."""
+    width: int | None = None
+    """Width of the encoder; None: the original's."""
+    out_dim: int = 128
+    """Width of the embedding."""
+    temperature: float = 0.1
+    """T of eq. 1."""
+    symmetric: bool = True
+    """Both views are anchors, as in the paper; False: first views only, as SCAN's code."""
+    view: View = PHOTO_VIEW
+    """Recipe of both views."""
+    train: TrainConfig = TrainConfig(
+        epochs=500,
+        batch_size=512,
+        lr=0.4,
+        weight_decay=1e-4,
+        schedule="cosine",
+        final_lr=0.0004,
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0; got {self.temperature}")
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
+    """Cross-entropy of finding each image's other view among all others (NT-Xent), a scalar.
+
+    `z1`, `z2` (B,D) float: embeddings of two views, row k of both from one image; they are
+    normalised here. `symmetric=False` takes only the rows of `z1` as anchors.
+    Source: Chen et al. 2020, eq. 1 and Algorithm 1. Chapter: 04-scan.
+    """
+    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2B,D)
+    logits = z @ z.T / temperature  # (2B,2B)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = logits.masked_fill(own, -torch.inf)  # nothing is its own partner
+    partner = torch.arange(len(z), device=z.device).roll(len(z1))
+    losses = F.cross_entropy(logits, partner, reduction="none")  # (2B,)
+    return losses.mean() if symmetric else losses[: len(z1)].mean()
+
+
+class SimCLR(Objective):
+    """Encoder and projection head under NT-Xent. It embeds images; it does not cluster them."""
+
+    def __init__(self, encoder: nn.Module, config: Config):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        width: int = encoder.out_dim  # type: ignore[assignment]
+        self.head = nets.mlp((width, width, config.out_dim), batch_norm=False)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (B,out_dim) of length 1 of images (B,C,H,W) in [0,1]."""
+        return F.normalize(self.head(self.encoder(x)).float(), dim=1)
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """NT-Xent of two views of each image; "positive" is the mean cosine of the two."""
+        view = self.config.view
+        z1, z2 = self.embed(torch.cat([view(x), view(x)])).chunk(2)
+        with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
+            loss = nt_xent(z1, z2, self.config.temperature, self.config.symmetric)
+        return {"loss": loss, "positive": (z1 * z2).sum(1).mean()}
+
+
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    encoder: nn.Module | None = None,
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> SimCLR:
+    """Train an encoder on images uint8 (N,C,H,W) without labels. Chapter: 04-scan."""
+    check_fit(images, config, run_dir)
+    with seeded(config.seed):
+        if encoder is None:
+            encoder = nets.encoder(config.encoder, images, width=config.width)
+        objective = SimCLR(copy.deepcopy(encoder), config)
+        train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
+    return objective
+
+
+_DIGITS = TrainConfig(
+    epochs=20, batch_size=128, optimizer="adam", lr=3e-3, schedule="cosine", weight_decay=1e-4
+)
+PROFILES = {
+    "smoke": Config("small_cnn", 8, 16, view=DIGIT_VIEW, train=TrainConfig(1, 64, "adam", 1e-3)),
+    "quick": Config("small_cnn", 32, 64, view=DIGIT_VIEW, train=_DIGITS),
+    "gpu": Config(
+        train=TrainConfig(
+            epochs=100, batch_size=512, lr=0.4, weight_decay=1e-4, schedule="cosine", final_lr=4e-4
+        )
+    ),
+    "paper": Config(),
+}

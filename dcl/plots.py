@@ -1,7 +1,7 @@
 """Arrays in, matplotlib figure out. matplotlib is imported when a plot is drawn, not before.
 
 Figures are transparent with mid-grey text, which reads on white and on near-black pages, and use
-the colours of Okabe & Ito, told apart with any colour vision. The notebook calls `plt.show()`.
+colours after Okabe & Ito, told apart with any colour vision. The notebook calls `plt.show()`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,10 @@ import numpy as np
 from torch import Tensor
 
 GREY = "#808080"
-COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
-    "#D55E00", "#B8A900", "#9467BD", "#8C8C8C", "#17BECF",
-)  # fmt: skip
-MARKERS = "os^DvPX*<>"
+# fmt: off
+COLOURS = ["#2F86C9", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
+           "#D55E00", "#B8A900", "#9467BD", "#8C8C8C", "#17BECF"]
+# fmt: on
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.4)) -> Any:
@@ -91,6 +90,7 @@ def loss_curve(
         points = [(i, h[key]) for i, h in enumerate(history) if key in h]
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=COLOURS[n % 10], label=key, marker="o" if len(x) < 3 else None)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if chance is not None:
         ax.axhline(chance, color=GREY, linestyle="--", linewidth=1, label=f"chance {chance:.2f}")
     ax.set_xlabel("epoch")
@@ -119,13 +119,11 @@ def health_panel(health: Any) -> Any:
     ]
     right.set_axis_off()
     for n, (name, value) in enumerate(x for x in lines if x[1] != "-"):
-        right.text(0, 0.95 - 0.11 * n, name, color=GREY, fontsize=10, va="top")
-        right.text(1, 0.95 - 0.11 * n, value, color=GREY, fontsize=10, va="top", ha="right")
-    bad = [w.split(":")[0] for w in health.warnings]
-    right.text(
-        0, 0.06, ("! " + ", ".join(bad)) if bad else "no warning", va="bottom", fontsize=11,
-        weight="bold", color=COLOURS[5] if bad else COLOURS[2],
-    )  # fmt: skip
+        right.text(0, 1 - 0.115 * n, name, color=GREY, fontsize=10, va="top")
+        right.text(1, 1 - 0.115 * n, value, color=GREY, fontsize=10, va="top", ha="right")
+    bad = "\n".join("! " + w.split(":")[0] for w in health.warnings)
+    colour = COLOURS[5] if bad else COLOURS[2]
+    right.text(0, 0.13, bad or "no warning", va="top", weight="bold", color=colour)
     return figure
 
 
@@ -151,6 +149,7 @@ def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
     ax.set_yticks(range(len(m)), [str(c) for c in classes] if classes else None)
     ax.set_xticks(range(m.shape[1]))
     ax.set_xlabel("cluster")
+    ax.tick_params(length=0)
     ax.set_ylabel("class")
     return figure
 
@@ -173,19 +172,14 @@ def embedding(
     if z.ndim != 2 or method not in ("pca", "t-sne"):
         raise ValueError(f"embedding takes (N,D) and pca or t-sne; got {z.shape} and {method!r}")
     rows = np.linspace(0, len(z) - 1, min(points, len(z))).astype(int)
-    at = PCA(min(2 if method == "pca" else 30, *z[rows].shape), random_state=0).fit_transform(
-        z[rows]
-    )
+    dims = min(2 if method == "pca" else 30, len(rows), z.shape[1])
+    at = PCA(dims, random_state=0).fit_transform(z[rows])
     if method == "t-sne":
         from sklearn.manifold import TSNE
 
-        at = TSNE(
-            perplexity=min(30, (len(at) - 1) / 3),
-            init="pca",
-            random_state=0,
-            max_iter=500,
-            n_jobs=1,
-        ).fit_transform(at)
+        near = min(30, (len(at) - 1) / 3)
+        sne = TSNE(perplexity=near, init="pca", random_state=0, max_iter=500, n_jobs=1)
+        at = sne.fit_transform(at)
     figure, axes = _figure(1, 1, (5.4, 4.4))
     ax = axes[0, 0]
     ax.set_axis_off()
@@ -193,10 +187,12 @@ def embedding(
     for n, c in enumerate(np.unique(y)):
         here = at[y == c]
         name = classes[c] if classes is not None else str(c)
-        marker = MARKERS[(n // len(COLOURS)) % len(MARKERS)]
+        marker = "o^sDv"[n // 10 % 5]
         ax.scatter(*here.T[:2], s=7, color=COLOURS[n % 10], marker=marker, linewidths=0, label=name)
         if labels is not None:
-            ax.text(*np.median(here[:, :2], 0), name, color=GREY, weight="bold", fontsize=11)
+            # a white word on a dark box reads on any page
+            box = {"facecolor": "#303030", "edgecolor": "none", "pad": 1.5, "alpha": 0.75}
+            ax.text(*np.median(here[:, :2], 0), name, color="white", fontsize=9, bbox=box)
     return figure
 
 
@@ -246,9 +242,10 @@ def bars(
         x = np.arange(len(groups)) + (n - (len(measures) - 1) / 2) * width
         y = [float(v[measure]) for v in groups.values()]
         e = [float(errors[k][measure]) for k in groups] if errors else None
-        ax.bar(x, y, width * 0.92, yerr=e, color=COLOURS[n % 10], ecolor=GREY, label=measure)
-        for at, value in zip(x, y, strict=True):
-            ax.text(at, value, f"{value:.2f}", ha="center", va="bottom", fontsize=8, color=GREY)
+        drawn = ax.bar(
+            x, y, 0.92 * width, yerr=e, color=COLOURS[n % 10], ecolor=GREY, label=measure
+        )
+        ax.bar_label(drawn, fmt="%.2f", fontsize=8, color=GREY)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set_ylabel(ylabel)
     if measures != [""]:

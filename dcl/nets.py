@@ -234,4 +234,4 @@ def encoder(
     net = nn.Sequential(*front, trunk)
     net.out_dim = out_dim  # type: ignore[assignment]
     # channels last: the convolutions run a third faster, on CPUs and on tensor cores
-    return net.to(images.device, memory_format=torch.channels_last)
+    return net.to(images.device).to(memory_format=torch.channels_last)

@@ -5,7 +5,6 @@ has them. Labels are for measuring; no method takes them.
 """
 
 import hashlib
-import os
 import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcl.download import download
+from dcl.download import data_root, download
 from dcl.folder import folder
 
 BOTH = ("train", "test", "train+test")
@@ -117,10 +116,10 @@ def load(
 
     split: one of `SPLITS` (default: the first); size: resize to size x size; root: where
     downloads are, see `data_root`. Raises ValueError for an unknown name or split, and
-    FileNotFoundError where files are missing and cannot be downloaded. Sources: data/README.md.
+    FileNotFoundError where files are missing and can not be downloaded. Sources: data/README.md.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1; got {size}")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be an integer of at least 1; got {size!r}")
     if name.startswith("folder:"):
         return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
     if name not in SPLITS:
@@ -136,16 +135,6 @@ def load(
     return Data(images, labels, parts[0][2], name, split)
 
 
-def data_root(root: str | Path | None = None) -> Path:
-    """Where downloads are: root, else $DCL_DATA, else the checkout's data/, else ~/.cache/dcl."""
-    if root or os.environ.get("DCL_DATA"):
-        return Path(root or os.environ["DCL_DATA"]).expanduser()
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
-        return checkout / "data"
-    return Path("~/.cache/dcl").expanduser()
-
-
 def _split(split: str | None, known: tuple[str, ...]) -> str:
     if split and split not in known:
         raise ValueError(f"split must be one of {', '.join(known)}; got {split!r}")
@@ -155,11 +144,9 @@ def _split(split: str | None, known: tuple[str, ...]) -> str:
 def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[2:] == (size, size):
         return images
-    parts = (  # in parts, because floats take four times the memory
-        F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-        for part in images.split(1024)
-    )
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    parts = images.split(1024)  # because floats take four times the memory
+    small = (F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True) for x in parts)
+    return torch.cat([x.round().clamp(0, 255).to(torch.uint8) for x in small])
 
 
 def _folder(path: Path, split: str | None, size: int | None) -> Data:
@@ -190,7 +177,7 @@ def _torchvision(name: str, split: str, root: Path) -> Part:
     from torchvision import datasets
 
     class_name, place = TORCHVISION[name]
-    dataset: Any = getattr(datasets, class_name)
+    dataset = getattr(datasets, class_name)
     which: Any = {"split": split} if name == "stl10" else {"train": split == "train"}
     try:
         found = dataset(root, **which)

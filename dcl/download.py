@@ -1,4 +1,4 @@
-"""Downloading a torchvision set once, checksummed, and never half."""
+"""Where downloads are, and downloading a torchvision set once, checksummed, never half."""
 
 import os
 import shutil
@@ -7,6 +7,16 @@ import tempfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Where downloads are: root, else $DCL_DATA, else the checkout's data/, else ~/.cache/dcl."""
+    if root or os.environ.get("DCL_DATA"):
+        return Path(root or os.environ["DCL_DATA"]).expanduser()
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
+        return checkout / "data"
+    return Path("~/.cache/dcl").expanduser()
 
 
 def download(name: str, dataset: Any, root: Path, folder: str) -> None:
@@ -38,8 +48,9 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
                     (root / place).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, root / place)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        reason = str(error).strip()
         raise FileNotFoundError(
-            f"{name} is not (whole) in {root / folder} and could not be downloaded: {error}. "
+            f"{name} is not (whole) in {root / folder} and could not be downloaded: {reason}. "
             "On a connected machine run\n"
             f"    python -c \"from dcl.data import load; load('{name}', root='somewhere')\"\n"
             f"and copy somewhere/{folder} to {root / folder}; or, if the files are elsewhere, name "

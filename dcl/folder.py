@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+BLOCK = 64  # images a thread decodes before it asks for more
 
 
 def folder(
@@ -32,18 +33,19 @@ def folder(
     first = _decode(*files[0], size)
     images = np.empty((len(files), *first.shape), np.uint8)
 
-    def fill(k: int) -> None:
-        image = _decode(*files[k], size)
-        if image.shape != first.shape:
-            (_, h, w), (_, h_k, w_k) = first.shape, image.shape
-            raise ValueError(
-                "size must be given, because the images differ in size: "
-                f"{files[0][1]} is {w}x{h}, {files[k][1]} is {w_k}x{h_k}"
-            )
-        images[k] = image
+    def fill(start: int) -> None:
+        for k in range(start, min(start + BLOCK, len(files))):
+            image = _decode(*files[k], size)
+            if image.shape != first.shape:
+                (_, h, w), (_, h_k, w_k) = first.shape, image.shape
+                raise ValueError(
+                    "size must be given, because the images differ in size: "
+                    f"{files[0][1]} is {w}x{h}, {files[k][1]} is {w_k}x{h_k}"
+                )
+            images[k] = image
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(len(files))))
+        list(pool.map(fill, range(0, len(files), BLOCK)))
     if any("/" not in file for _, file in files):
         return torch.from_numpy(images), None, None
     names = [file.split("/")[0] for _, file in files]
@@ -65,10 +67,13 @@ def _decode(top: Path, file: str, size: int | None) -> np.ndarray:
 
     try:
         with Image.open(top / file) as opened:
-            image = ImageOps.exif_transpose(opened)
+            ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
+            image: Image.Image = opened
             if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
                 deep = np.asarray(image, np.int64).clip(0, 65535)
                 image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+            if image.mode == "F":
+                raise ValueError("float pixels have no agreed range")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

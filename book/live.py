@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from notebooks import paths
-from tables import chapter_line
+from tables import chapter_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ROOT / "_build" / "live"
@@ -29,7 +29,7 @@ def run_chapter(name: str) -> tuple[str, float, str]:
 def build_site() -> int:
     """Build _build/html from the live copies; return the exit code of jupyter-book."""
     command = [Path(sys.executable).parent / "jupyter-book", "build", LIVE / "book"]
-    command += ["--path-output", ROOT, "--all", "-W", "-n", "-q"]
+    command += ["--path-output", ROOT, "--all", "-q"]
     return subprocess.run(command).returncode
 
 
@@ -38,7 +38,7 @@ def main() -> int:
     shutil.rmtree(LIVE, ignore_errors=True)
     LIVE.mkdir(parents=True)
     shutil.copy(ROOT / "_config.yml", LIVE)
-    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp", "*.py")
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp")
     shutil.copytree(ROOT / "book", LIVE / "book", ignore=ignored)
     names = [path.stem for path in paths([])]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -52,7 +52,7 @@ def main() -> int:
                 failures.append(f"{complaint}")
                 print(f"{name:<16} {seconds:5.0f} s  FAILED", flush=True)
             else:
-                print(chapter_line(name, seconds, LIVE / "results" / name), flush=True)
+                print(chapter_lines(name, seconds, LIVE / "results" / name), flush=True)
     for complaint in failures:
         print(f"\n{complaint}", file=sys.stderr)
     if failures:

@@ -28,6 +28,7 @@ COLAB_INSTALLS = {"faiss": "faiss-cpu"}
 """What Colab lacks, by import name; everything else that dcl needs is there."""
 
 BADGE = "colab-badge"
+INJECTED = "# Parameters"
 
 NO_ADDRESS = """\
 # Outside Colab this cell does nothing. In Colab it fetches the book, once
@@ -202,6 +203,7 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int = 1800) -> Notebo
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
         resources={"metadata": {"path": str(folder)}},
     )
     try:
@@ -213,10 +215,14 @@ def execute(notebook: NotebookNode, folder: Path, timeout: int = 1800) -> Notebo
 
 
 def with_parameters(notebook: NotebookNode, values: dict[str, object]) -> NotebookNode:
-    """Return a copy with papermill's cell of injected parameters."""
-    from papermill.parameterize import parameterize_notebook
-
-    return parameterize_notebook(notebook, values) if values else copy.deepcopy(notebook)
+    """Return a copy that sets parameters in a cell after its parameters, as papermill does."""
+    notebook = copy.deepcopy(notebook)
+    if values:
+        lines = [INJECTED, *(f"{name} = {value!r}" for name, value in values.items())]
+        cell = nbformat.v4.new_code_cell("\n".join(lines))
+        (place,) = [k for k, c in enumerate(notebook.cells) if "parameters" in tags(c)]
+        notebook.cells.insert(place + 1, cell)
+    return notebook
 
 
 def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
@@ -226,8 +232,7 @@ def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
     start = time.perf_counter()
     done = execute(with_parameters(notebook, values), path.parent)
     seconds = time.perf_counter() - start
-    if values:
-        done.cells = [cell for cell in done.cells if "injected-parameters" not in tags(cell)]
+    done.cells = [cell for cell in done.cells if not cell.source.startswith(INJECTED)]
     write(normalised(done), (out or path.parent) / path.name)
     return seconds
 

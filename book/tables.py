@@ -1,41 +1,20 @@
 """The tables of recorded results in README.md and results.md, written from book/results/*.json."""
 
 import json
-import statistics
 from pathlib import Path
 
+from dcl import results
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "book" / "results"
 PLACES = [ROOT / "README.md", ROOT / "book" / "results.md"]
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 METRICS = ("ACC", "NMI", "ARI")
 
 
-def table(folder: Path = RESULTS) -> str:
-    """Return a Markdown table: one row per method, data, split and profile, over all seeds."""
-    groups: dict[tuple[str, ...], list[dict]] = {}
-    for path in sorted(folder.glob("*.json")):
-        row = json.loads(path.read_text())
-        key = tuple(str(row[name]) for name in ("method", "data", "split", "profile"))
-        groups.setdefault(key, []).append(row)
-    if not groups:
-        return "No results are recorded yet."
-    lines = [
-        "| method | data | split | profile | n | " + " | ".join(METRICS) + " |",
-        "|" + "---|" * 5 + "---|" * len(METRICS),
-    ]
-    for key, rows in sorted(groups.items(), key=lambda item: (item[0][1], item[0][3], item[0][0])):
-        cells = [*key, str(len(rows)), *(_cell(rows, name) for name in METRICS)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(rows: list[dict], name: str) -> str:
-    values = [row["metrics"][name] for row in rows if row["metrics"].get(name) is not None]
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+def table(folder: Path = results.COMMITTED) -> str:
+    """Return the Markdown table of the results in a folder, with their baselines."""
+    rows = results.load(folder)
+    return results.table(rows + results.baselines(rows)) if rows else "No results are recorded yet."
 
 
 def filled(text: str, content: str) -> str:
@@ -58,17 +37,16 @@ def write_tables() -> None:
         path.write_text(filled(path.read_text(), content))
 
 
-def chapter_line(name: str, seconds: float, folder: Path) -> str:
+def chapter_lines(name: str, seconds: float, folder: Path) -> str:
     """Return what `make book` says about a chapter that just ran: time, metrics, baselines."""
-    line = f"{name:<16} {seconds:5.0f} s"
+    text = f"{name:<16} {seconds:5.0f} s"
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text())
-        label = f"{row['method']} on {row['data']}"
-        line += f"\n    {label:<34}{_numbers(row['metrics'])}"
-        for baseline, metrics in (row.get("baselines") or {}).items():
-            line += f"\n      {baseline:<32}{_numbers(metrics)}"
-    return line
+        text += f"\n    {row['method'] + ' on ' + row['data']:<26}{_numbers(row['metrics'])}"
+        for baseline, metrics in row["baselines"].items():
+            text += f"\n    {'  ' + baseline:<26}{_numbers(metrics)}"
+    return text
 
 
-def _numbers(metrics: dict) -> str:
-    return "  ".join(f"{k} {metrics[k]:.3f}" for k in METRICS if metrics.get(k) is not None)
+def _numbers(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in METRICS if name in metrics)

@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+
 from sabotage import CHAPTERS, outcome, run, sabotaged, sabotages, tags
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))

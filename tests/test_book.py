@@ -1,0 +1,286 @@
+"""The chapters have their anatomy, were executed in order, and carry what they printed."""
+
+import ast
+import copy
+import re
+
+import nbformat
+import pytest
+import yaml
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from notebooks import CHAPTERS, ROOT, address, normalised, setup_source, stamped, tags
+from tables import chapter_lines, filled, stale_tables, table
+
+NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+METHODS = [name for name in NAMES if name[:2] in ("01", "02", "03", "04")]
+PARAMETERS = {
+    "profile": "quick",
+    "dataset": "",
+    "seed": 0,
+    "device": "auto",
+    "epochs": 0,
+    "run_dir": "",
+    "results_dir": "",
+}
+HEADINGS = [
+    "The idea",
+    "The data",
+    "Derive, show, verify",
+    "Train",
+    "Verdicts",
+    "What the clusters look like",
+    "Vary",
+    "What the released code really does",
+    "Recorded results",
+    "Summary",
+    "Exercises",
+]
+KNOWN_TAGS = {
+    "setup",
+    "parameters",
+    "check",
+    "imports",
+    "config",
+    "verdict",
+    "figure",
+    "nbval-ignore-output",
+    "nbval-skip",
+    "hide-cell",
+    "hide-input",
+    "hide-output",
+    "remove-cell",
+}
+
+
+def chapter(name: str) -> NotebookNode:
+    return nbformat.read(CHAPTERS / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
+    return [cell for cell in code(notebook) if tag in tags(cell)]
+
+
+def execution_faults(notebook: NotebookNode) -> list[str]:
+    """What shows that a notebook was not run from top to bottom without an error."""
+    cells = code(notebook)
+    faults = [] if cells else ["no code"]
+    counts = [cell.execution_count for cell in cells]
+    if counts != list(range(1, len(cells) + 1)):
+        faults.append(f"not executed in order from a fresh kernel: {counts}")
+    outputs = [output for cell in cells for output in cell.outputs]
+    faults += [f"error: {o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
+    faults += [f"stderr: {o.text[:80]}" for o in outputs if o.get("name") == "stderr"]
+    for cell in cells:
+        # a cell that ends with a call that prints or draws has something to show
+        if re.search(r"^(print|show|verdict|plt\.show)\(", cell.source, re.M) and not cell.outputs:
+            faults.append(f"no output: {cell.source[:60]!r}")
+    return faults
+
+
+def test_there_are_six_chapters_and_the_table_of_contents_names_them():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert [f.removeprefix("chapters/") for f in files if f.startswith("chapters/")] == NAMES
+    assert NAMES[:6] == [
+        "00-metrics",
+        "01-deepcluster",
+        "02-lsdc",
+        "03-swav",
+        "04-scan",
+        "05-compare",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executed_in_order_without_error(name):
+    assert execution_faults(chapter(name)) == []
+
+
+def test_blank_reordered_and_failed_notebooks_are_noticed():
+    assert execution_faults(new_notebook()) == ["no code"]
+    blank = new_notebook(cells=[new_code_cell("print(1)")])
+    assert execution_faults(blank)
+    done = new_notebook(cells=[new_code_cell("x = 1", execution_count=k) for k in (1, 2)])
+    assert execution_faults(done) == []
+    done.cells.reverse()
+    assert "not executed in order" in execution_faults(done)[0]
+    silent = new_notebook(cells=[new_code_cell("print(1)", execution_count=1)])
+    assert "no output" in execution_faults(silent)[0]
+    error = new_output("error", ename="ValueError", evalue="no")
+    failed = new_notebook(cells=[new_code_cell("f()", execution_count=1, outputs=[error])])
+    assert execution_faults(failed) == ["error: ValueError: no"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_cells(name):
+    notebook = chapter(name)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert re.match(r"# \S", notebook.cells[0].source)
+    first = code(notebook)
+    for position, tag in enumerate(["setup", "parameters", "check"]):
+        assert tag in tags(first[position])
+        assert len(tagged(notebook, tag)) == 1
+    assert "hide-cell" in tags(first[0])
+    assert "check_parameters(globals()" in first[2].source
+    assert "imports" in tags(first[3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_typed_literals_with_a_comment(name):
+    (cell,) = tagged(chapter(name), "parameters")
+    found = {}
+    for line in cell.source.splitlines():
+        assert re.fullmatch(r"\w+ = .+  # \S.*", line), line
+        (node,) = ast.parse(line).body
+        found[node.targets[0].id] = ast.literal_eval(node.value)
+    assert list(found)[: len(PARAMETERS)] == list(PARAMETERS)
+    assert {name: found[name] for name in PARAMETERS} == PARAMETERS
+    assert all(type(value) in (str, int, float, bool) for value in found.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_headings_in_order(name):
+    cells = [cell.source for cell in chapter(name).cells if cell.cell_type == "markdown"]
+    found = re.findall(r"^## (.+?)\s*$", "\n".join(cells), flags=re.M)
+    assert [heading for heading in found if heading in HEADINGS] == HEADINGS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chapter_ends_with_exercises_that_have_solutions(name):
+    text = "\n".join(cell.source for cell in chapter(name).cells if cell.cell_type == "markdown")
+    exercises = set(re.findall(r"\{exercise\}.*\n:label: (\S+)", text))
+    solutions = set(re.findall(r"\{solution\} (\S+)", text))
+    assert exercises == solutions
+    assert 3 <= len(exercises) <= 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_chapter_shows_the_source_and_has_its_verdicts(name):
+    notebook = chapter(name)
+    sources = "\n".join(cell.source for cell in code(notebook))
+    assert re.search(r"\bshow\(\w", sources)
+    assert "assert_close" in sources or "allclose" in sources
+    assert tagged(notebook, "config")
+    assert tagged(notebook, "verdict")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verdict_cells_are_strict_and_hold(name):
+    for cell in tagged(chapter(name), "verdict"):
+        assert "nbval-ignore-output" not in tags(cell)
+        calls = [node for node in ast.walk(ast.parse(cell.source)) if _calls(node, "verdict")]
+        lines = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+        assert calls and lines
+        assert all(line.startswith("holds: ") for line in lines)
+        for call in calls:
+            assert "claimed" in {keyword.arg for keyword in call.keywords}
+
+
+def _calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_fit_on_a_page(name):
+    for cell in code(chapter(name)):
+        lines = cell.source.splitlines()
+        if "setup" not in tags(cell):
+            assert len(lines) <= 25, cell.source
+        assert max(map(len, lines), default=0) <= 76, max(lines, key=len)
+        assert not any(line.rstrip().endswith(";") for line in lines), cell.source
+        assert not re.search(r"^\s*[%!]", cell.source, re.M), "plain Python only"
+        assert set(tags(cell)) <= KNOWN_TAGS, tags(cell)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_not_compared(name):
+    for cell in code(chapter(name)):
+        draws = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        if draws or "figure" in tags(cell):
+            assert "nbval-ignore-output" in tags(cell), cell.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_most_cells_are_strict(name):
+    cells = code(chapter(name))
+    loose = [cell for cell in cells if {"nbval-ignore-output", "nbval-skip"} & set(tags(cell))]
+    assert len(loose) < 0.7 * len(cells)
+    assert not tagged(chapter(name), "nbval-skip")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_local_stands_in_outputs(name):
+    for cell in code(chapter(name)):
+        for output in cell.outputs:
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(r" at 0x[0-9a-f]{6,}|/(?:home|tmp|Users|root)/", text), text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stamp_and_normal_form_are_current(name):
+    notebook = chapter(name)
+    assert stamped(notebook, name, **address()) == notebook, "run `make notebooks`"
+    assert notebook.metadata.accelerator == "GPU"
+    assert notebook.metadata.colab.gpuType == "T4"
+
+
+def test_normal_form_forgets_times_ids_and_counters():
+    def run(number: int) -> NotebookNode:
+        outputs = [new_output("stream", text=t) for t in (["ab", "c\n"], ["a", "bc\n"])[number % 2]]
+        outputs.append(new_output("execute_result", {"text/plain": "1"}, execution_count=number))
+        cell = new_code_cell(
+            "f()  ",
+            execution_count=number,
+            outputs=outputs,
+            metadata={"tags": ["config"], "execution": {"iopub.execute_input": f"{number}:00"}},
+        )
+        twin = copy.deepcopy(cell)
+        return new_notebook(cells=[new_markdown_cell("# A"), cell, twin])
+
+    first, second = normalised(run(7)), normalised(run(12))
+    assert first == second
+    assert [cell.execution_count for cell in code(first)] == [1, 2]
+    assert len({cell.id for cell in first.cells}) == 3
+    assert code(first)[0].outputs[0].text == "abc\n"
+    nbformat.validate(stamped(first, "x", "", "main"))
+    assert normalised(first) == first
+
+
+def test_stamp_follows_the_address_and_back():
+    cell = new_code_cell("anything", metadata={"tags": ["setup", "hide-cell"]})
+    notebook = new_notebook(cells=[new_markdown_cell("# A\n\nText."), cell])
+    unknown = stamped(notebook, "03-swav", "", "main")
+    known = stamped(unknown, "03-swav", "https://github.com/someone/book", "v1")
+    assert "someone/book/blob/v1/book/chapters/03-swav.ipynb" in known.cells[0].source
+    assert known.cells[1].source == setup_source("https://github.com/someone/book", "v1")
+    assert stamped(known, "03-swav", "", "main") == unknown
+    assert stamped(known, "03-swav", "https://github.com/someone/book", "v1") == known
+
+
+def test_tables_are_those_of_the_recorded_results():
+    assert stale_tables() == [], "run `make results`"
+
+
+def test_tables_are_written_between_their_marks(tmp_path):
+    text = "a\n<!-- results: start -->\nold\n<!-- results: end -->\nb"
+    new = "a\n<!-- results: start -->\n\nnew\n\n<!-- results: end -->\nb"
+    assert filled(text, "new") == new
+    assert filled(new, "new") == new
+    assert table(tmp_path) == "No results are recorded yet."
+
+
+def test_the_line_of_make_book_names_metrics_and_baselines(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '{"method": "swav", "data": "digits", "metrics": {"ACC": 0.9, "NMI": 0.81, "kNN": 0.97},'
+        ' "baselines": {"k-means on pixels": {"ACC": 0.79}}}'
+    )
+    lines = chapter_lines("03-swav", 61.4, tmp_path).splitlines()
+    assert lines[0].split() == ["03-swav", "61", "s"]
+    assert lines[1].split() == ["swav", "on", "digits", "ACC", "0.900", "NMI", "0.810"]
+    assert lines[2].split() == ["k-means", "on", "pixels", "ACC", "0.790"]

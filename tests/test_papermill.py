@@ -1,0 +1,82 @@
+"""papermill runs each chapter as the README types it, and mistakes are refused before training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
+PAPERMILL = Path(sys.executable).parent / "papermill"
+
+
+def papermill(chapter: Path, out: Path, *parameters: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [PAPERMILL, chapter, out, "--no-progress-bar"]
+    for name, value in zip(parameters[::2], parameters[1::2], strict=True):
+        command += ["-p", name, value]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def code(path: Path) -> list[nbformat.NotebookNode]:
+    notebook = nbformat.read(path, as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_smoke(chapter, tmp_path):
+    """From elsewhere, with a seed and a place for the results."""
+    out, results = tmp_path / "out.ipynb", tmp_path / "results"
+    parameters = ["profile", "smoke", "seed", "1", "results_dir", "results"]
+    done = papermill(chapter, out, *parameters, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = code(out)
+    (injected,) = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert 'profile = "smoke"' in injected.source and "seed = 1" in injected.source
+    for cell in cells:
+        if "verdict" in cell.metadata.get("tags", []):
+            text = "".join(output.get("text", "") for output in cell.outputs)
+            assert text.startswith("not claimed in this run: ")
+    if chapter.stem[:2] in ("01", "02", "03", "04"):
+        (path,) = results.glob("*.json")
+        row = json.loads(path.read_text())
+        method = chapter.stem.split("-", 1)[1]
+        assert path.name == f"{method}-{row['data']}-smoke-seed1.json"
+        assert {"split", "checksum", "config", "versions", "seconds", "machine"} <= set(row)
+        assert {"ACC", "NMI", "ARI"} <= set(row["metrics"])
+        names = {"k-means on pixels", "k-means on PCA", "untrained network"}
+        assert names <= set(row["baselines"])
+
+
+def test_as_typed_from_the_root_of_the_repository(tmp_path):
+    chapter = Path("book/chapters/04-scan.ipynb")
+    done = papermill(chapter, tmp_path / "out.ipynb", "profile", "smoke", "seed", "1", cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("epoch", "3", "epoch is not a parameter of this chapter"),
+        ("profile", "fast", "profile must be one of smoke, quick, gpu, paper"),
+        ("dataset", "imagenet", "dataset must be empty"),
+        ("device", "tpu", "device must be one of auto, cpu, cuda; got 'tpu'"),
+        ("seed", "one", "seed must be a whole number; got 'one'"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_trains(name, value, words, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = papermill(CHAPTERS[-1], out, name, value, cwd=tmp_path)
+    assert done.returncode != 0
+    assert words in done.stderr
+    (failed,) = [c for c in code(out) if any(o.output_type == "error" for o in c.outputs)]
+    assert "check" in failed.metadata.tags
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_every_chapter_refuses_unknown_parameters(chapter):
+    """Cheap stand-in for starting each: the cell that refuses is the one tested above."""
+    (cell,) = [c for c in code(chapter) if "check" in c.metadata.get("tags", [])]
+    assert "device = check_parameters(globals()" in cell.source

@@ -30,42 +30,43 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image's mean grey value: factor 0 is flat grey, 1 the image."""
+    mean = luma(x.mean((2, 3), keepdim=True))  # (B,1,1,1)
     f = _per_image(factor)
-    mean = luma(x).mean((1, 2, 3), keepdim=True)
     return (x * f).add_((1 - f) * mean).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: factor 0 is grey, 1 the image."""
+    """Blend with the grey image: factor 0 is grey, three equal channels, 1 the image."""
     if x.shape[1] == 1:
         return x
-    f = _per_image(factor)
-    return (x * f).add_(luma(x) * (1 - f)).clamp_(0, 1)
+    return luma(x).lerp(x, _per_image(factor)).clamp_(0, 1)
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Shift the HSV hue by `turn` (B,) of a full circle, value and saturation kept exactly."""
+    """Shift the HSV hue by `turn` (B,) in -.5...5 of a full circle; value and saturation stay.
+
+    With high, low and chroma = high - low of a pixel, its hue seen from red is, in sixths of
+    the circle, +-(high - 2 low + g + b - r) / chroma with the sign of g - b: no case per sector,
+    since comparisons and selections cost ten times an addition here. Back to RGB, a channel is
+    low + chroma * t, where t is 1 within a sixth of the channel's own hue and falls to 0 over the
+    next sixth. Passes over memory are what this costs, so they are done in place.
+    """
     if x.shape[1] == 1:
         return x
     r, g, b = x.unbind(1)  # (B,H,W) each
-    high = torch.maximum(torch.maximum(r, g), b)
-    low = torch.minimum(torch.minimum(r, g), b)
+    high, low = torch.maximum(r, g), torch.minimum(r, g)
+    high, low = torch.maximum(high, b, out=high), torch.minimum(low, b, out=low)
     chroma = high - low
-    scale = chroma.clamp_min(1e-12).reciprocal_()
-    sector = torch.where(
-        high == r, (g - b) * scale, torch.where(high == g, (b - r) * scale + 2, (r - g) * scale + 4)
-    )
-    h = (sector + 6 * turn.view(-1, 1, 1)).remainder_(6)  # hue in [0,6)
-    out = torch.empty_like(x)
-    out[:, 0] = (h - 3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
-    out[:, 1] = (h - 2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
-    out[:, 2] = (h - 4).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
-    return out
-
-
-def gray(x: Tensor, chosen: Tensor) -> Tensor:
-    """Turn the images with `chosen` (B,) bool into their grey value, three equal channels."""
-    return x if x.shape[1] == 1 else torch.where(_per_image(chosen), luma(x), x)
+    h = (g + b).sub_(r).add_(high).sub_(low, alpha=2).div_(high.copy_(chroma).clamp_min_(1e-12))
+    h = h.mul_(1 / 6).copysign_(g - b).add_((turn + 1).view(-1, 1, 1)).frac_()  # in [0,1)
+    six, scratch, out = chroma * 6, high, torch.empty_like(x)
+    near = torch.sub(h, 3 / 6, out=scratch).abs_().clamp_(1 / 6, 2 / 6)
+    torch.addcmul(low - chroma, near, six, out=out[:, 0])  # from cyan: red upside down
+    top = low.add_(chroma, alpha=2)
+    for channel, own in ((1, 2 / 6), (2, 4 / 6)):
+        near = torch.sub(h, own, out=scratch).abs_().clamp_(1 / 6, 2 / 6)
+        torch.addcmul(top, near, six, value=-1, out=out[:, channel])
+    return out.clamp_(0, 1)
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:

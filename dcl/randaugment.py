@@ -1,4 +1,4 @@
-"""RandAugment as SCAN trains with it: some of 14 operations per image, one after the other.
+"""RandAugment as SCAN trains with it, some of 14 operations per image, and Cutout.
 
 Images are float (B,C,H,W) in [0,1]. Operations and ranges are those of SCAN's "ours" strategy:
 magnitudes are uniform, signs random, and colour factors stay below 1 (they only weaken).
@@ -62,7 +62,7 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _move(x: Tensor, *, angle: float = 0, shear: int = -1, shift: int = -1) -> Tensor:
-    """Turn by up to `angle` degrees, or shear / shift by up to .1 along one axis; black comes in."""
+    """Turn by up to `angle` degrees, or shear / shift by up to .1 along one axis, into black."""
     zero, one = _uniform(x, 0, 0), _uniform(x, 1, 1)
     shifts = torch.stack([_signed(x, 0.1) if shift == k else zero for k in (0, 1)], 1)
     theta = warp.affine(_signed(x, angle), zero, one, shifts, x.shape[3] / x.shape[2])
@@ -103,13 +103,30 @@ def randaugment(x: Tensor, rounds: int) -> Tensor:
     Source: SCAN (Van Gansbeke et al. 2020), strong augmentation. Chapter: 04-scan.
     """
     operations = list(OPERATIONS.values())
+    place = torch.arange(len(x), device=x.device)
     for _ in range(rounds):
         order = torch.randperm(len(x), device=x.device)
+        place, x = place[order], x[order]
         first = int(torch.randint(len(operations), ()))
-        shares = order.tensor_split(len(operations))  # the first ones may be one larger
-        out = torch.empty_like(x)
+        shares = x.tensor_split(len(operations))  # the first ones may be one larger
+        done = []
         for k, share in enumerate(shares):
             if len(share):
-                out[share] = operations[(first + k) % len(operations)](x[share])
-        x = out
-    return x
+                done.append(operations[(first + k) % len(operations)](share))
+        x = torch.cat(done)
+    return torch.empty_like(x).index_copy_(0, place, x)
+
+
+def erase(x: Tensor, longest: int, colour: Tensor) -> Tensor:
+    """Fill one square per image, side uniform in 1..longest, centre anywhere (Cutout).
+
+    `colour` broadcasts to x; SCAN fills with the data set's mean. Source: DeVries, Taylor 2017.
+    """
+    side = torch.randint(1, longest + 1, (len(x),), device=x.device)
+    masks = []
+    for length in x.shape[2:]:
+        start = torch.randint(length, (len(x),), device=x.device) - side // 2
+        at = torch.arange(length, device=x.device) - start[:, None]  # (B,length)
+        masks.append((at >= 0) & (at < side[:, None]))
+    mask = masks[0][:, None, :, None] & masks[1][:, None, None, :]
+    return x.lerp(colour, mask.to(x.dtype))

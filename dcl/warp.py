@@ -5,6 +5,8 @@ coordinates that run from -1 at the left or top *edge* of the image to 1 at the 
 (`align_corners=False`), so that a map does not depend on the resolution.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,15 +28,36 @@ def affine(angle: Tensor, shear: Tensor, zoom: Tensor, shift: Tensor, aspect: fl
     return torch.cat([linear, -linear @ (2 * shift[:, :, None])], 2)
 
 
-def shifted(x: Tensor, rows: Tensor, columns: Tensor, flip: Tensor, fill: str) -> Tensor:
+def random_crop(
+    x: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Half sides and centres (B,2) of random resized crops, in the coordinates of `theta`.
+
+    Torchvision's rule: of ten tries (area uniform, log of width / height uniform) the first one
+    that fits is taken; if none does, the whole image. Positions and sides are not rounded.
+    """
+    area = torch.empty(len(x), 10, device=x.device).uniform_(*scale)
+    shape = torch.empty_like(area).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
+    shape = shape * x.shape[2] / x.shape[3]
+    sides = torch.stack([(area * shape).sqrt(), (area / shape).sqrt()], 2)  # (B,10,2)
+    fits = (sides <= 1).all(2)
+    first = fits.int().argmax(1)
+    extent = torch.where(
+        fits.any(1)[:, None], sides[torch.arange(len(x), device=x.device), first], 1
+    )
+    return extent, (torch.rand_like(extent) * 2 - 1) * (1 - extent)
+
+
+def shifted(x: Tensor, shift: Tensor, flip: Tensor, fill: str = "zeros") -> Tensor:
     """Move images by whole pixels and mirror the chosen ones, without interpolation.
 
-    Output pixel (i, j) is source pixel (i + rows, j + columns), mirrored first where `flip`.
+    Output pixel (i, j) is source pixel (i + y, j + x), with (x, y) = `shift` (B,2) int64; where
+    `flip` (B,) bool, j is mirrored first.
     """
     batch, channels, height, width = x.shape
-    i = torch.arange(height, device=x.device) + rows[:, None]  # (B,H)
+    i = torch.arange(height, device=x.device) + shift[:, 1:]  # (B,H)
     j = torch.arange(width, device=x.device).expand(batch, -1)
-    j = torch.where(flip[:, None], width - 1 - j, j) + columns[:, None]  # (B,W)
+    j = torch.where(flip[:, None], width - 1 - j, j) + shift[:, :1]  # (B,W)
     (i, inside_i), (j, inside_j) = _inside(i, height, fill), _inside(j, width, fill)
     index = (i[:, :, None] * width + j[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
     out = x.flatten(2).gather(2, index).view_as(x)
@@ -50,6 +73,31 @@ def _inside(position: Tensor, size: int, fill: str) -> tuple[Tensor, Tensor]:
         mirrored = ((position + 0.5).remainder(2 * size) - size).abs().neg() + size - 0.5
         position = mirrored.to(position.dtype)
     return position.clamp(0, size - 1), inside
+
+
+def sample(
+    x: Tensor,
+    theta: Tensor,
+    size: tuple[int, int],
+    fill: str,
+    sides: tuple[float, float] = (1.0, 1.0),
+    turned: bool = True,
+) -> Tensor:
+    """Sample through `theta`, against aliasing where the picture may shrink.
+
+    `sides`: the smallest and the largest share of the image's side that a map covers. `turned`:
+    whether maps may rotate or shear; those have no separable filter, so the image is shrunk
+    before, as far as the smallest crop allows.
+    """
+    shrink = max(x.shape[2] / size[0], x.shape[3] / size[1])
+    if sides[1] * shrink <= 1:
+        return warp(x, theta, size, fill)
+    if not turned:
+        return resample(x, theta, size, fill)
+    shrink = max(1, sides[0] * min(x.shape[2] / size[0], x.shape[3] / size[1]))
+    smaller = (round(x.shape[2] / shrink), round(x.shape[3] / shrink))
+    whole = torch.eye(2, 3, device=x.device).expand(len(x), 2, 3)
+    return warp(resample(x, whole, smaller, "border"), theta, size, fill)
 
 
 def warp(x: Tensor, theta: Tensor, size: tuple[int, int], fill: str = "zeros") -> Tensor:

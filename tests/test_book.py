@@ -241,6 +241,7 @@ def test_normal_form_forgets_times_ids_and_counters():
             metadata={"tags": ["config"], "execution": {"iopub.execute_input": f"{number}:00"}},
         )
         twin = copy.deepcopy(cell)
+        twin.id = "twin"
         return new_notebook(cells=[new_markdown_cell("# A"), cell, twin])
 
     first, second = normalised(run(7)), normalised(run(12))

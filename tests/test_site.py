@@ -1,0 +1,309 @@
+"""The built site in a real browser: light and dark, wide and narrow, and alone on its island."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_build" / "html"
+SOURCES = ["_config.yml", *(f"book/{p}" for p in ("**/*.md", "**/*.ipynb", "*.yml", "assets/*"))]
+
+NO_BROWSER = (
+    "There is no Chromium to look at the site with. Get one with `apt-get install chromium` or "
+    "`.venv/bin/playwright install chromium`, name one in $CHROMIUM, or set DCL_SKIP_BROWSER=1 "
+    "to leave the site unseen."
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+
+pytestmark = pytest.mark.skipif(
+    bool(os.environ.get("DCL_SKIP_BROWSER")), reason="DCL_SKIP_BROWSER is set"
+)
+
+
+def build_if_older() -> None:
+    """Build the site from the committed outputs unless it is newer than all its sources."""
+    newest = max(p.stat().st_mtime for pattern in SOURCES for p in ROOT.glob(pattern))
+    page = SITE / "index.html"
+    if not page.exists() or page.stat().st_mtime < newest:
+        command = [Path(sys.executable).parent / "jupyter-book", "build", "book", "--all", "-q"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    build_if_older()
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def executable() -> str | None:
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as play:
+        try:
+            chromium = play.chromium.launch(executable_path=executable(), args=FLAGS)
+        except Error as error:
+            if executable() is None:
+                pytest.fail(NO_BROWSER, pytrace=False)
+            raise error
+        yield chromium
+        chromium.close()
+
+
+def names() -> list[str]:
+    """The pages that the table of contents leads to, the ends of the site included."""
+    import yaml
+
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    return [f"{name}.html" for name in files] + ["genindex.html"]
+
+
+class Seen:
+    """What a page asked for and complained of."""
+
+    def __init__(self, page, address: str):
+        self.foreign: list[str] = []
+        self.bad: list[str] = []
+        self.console: list[str] = []
+        page.on("request", lambda r: self._request(r.url, address))
+        page.on(
+            "response", lambda r: self.bad.append(f"{r.status} {r.url}") if r.status > 399 else 0
+        )
+        page.on("requestfailed", lambda r: self.bad.append(f"failed {r.url}"))
+        page.on("console", lambda m: self.console.append(m.text) if m.type == "error" else 0)
+        page.on("pageerror", lambda e: self.console.append(str(e)))
+
+    def _request(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.foreign.append(url)
+
+
+READY = """async () => {
+  await document.fonts.ready;
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  for (const image of document.images) image.loading = 'eager';
+  await Promise.all([...document.images].map(i => i.decode().catch(() => 0)));
+}"""
+
+# text that MathJax should have turned into pictures, outside of code
+RAW_MATH = r"""() => {
+  const left = [];
+  const errors = document.querySelectorAll('mjx-merror, [data-mjx-error], merror');
+  for (const e of errors) left.push('error: ' + e.textContent.slice(0, 80));
+  for (const e of document.querySelectorAll('.math')) {
+    if (!e.querySelector('mjx-container')) left.push('not rendered: ' + e.textContent.slice(0, 80));
+  }
+  const article = document.querySelector('article') || document.body;
+  const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest('pre, code, script, style, mjx-container')) continue;
+    if (!/\\\(|\\\[|\$\$|\\begin\{|\$\\/.test(node.data)) continue;
+    left.push('raw: ' + node.data.slice(0, 80));
+  }
+  return left;
+}"""
+
+BROKEN_IMAGES = """() => [...document.images]
+  .filter(i => !i.complete || i.naturalWidth === 0).map(i => i.src.slice(0, 120))"""
+
+# the page itself must not scroll sideways, and no element of the text may stick out of it
+OVERFLOW = """() => {
+  const root = document.documentElement, wide = [];
+  if (root.scrollWidth > root.clientWidth) wide.push('page: ' + root.scrollWidth);
+  const article = document.querySelector('article');
+  if (!article) return wide;
+  for (const e of article.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect();
+    if (box.right <= root.clientWidth + 1 || box.width === 0) continue;
+    let scrolls = false;
+    for (let p = e; p && p !== article; p = p.parentElement) {
+      const how = getComputedStyle(p).overflowX;
+      if (how === 'auto' || how === 'scroll' || how === 'hidden') { scrolls = true; break; }
+    }
+    if (!scrolls) wide.push(e.tagName + ' ' + e.className + ': ' + Math.round(box.right));
+  }
+  return wide.slice(0, 5);
+}"""
+
+# the contrast between text and what lies behind it, worst paragraph first
+CONTRAST = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const parse = c => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, k) => s + v * [.2126, .7152, .0722][k], 0);
+  const low = [];
+  const texts = ['p', 'li', 'h1', 'h2', 'td'].map(tag => 'article ' + tag).join(', ');
+  for (const e of document.querySelectorAll(texts)) {
+    if (!e.textContent.trim() || !e.getClientRects().length) continue;
+    const fill = p => parse(getComputedStyle(p).backgroundColor);
+    let behind = e;
+    while (behind && fill(behind)[3] < 250) behind = behind.parentElement;
+    const back = light(behind ? fill(behind) : [255, 255, 255]);
+    const front = light(parse(getComputedStyle(e).color));
+    const ratio = (Math.max(back, front) + .05) / (Math.min(back, front) + .05);
+    if (ratio < 4.5) low.push(ratio.toFixed(1) + ': ' + e.textContent.trim().slice(0, 50));
+  }
+  return low.slice(0, 5);
+}"""
+
+LINKS = "() => [...document.querySelectorAll('a[href]')].map(a => a.href)"
+IDS = "() => [...document.querySelectorAll('[id], a[name]')].flatMap(e => [e.id, e.name])"
+
+
+@pytest.mark.parametrize("name", names())
+def test_page(browser, address, name):
+    """Each page, in both widths and both colours."""
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        seen = Seen(page, address)
+        page.goto(address + name, wait_until="load")
+        page.evaluate(READY)
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        assert page.title()
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(OVERFLOW) == [], f"{name} sticks out at {width} px, {scheme}"
+        assert page.evaluate(CONTRAST) == [], f"{name}, {scheme}: hard to read"
+        assert page.evaluate(RAW_MATH) == []
+        assert page.evaluate(BROKEN_IMAGES) == []
+        assert seen.foreign == [], "requests to other origins"
+        assert seen.bad == []
+        assert seen.console == []
+        context.close()
+
+
+def test_links_lead_somewhere(browser, address):
+    """Every link inside the site finds its page, and its place on the page."""
+    context = browser.new_context()
+    page = context.new_page()
+    links: dict[str, set[str]] = {}
+    for path in sorted(SITE.rglob("*.html")):
+        if "_static" in path.parts:
+            continue
+        url = address + path.relative_to(SITE).as_posix()
+        page.goto(url, wait_until="domcontentloaded")
+        links[url] = set(page.evaluate(LINKS))
+    ids: dict[str, set[str]] = {}
+    broken = []
+    for origin, found in links.items():
+        for link in found:
+            target, anchor = urldefrag(urljoin(origin, link))
+            if not target.startswith(address):
+                continue
+            file = SITE / unquote(urlsplit(target).path.lstrip("/") or "index.html")
+            if not file.exists():
+                broken.append(f"{origin}: {link}")
+            elif anchor and file.suffix == ".html":
+                if target not in ids:
+                    page.goto(target, wait_until="domcontentloaded")
+                    ids[target] = set(page.evaluate(IDS))
+                if unquote(anchor) not in ids[target] | {"top"}:
+                    broken.append(f"{origin}: {link}")
+    context.close()
+    assert broken == []
+
+
+def test_search_finds_a_chapter(browser, address):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    seen = Seen(page, address)
+    page.goto(address + "index.html")
+    page.locator("button.search-button:visible, button.search-button__button:visible").first.click()
+    box = page.locator("input[type=search]:visible")
+    assert box.count() == 1, "one search field, not two"
+    box.fill("sinkhorn")
+    box.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    assert any("chapters/" in link for link in found)
+    assert seen.foreign == [] and seen.console == []
+    context.close()
+
+
+def test_the_theme_can_be_switched(browser, address):
+    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(address + "index.html")
+    themes = []
+    for _ in range(3):
+        page.locator("button.theme-switch-button:visible").first.click()
+        themes.append(page.evaluate("document.documentElement.dataset.mode"))
+    assert set(themes) == {"auto", "light", "dark"}
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.locator("button.theme-switch-button:visible").first.click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is kept"
+    context.close()
+
+
+def test_folded_code_unfolds(browser, address):
+    """What is hidden in the book opens by a click."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(address + names()[2])
+    folded = page.locator("details.hide").first
+    assert not folded.evaluate("e => e.open")
+    folded.locator("summary").click()
+    assert folded.evaluate("e => e.open")
+    context.close()
+
+
+def test_page_checks_can_fail(browser, address):
+    """A foreign request, a broken image, wide text, grey on grey and raw maths are all noticed."""
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    page = context.new_page()
+    page.route("https://example.invalid/**", lambda route: route.fulfill(body=""))
+    seen = Seen(page, address)
+    page.goto(address + "index.html", wait_until="load")
+    page.evaluate("""() => {
+      const add = html => document.querySelector('article').insertAdjacentHTML('beforeend', html);
+      add('<img src="missing.png">');
+      add('<img src="https://example.invalid/a.png">');
+      add('<p style="width: 900px; background: #999; color: #888">wide</p>');
+      add('<p>$$ x $$</p>');
+    }""")
+    page.evaluate(READY)
+    assert any("900" in w or "P " in w or "page" in w for w in page.evaluate(OVERFLOW))
+    assert page.evaluate(CONTRAST) and page.evaluate(RAW_MATH)
+    assert len(page.evaluate(BROKEN_IMAGES)) == 2
+    assert seen.foreign == ["https://example.invalid/a.png"]
+    assert any("404" in line for line in seen.bad)
+    context.close()

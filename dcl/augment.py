@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import color, warp
-from .randaugment import erase, randaugment
-from .ricap import RicapDraw, ricap, ricap_draw
+from dcl import color, warp
+from dcl.color import check_images
+from dcl.randaugment import erase, randaugment
+from dcl.ricap import RicapDraw, ricap, ricap_draw
 
 Step = tuple[Callable[..., Tensor], tuple[Tensor, ...]]  # a function and its values per image
 
@@ -56,6 +57,8 @@ class View:
     """Probability that an image gets the jitter."""
     gray: float = 0.0
     """Probability of a grey image."""
+    negative: float = 0.0
+    """Probability of a negative: every value v becomes 1 - v."""
     blur: float = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -68,9 +71,12 @@ class View:
     def __post_init__(self) -> None:
         """Refuse settings out of range, by name."""
         for field in fields(self):
-            value = getattr(self, field.name)
+            value, default = getattr(self, field.name), field.default
             if isinstance(value, list):  # as JSON brings it
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, field.name, value := tuple(value))
+            fixed = _kind(1 if field.name == "size" and value is not None else default)
+            if _kind(value) != fixed and (fixed, _kind(value)) != ("number", "integer"):
+                raise TypeError(f"View.{field.name} must be {fixed}; got {value!r}")
         checks = [
             ("size", self.size is None or self.size >= 1, "None or at least 1"),
             ("scale", self.scale[1] <= 1, "at most 1"),
@@ -80,7 +86,7 @@ class View:
             ("fill", self.fill in warp.FILLS, f"one of {', '.join(warp.FILLS)}"),
             ("jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5, ">= 0, hue at most .5"),
         ]
-        for name in ("flip", "jitter_prob", "gray", "blur"):
+        for name in ("flip", "jitter_prob", "gray", "negative", "blur"):
             checks.append((name, 0 <= getattr(self, name) <= 1, "a probability"))
         for name in ("pad", "randaugment", "erase"):
             checks.append((name, getattr(self, name) >= 0, "at least 0"))
@@ -141,6 +147,8 @@ class View:
             steps.append((color.hue, (torch.where(chosen, _within(x, self.jitter[3]), 0),)))
         if self.gray:
             steps.append((color.saturation, ((_rand(x) >= self.gray).float(),)))
+        if self.negative:
+            steps.append((color.negative, ((_rand(x) < self.negative).float(),)))
         if self.blur:
             sigma = _between(x, self.blur_sigma)
             sigma = torch.where(_rand(x) < self.blur, sigma, 1e-3)  # so narrow: the image itself
@@ -163,6 +171,15 @@ def _run(steps: list[Step], x: Tensor) -> Tensor:
     return out
 
 
+def _kind(value: object) -> str:
+    """What a setting is, in the words of an error message."""
+    if isinstance(value, tuple):
+        numbers = all(isinstance(v, int | float) for v in value)
+        return f"{len(value)} numbers" if numbers else "a tuple with other things than numbers"
+    names = {int: "integer", float: "number", bool: "a truth value", str: "a name"}
+    return names.get(type(value), "nothing")
+
+
 def _rand(x: Tensor) -> Tensor:
     return torch.rand(len(x), device=x.device)
 
@@ -173,19 +190,6 @@ def _between(x: Tensor, limits: tuple[float, float]) -> Tensor:
 
 def _within(x: Tensor, limit: float) -> Tensor:
     return _between(x, (-limit, limit))
-
-
-def check_images(x: Tensor) -> None:
-    """Raise TypeError or ValueError unless `x` is float (B,C,H,W) in [0,1] with C 1 or 3."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(f"x must be a float tensor of images in [0,1]; got {got}")
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(f"x must be (B,1,H,W) or (B,3,H,W), nothing empty; got {tuple(x.shape)}")
-    if not x.is_cuda:
-        low, high = (float(v) for v in x.aminmax())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
-            raise ValueError(f"x must lie in [0,1]; got values from {low:.3g} to {high:.3g}")
 
 
 def multi_crop(x: Tensor, views: Sequence[View]) -> list[Tensor]:

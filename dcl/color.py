@@ -42,6 +42,11 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
     return luma(x).lerp(x, _per_image(factor)).clamp_(0, 1)
 
 
+def negative(x: Tensor, amount: Tensor) -> Tensor:
+    """Blend with the negative 1 - x: amount 0 is the image, 1 the negative."""
+    return x.lerp(1 - x, _per_image(amount))
+
+
 def hue(x: Tensor, turn: Tensor) -> Tensor:
     """Shift the HSV hue by `turn` (B,) in -.5...5 of a full circle; value and saturation stay.
 
@@ -71,12 +76,27 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur with one `sigma` (B,) per image, `2 radius + 1` taps, mirrored borders."""
-    batch, channels, height, width = x.shape
-    radius = min(radius, height - 1, width - 1)
-    taps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)  # (B,2r+1)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
-    out = F.pad(x, (radius,) * 4, mode="reflect").view(1, batch * channels, -1, width + 2 * radius)
-    out = F.conv2d(out, kernel[:, :, None, :], groups=batch * channels)
-    out = F.conv2d(out, kernel[:, :, :, None], groups=batch * channels)
-    return out.view(x.shape)
+    radius = min(radius, x.shape[2] - 1, x.shape[3] - 1)
+    taps = torch.arange(radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)  # (B,radius+1): the right half
+    kernel = kernel / (2 * kernel.sum(1, keepdim=True) - 1)
+    for axis, pads in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+        wide, side = F.pad(x, pads, mode="reflect"), x.shape[axis]
+        x = x * _per_image(kernel[:, 0])
+        for k in range(1, radius + 1):  # sums of shifted images: half the time of a convolution
+            pair = wide.narrow(axis, radius - k, side) + wide.narrow(axis, radius + k, side)
+            x.addcmul_(pair, _per_image(kernel[:, k]))
+    return x
+
+
+def check_images(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `x` is float (B,C,H,W) in [0,1] with C 1 or 3."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x must be a float tensor of images in [0,1]; got {got}")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        raise ValueError(f"x must be (B,1,H,W) or (B,3,H,W), nothing empty; got {tuple(x.shape)}")
+    if x.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        low, high = (float(v) for v in x.aminmax())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
+            raise ValueError(f"x must lie in [0,1]; got values from {low:.3g} to {high:.3g}")

@@ -170,6 +170,16 @@ def whiten(x: Tensor, dim: int = 256) -> Tensor:
     Raises ValueError: shapes, NaN, dim < 1, all rows equal.
     DeepCluster (Caron et al. 2018), section 3.3, as in faiss; chapter 01-deepcluster.
     """
+    centre, directions = whitening(x, dim)
+    return F.normalize(((x.detach().double() - centre) @ directions).float(), dim=1)
+
+
+def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
+    """What `whiten` applies, for rows that were not there: mean (D,), directions (D,d) float64.
+
+    ``(x - mean) @ directions`` has variance 1/N in every direction, as faiss leaves it; with rows
+    scaled to length 1 afterwards that makes no difference. Raises as `whiten`.
+    """
     if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
         raise ValueError(
             f"x must be float of shape (points, dimensions); got {x.dtype} of {tuple(x.shape)}"
@@ -180,8 +190,8 @@ def whiten(x: Tensor, dim: int = 256) -> Tensor:
         raise ValueError("x must be finite; got NaN or infinity")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().double()
-        scale = x.abs().amax().clamp(min=1e-300)
-        x = (x - x.mean(0)) / scale
+        scale, centre = x.abs().amax().clamp(min=1e-300), x.mean(0)
+        x = (x - centre) / scale
         wide = len(x) < x.shape[1]
         value, vector = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
         value, vector = value.flip(0)[:dim], vector.flip(1)[:, :dim]
@@ -191,5 +201,5 @@ def whiten(x: Tensor, dim: int = 256) -> Tensor:
         if not keep.any():
             raise ValueError("x must vary; got rows that are all equal")
         value, vector = value[keep], vector[:, keep]
-        y = vector if wide else x @ vector / value.sqrt()
-        return F.normalize(y.float(), dim=1)
+        directions = x.T @ vector / value if wide else vector / value.sqrt()
+        return centre, directions / scale

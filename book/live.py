@@ -26,11 +26,12 @@ def run_chapter(name: str) -> tuple[str, float, str]:
     return name, time.perf_counter() - start, process.stderr if process.returncode else ""
 
 
-def build_site() -> int:
-    """Build _build/html from the live copies; return the exit code of jupyter-book."""
+def build_site() -> str:
+    """Build _build/html from the live copies; return what went wrong."""
     command = [Path(sys.executable).parent / "jupyter-book", "build", LIVE / "book"]
     command += ["--path-output", ROOT, "--all", "-q"]
-    return subprocess.run(command).returncode
+    process = subprocess.run(command, capture_output=True, text=True)
+    return process.stdout + process.stderr if process.returncode else ""
 
 
 def main() -> int:
@@ -49,7 +50,7 @@ def main() -> int:
         # the comparison trains every method, so it starts first
         for name, seconds, complaint in pool.map(run_chapter, reversed(names)):
             if complaint:
-                failures.append(f"{complaint}")
+                failures.append(complaint)
                 print(f"{name:<16} {seconds:5.0f} s  FAILED", flush=True)
             else:
                 print(chapter_lines(name, seconds, LIVE / "results" / name), flush=True)
@@ -58,8 +59,9 @@ def main() -> int:
     if failures:
         print(f"{len(failures)} of {len(names)} chapters failed; no site", file=sys.stderr)
         return 1
-    if code := build_site():
-        return code
+    if complaint := build_site():
+        print(f"The site could not be built:\n{complaint}", file=sys.stderr)
+        return 1
     minutes = (time.perf_counter() - start) / 60
     page = ROOT / "_build" / "html" / "index.html"
     print(f"\nThe book is ready ({minutes:.1f} min). Open {page.as_uri()}")

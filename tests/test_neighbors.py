@@ -1,0 +1,84 @@
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcl import neighbors
+from dcl.neighbors import nearest
+from dcl.train import seeded
+
+
+def brute(queries, keys, k, metric):
+    q, x = queries.double(), keys.double()
+    if metric == "cosine":
+        score = -F.normalize(q, dim=1) @ F.normalize(x, dim=1).T
+    else:
+        score = (q[:, None] - x[None]).square().sum(2)
+    return score.sort(dim=1, stable=True).indices[:, :k]
+
+
+@pytest.fixture(params=["faiss", "torch"])
+def engine(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+        monkeypatch.setattr(neighbors, "BUDGET", 500)  # several blocks
+    return request.param
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("k", [1, 7, 90])
+def test_equals_brute_force(engine, metric, k):
+    with seeded(0):
+        q, x = torch.randn(70, 12), torch.randn(90, 12)
+    found = nearest(q, x, k, metric=metric)
+    assert found.dtype == torch.int64 and found.shape == (70, k)
+    assert torch.equal(found, brute(q, x, k, metric))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_self_comes_first(engine, metric):
+    with seeded(0):
+        x = torch.randn(50, 8)
+    assert torch.equal(nearest(x, x, 5, metric=metric)[:, 0], torch.arange(50))
+
+
+def test_by_hand(engine):
+    x = torch.tensor([[1.0, 0.0], [5.0, 5.0], [0.0, 2.0], [3.0, 0.1]])
+    q = torch.tensor([[1.0, 0.2]])
+    assert nearest(q, x, 4, metric="cosine").tolist() == [[3, 0, 1, 2]]
+    assert nearest(q, x, 4, metric="l2").tolist() == [[0, 3, 2, 1]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_ties_go_by_index(engine, metric):
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    x = corners.repeat(3, 1)  # each corner three times
+    assert nearest(corners, x, 3, metric=metric).tolist() == [[k, k + 4, k + 8] for k in range(4)]
+
+
+def test_zero_rows_are_finite(engine):
+    x = torch.cat([torch.zeros(1, 3), torch.eye(3)])
+    assert nearest(x, x, 4).shape == (4, 4)
+
+
+def test_other_floats_keep_gradients_out(engine):
+    x = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(nearest(x, x, 3), brute(x.detach(), x.detach(), 3, "cosine"))
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"k": 0}, "between 1 and the number of keys, 6; got 0"),
+        ({"k": 7}, "got 7"),
+        ({"metric": "l1"}, "cosine, l2"),
+        ({"queries": torch.randn(4, 3)}, "3 and 2"),
+        ({"queries": torch.randn(4)}, "queries must be"),
+        ({"keys": torch.full((6, 2), torch.nan)}, "keys must be finite"),
+    ],
+)
+def test_bad_input(change, words):
+    arguments = {"queries": torch.randn(4, 2), "keys": torch.randn(6, 2), "k": 2} | change
+    with pytest.raises(ValueError, match=words):
+        nearest(**arguments)

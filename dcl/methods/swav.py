@@ -22,9 +22,9 @@ Algorithm, for each batch:
 
 6. Take a LARC step on encoder, head and prototypes; put the batch's z into the queue.
 
-The paper stops here: its product is the encoder. Clusters are made after training, by k-means
-on the normalised encoder features (`fit_clusters`); the nearest prototype (`prototype`) is a
-finer code, with K = n_prototypes values.
+The paper stops here: its product is the encoder. Clusters are made after training, by spherical
+k-means on the embeddings z of the training images (`fit_clusters`, kept in `centroids`); the
+nearest prototype (`prototype`) is a finer code, with K = n_prototypes values.
 
 Differences from the paper and the released code:
 
@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DIGIT_VIEW, SWAV_VIEW, View, multi_crop
+from dcl.augment import SWAV_VIEW, View, multi_crop
 from dcl.kmeans import kmeans
 from dcl.optim import TrainConfig
 from dcl.sinkhorn import sinkhorn
@@ -89,36 +89,23 @@ class Config:
     """Embeddings of earlier batches that share in the assignment, rounded down to batches."""
     queue_start: int = 15
     """Epoch at which the queue begins to fill; it is used once it is full."""
-    train: TrainConfig = TrainConfig(
-        epochs=800,
-        batch_size=4096,
-        optimizer="larc",
-        lr=4.8,
-        weight_decay=1e-6,
-        schedule="cosine",
-        final_lr=0.0048,
-        warmup_epochs=10,
-        warmup_lr=0.3,
-    )
+    # fmt: off
+    train: TrainConfig = TrainConfig(epochs=800, batch_size=4096, optimizer="larc", lr=4.8,
+        weight_decay=1e-6, schedule="cosine", final_lr=0.0048, warmup_epochs=10, warmup_lr=0.3)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        least = {"n_prototypes": 2, "hidden": 1, "dim": 1, "n_assign": 1, "sinkhorn_iterations": 0}
-        for name, low in {**least, "freeze_steps": 0, "queue_length": 0, "queue_start": 0}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}; got {getattr(self, name)}")
-        for name in ("temperature", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}")
+        ones = ("n_prototypes", "hidden", "dim", "n_assign", "temperature", "epsilon")
+        for name in (*ones, "sinkhorn_iterations", "freeze_steps", "queue_length", "queue_start"):
+            value, positive = getattr(self, name), name in ones
+            if not (value > 0 if positive else value >= 0):
+                raise ValueError(f"{name} must be {'above 0' if positive else '>= 0'}; got {value}")
         if not 2 <= len(self.views) >= self.n_assign:
-            raise ValueError(
-                f"views must be at least 2 and at least n_assign = {self.n_assign} crops; "
-                f"got {len(self.views)}"
-            )
+            least = max(2, self.n_assign)
+            raise ValueError(f"views must be {least} recipes or more; got {len(self.views)}")
         if 0 < self.queue_length < self.train.batch_size:
-            raise ValueError(
-                f"queue_length must be 0 or at least train.batch_size, {self.train.batch_size}; "
-                f"got {self.queue_length}"
-            )
+            least = self.train.batch_size
+            raise ValueError(f"queue_length must be 0 or >= {least}; got {self.queue_length}")
 
 
 def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor:
@@ -129,8 +116,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) 
     log_p = (scores / temperature).log_softmax(2)
     pairs = -torch.einsum("abk,vbk->av", codes, log_p) / scores.shape[1]  # (A,V)
     itself = torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
-    others = pairs.masked_fill(itself, 0).sum(1) / (len(scores) - 1)  # (A,)
-    return others.mean()
+    return pairs.masked_fill(itself, 0).sum(1).mean() / (len(scores) - 1)
 
 
 def by_resolution(encoder: nn.Module, crops: list[Tensor]) -> Tensor:
@@ -147,22 +133,20 @@ def by_resolution(encoder: nn.Module, crops: list[Tensor]) -> Tensor:
 class SwAV(Objective):
     """Encoder, projection head, prototypes, queue and, after `fit_clusters`, K clusters."""
 
-    prototypes: nn.Parameter
     queue: Tensor
     centroids: Tensor
 
     def __init__(self, encoder: nn.Module, config: Config):
         super().__init__()
         self.encoder, self.config = encoder, config
-        features = int(encoder.out_dim)  # type: ignore[arg-type]
-        self.head = nets.mlp((features, config.hidden, config.dim))
+        width: int = encoder.out_dim  # type: ignore[assignment]
+        self.head = nets.mlp((width, config.hidden, config.dim))
         self.prototypes = nn.Parameter(torch.randn(config.n_prototypes, config.dim))
         length = config.queue_length - config.queue_length % config.train.batch_size
         self.register_buffer("queue", torch.zeros(config.n_assign, length, config.dim))
-        self.register_buffer("centroids", torch.zeros(config.n_clusters, features))
+        self.register_buffer("centroids", torch.zeros(config.n_clusters, config.dim))
         # numbers of the host: reading them from a buffer would make the GPU wait at every step
         self.epoch = self.steps = self.queued = 0
-        self.latest: Tensor | None = None  # (A,B,D), on its way into the queue
 
     def embed(self, crops: list[Tensor]) -> Tensor:
         """Rows of length 1, float32 (V*B,D), crop-major: one head pass over all crops."""
@@ -187,14 +171,14 @@ class SwAV(Objective):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Steps 1 to 5 for images x (B,C,H,W); also logs the entropy of the codes, in nats.
 
-        "floor" is that entropy: the loss is floor + KL(code || prediction), so never below it.
+        "floor" is that entropy: loss = floor + KL(code || prediction), so never below it.
         """
         with torch.no_grad():
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         z = self.embed(multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
         scores = self.scores(z)
-        codes = self.codes(scores[: self.config.n_assign].detach())
-        self.latest = z[: self.config.n_assign].detach()
+        codes = self.codes(scores[: self.config.n_assign])
+        self.latest = z[: self.config.n_assign].detach()  # (A,B,D), on its way into the queue
         loss = swapped_prediction(scores, codes, self.config.temperature)
         return {"loss": loss, "floor": torch.special.entr(codes).sum(2).mean()}
 
@@ -202,16 +186,13 @@ class SwAV(Objective):
         """Remember the epoch: the queue waits for one."""
         self.epoch = epoch
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Count the step; first in, first out: the newest embeddings stand first in the queue."""
         self.steps += 1
-        if self.queue.shape[1] and self.epoch >= self.config.queue_start:
-            assert self.latest is not None
-            batch = self.latest.shape[1]
-            self.queue = torch.cat([self.latest, self.queue[:, :-batch]], 1)
+        batch, length = self.latest.shape[1], self.queue.shape[1]
+        if length and self.epoch >= self.config.queue_start:
+            self.queue = torch.cat([self.latest, self.queue[:, : length - batch]], 1)
             self.queued += batch
-        self.latest = None
 
     def get_extra_state(self) -> dict[str, int]:
         """Counters, for the checkpoint."""
@@ -221,20 +202,16 @@ class SwAV(Objective):
         """Counters, from the checkpoint."""
         self.steps, self.queued = state["steps"], state["queued"]
 
-    def features(self, x: Tensor) -> Tensor:
-        """Encoder features (B,d) of length 1: what is clustered. The head is for training."""
-        return F.normalize(self.encoder(x).float(), dim=1)
-
     def fit_clusters(self, images: Any) -> None:
-        """Set `centroids` by k-means, best of 10 starts, on the features of uint8 images."""
-        z = extract(self.features, images)
-        self.centroids = kmeans(z, self.config.n_clusters, n_init=10).centroids
+        """Set `centroids`: spherical k-means, best of 10 starts, on the embeddings of images."""
+        z = extract(lambda x: self.embed([x]), images)
+        self.centroids = kmeans(z, len(self.centroids), n_init=10, spherical=True).centroids
 
     def predict(self, x: Tensor) -> Tensor:
         """Cluster (B,) of images x: the nearest centroid. ValueError before `fit_clusters`."""
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call fit_clusters(images)")
-        return torch.cdist(self.features(x), self.centroids).argmin(1)
+        return (self.embed([x]) @ self.centroids.T).argmax(1)
 
     def prototype(self, x: Tensor) -> Tensor:
         """Nearest prototype (B,) of images x: a fine code with n_prototypes values."""
@@ -249,7 +226,7 @@ def fit(
     monitor: Monitor | None = None,
     run_dir: str | Path | None = None,
 ) -> SwAV:
-    """Train SwAV on images uint8 (N,C,H,W), then cluster its features into `n_clusters`.
+    """Train SwAV on images uint8 (N,C,H,W), then cluster its embeddings into `n_clusters`.
 
     An `encoder` with `out_dim` is fine-tuned as a copy. Raises as `check_fit` and `train`.
     """
@@ -263,37 +240,21 @@ def fit(
     return objective
 
 
-_DIGITS = Config(
-    n_clusters=10,
-    n_prototypes=30,
-    encoder="small_cnn",
-    stem="small",
-    hidden=128,
-    dim=64,
-    views=(DIGIT_VIEW, DIGIT_VIEW),
-    freeze_steps=14,
-    train=TrainConfig(epochs=20, batch_size=128, optimizer="adam", lr=3e-3, schedule="cosine"),
-)
-_SMOKE = TrainConfig(epochs=2, batch_size=64, optimizer="larc", lr=0.6)
-_CIFAR = replace(SWAV_VIEW, size=32, scale=(0.2, 1.0))
+# fmt: off
+DIGIT = View(rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1), jitter=(0.4, 0.4, 0, 0),
+    blur=0.5, blur_sigma=(0.3, 1))
+SHAPE = View(rotate=8, translate=0.06, zoom=(0.8, 1.2), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4),
+    gray=0.3)
+CIFAR = replace(SWAV_VIEW, size=32, scale=(0.2, 1))
+QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", stem="small", hidden=128,
+    dim=64, views=(DIGIT, DIGIT), freeze_steps=14, train=TrainConfig(epochs=20, batch_size=128,
+    optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))
 PROFILES = {
-    "smoke": replace(_DIGITS, width=8, train=_SMOKE),
-    "quick": _DIGITS,
-    "gpu": Config(
-        n_clusters=10,
-        n_prototypes=300,
-        encoder="resnet18",
-        stem="small",
-        views=(_CIFAR, _CIFAR),
-        train=TrainConfig(
-            epochs=200,
-            batch_size=256,
-            optimizer="larc",
-            lr=0.6,
-            weight_decay=1e-6,
-            schedule="cosine",
-            final_lr=0.0006,
-        ),
-    ),
+    "smoke": replace(QUICK, width=8, train=replace(QUICK.train, epochs=2, batch_size=64)),
+    "quick": QUICK,
+    "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE)),
+    "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
+        views=(CIFAR, CIFAR), freeze_steps=195, train=TrainConfig(epochs=200, batch_size=256,
+        optimizer="larc", lr=0.6, weight_decay=1e-6, schedule="cosine", final_lr=0.0006)),
     "paper": Config(),
 }

@@ -1,0 +1,139 @@
+"""LARC and the schedules against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dcl.optim import LARC, TrainConfig, ema, learning_rate, make_optimizer
+
+
+def step(w, gradients, **settings):
+    """A parameter after one step for each gradient."""
+    p = torch.nn.Parameter(torch.tensor(w))
+    optimizer = LARC([p], **settings)
+    for g in gradients:
+        p.grad = torch.tensor(g)
+        optimizer.step()
+    return p.detach(), optimizer
+
+
+def test_larc_by_hand():
+    # |p| = 5, |g| = 2: a = .001 * 5 / 2 = .0025; step = lr * a * g = 10 * .0025 * (0, 2)
+    p, _ = step([3.0, 4.0], [[0.0, 2.0]], lr=10.0)
+    torch.testing.assert_close(p, torch.tensor([3.0, 3.95]))
+
+
+def test_larc_weight_decay_by_hand():
+    # a = .001 * 5 / (2 + .1 * 5) = .002; direction g + wd p = (.3, 2.4); step = 10 * .002 * that
+    p, optimizer = step([3.0, 4.0], [[0.0, 2.0]], lr=10.0, weight_decay=0.1)
+    torch.testing.assert_close(p, torch.tensor([3 - 0.006, 4 - 0.048]))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1  # put back after the step
+
+
+def test_larc_momentum_gathers_scaled_gradients():
+    # one dimension: a * g = trust * |p| * sign(g), so the size of g does not matter
+    p, _ = step([1.0], [[5.0], [0.01]], lr=100.0, momentum=0.9)
+    first = 1 - 100 * 0.001  # .9; the buffer holds .001
+    second = first - 100 * (0.9 * 0.001 + 0.001 * first)
+    torch.testing.assert_close(p, torch.tensor([second]))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_larc_step_is_a_share_of_the_weight_whatever_the_gradient(size):
+    p, _ = step([3.0, 4.0], [[size, -size]], lr=12.0)
+    moved = (p - torch.tensor([3.0, 4.0])).norm()
+    assert float(moved) == pytest.approx(12 * 0.001 * 5, rel=1e-4)
+
+
+def test_a_zero_weight_takes_the_raw_step_and_a_zero_gradient_none():
+    p, _ = step([0.0, 0.0], [[1.0, -2.0]], lr=0.1, weight_decay=0.5)
+    torch.testing.assert_close(p, torch.tensor([-0.1, 0.2]))
+    p, _ = step([1.0, 2.0], [[0.0, 0.0]], lr=0.1, weight_decay=0.5)
+    torch.testing.assert_close(p, torch.tensor([1.0, 2.0]))
+
+
+def test_a_parameter_without_gradient_stands_still_whatever_momentum_and_decay_say():
+    p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = LARC([p], lr=1.0, momentum=0.9, weight_decay=0.1)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.tensor([1.0, 2.0]))
+    assert not optimizer.state
+
+
+def test_make_optimizer_and_its_groups():
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [p]}, {"params": [q], "momentum": 0.0}]
+    for name, kind in {"sgd": torch.optim.SGD, "larc": LARC, "adam": torch.optim.Adam}.items():
+        config = TrainConfig(optimizer=name, lr=0.3, weight_decay=0.01)
+        optimizer = make_optimizer([dict(g) for g in groups], config)
+        assert type(optimizer) is kind
+        assert [g["lr"] for g in optimizer.param_groups] == [0.3, 0.3]
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.01]
+        if name != "adam":
+            assert [g["momentum"] for g in optimizer.param_groups] == [0.9, 0.0]
+
+
+def test_warmup_and_cosine_by_hand():
+    config = TrainConfig(
+        epochs=4, lr=4.8, schedule="cosine", final_lr=0.8, warmup_epochs=1, warmup_lr=0.8
+    )
+    lr = learning_rate(config, steps_per_epoch=4)
+    # warm-up: .8 + 4 * step / 4; then .8 + 4 * (1 + cos(pi t / 12)) / 2
+    assert [round(lr(s), 4) for s in range(4)] == [0.8, 1.8, 2.8, 3.8]
+    assert lr(4) == pytest.approx(4.8)
+    assert lr(8) == pytest.approx(0.8 + 2 * (1 + math.cos(math.pi / 3)))  # 3.8
+    assert lr(10) == pytest.approx(2.8)  # half-way
+    assert lr(12) == pytest.approx(0.8 + 2 * (1 - 0.5))  # 1.8
+    assert lr(15) == pytest.approx(0.8 + 2 * (1 + math.cos(11 * math.pi / 12)))
+    assert lr(16) == pytest.approx(0.8)
+
+
+def test_the_papers_schedule():
+    config = TrainConfig(
+        epochs=800, lr=4.8, schedule="cosine", final_lr=0.0048, warmup_epochs=10, warmup_lr=0.3
+    )
+    lr = learning_rate(config, steps_per_epoch=313)
+    rates = [lr(s) for s in range(0, 800 * 313, 313)]
+    assert rates[0] == 0.3 and rates[10] == pytest.approx(4.8) and max(rates) == rates[10]
+    assert rates[1] - rates[0] == pytest.approx(0.45)
+    assert rates[405] == pytest.approx((4.8 + 0.0048) / 2)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+
+
+def test_constant_and_steps():
+    assert learning_rate(TrainConfig(lr=0.1), 5)(123) == 0.1
+    config = TrainConfig(epochs=9, lr=1.0, schedule="step", milestones=(3, 6), gamma=0.1)
+    lr = learning_rate(config, steps_per_epoch=10)
+    assert [lr(29), lr(30), lr(59), lr(60)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_a_run_shorter_than_its_warmup_only_warms_up():
+    lr = learning_rate(TrainConfig(epochs=1, lr=1.0, schedule="cosine", warmup_epochs=2), 10)
+    assert [lr(0), lr(5), lr(9)] == pytest.approx([0, 0.25, 0.45])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": -1}, {"batch_size": 1}, {"lr": -0.1}, {"lr": math.nan}, {"weight_decay": -1e-3}],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "schedule", "precision"])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*; got 'other'"):
+        TrainConfig(**{name: "other"})
+
+
+def test_ema_moves_by_a_share_and_copies_buffers():
+    target, source = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    with torch.no_grad():
+        source.weight.fill_(3.0)
+        source.running_mean.fill_(7.0)
+    ema(target, source, 0.9)
+    torch.testing.assert_close(target.weight, torch.full((2,), 1.2))
+    torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))

@@ -31,7 +31,7 @@ class Health:
     feature_rank: float | None = None
     """Effective rank: exp of the entropy of the normalised singular values."""
     feature_spread: float | None = None
-    """1 - |mean unit feature|^2: 0 when all features point the same way."""
+    """1 - (length of the mean unit feature) squared: 0 when all features point the same way."""
     warnings: list[str] = field(default_factory=list)
 
 

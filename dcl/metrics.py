@@ -211,8 +211,8 @@ def linear_probe(
     """Accuracy on the test set of a linear classifier trained on frozen features.
 
     z (N,D) float, y (N,) class ids. Multinomial logistic regression on features standardised by
-    the training set, penalty |W|^2 / 2N (scikit-learn's C = 1), full-batch L-BFGS from zero, so
-    there is nothing random in it. Runs on z_train's device.
+    the training set, penalty ``W.square().sum() / 2N`` (C = 1 in scikit-learn), full-batch L-BFGS
+    from zero: nothing in it is random. Runs on z_train's device.
     Raises ValueError, TypeError: shapes, NaN, fewer than two classes. Alain & Bengio 2016;
     chapter 00-metrics.
     """

@@ -114,7 +114,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) 
     scores (V,B,K) of all crops, codes (A,B,K) of the first A <= V of them, rows summing to 1.
     """
     log_p = (scores / temperature).log_softmax(2)
-    pairs = -torch.einsum("abk,vbk->av", codes, log_p) / scores.shape[1]  # (A,V)
+    pairs = -torch.stack([(q * log_p).sum(2).mean(1) for q in codes])  # (A,V)
     itself = torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(itself, 0).sum(1).mean() / (len(scores) - 1)
 
@@ -243,18 +243,18 @@ def fit(
 # fmt: off
 DIGIT = View(rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1), jitter=(0.4, 0.4, 0, 0),
     blur=0.5, blur_sigma=(0.3, 1))
-SHAPE = View(rotate=8, translate=0.06, zoom=(0.8, 1.2), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4),
-    gray=0.3)
-CIFAR = replace(SWAV_VIEW, size=32, scale=(0.2, 1))
+SHAPE = View(rotate=8, zoom=(0.8, 1.2), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4), gray=0.3)
 QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", stem="small", hidden=128,
     dim=64, views=(DIGIT, DIGIT), freeze_steps=14, train=TrainConfig(epochs=20, batch_size=128,
     optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))
 PROFILES = {
-    "smoke": replace(QUICK, width=8, train=replace(QUICK.train, epochs=2, batch_size=64)),
+    "smoke": replace(QUICK, width=8, views=(DIGIT, DIGIT, replace(DIGIT, size=12)), freeze_steps=2,
+        queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2, batch_size=64)),
     "quick": QUICK,
     "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE)),
     "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
-        views=(CIFAR, CIFAR), freeze_steps=195, train=TrainConfig(epochs=200, batch_size=256,
-        optimizer="larc", lr=0.6, weight_decay=1e-6, schedule="cosine", final_lr=0.0006)),
+        views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
+        train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,
+        schedule="cosine", final_lr=0.0006)),
     "paper": Config(),
 }

@@ -127,7 +127,9 @@ class View:
         extent, centre = warp.random_crop(x, self.scale, self.ratio)
         extent[:, 0] *= torch.where(flip, -1, 1)
         theta = extent[:, :, None] * theta
-        theta[:, :, 2] += centre + 2 * shift / torch.tensor([width, height]).to(x)
+        theta[:, :, 2] += centre
+        theta[:, 0, 2] += shift[:, 0] * (2 / width)
+        theta[:, 1, 2] += shift[:, 1] * (2 / height)
         # a crop that stays inside repeats the border pixel, as a resize does
         fill = self.fill if leaves else "border"
         stretch = max(self.ratio[1], 1 / self.ratio[0])

@@ -5,10 +5,9 @@ magnitudes are uniform, signs random, and colour factors stay below 1 (they only
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import color, warp
+from dcl import color, warp
 
 
 def _uniform(x: Tensor, low: float, high: float) -> Tensor:
@@ -53,10 +52,10 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with a 3x3-smoothed image: factor 0 is smooth, 1 the image; the border stays."""
     if min(x.shape[2:]) < 3:
         return x
-    kernel = torch.ones(x.shape[1], 1, 3, 3, device=x.device, dtype=x.dtype)
-    kernel[:, :, 1, 1] = 5
+    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]  # sums of 3x3 pixels
     smooth = x.clone()
-    smooth[:, :, 1:-1, 1:-1] = F.conv2d(x, kernel / 13, groups=x.shape[1])
+    smooth[:, :, 1:-1, 1:-1].mul_(4).add_(box).div_(13)  # the pixel itself counts five times
     f = factor.view(-1, 1, 1, 1)
     return (x * f + smooth * (1 - f)).clamp(0, 1)
 
@@ -104,29 +103,30 @@ def randaugment(x: Tensor, rounds: int) -> Tensor:
     """
     operations = list(OPERATIONS.values())
     place = torch.arange(len(x), device=x.device)
+    x, spare = x.clone(), torch.empty_like(x)
     for _ in range(rounds):
         order = torch.randperm(len(x), device=x.device)
-        place, x = place[order], x[order]
+        place = place[order]
+        x, spare = torch.index_select(x, 0, order, out=spare), x
         first = int(torch.randint(len(operations), ()))
-        shares = x.tensor_split(len(operations))  # the first ones may be one larger
-        done = []
-        for k, share in enumerate(shares):
+        for k, share in enumerate(x.tensor_split(len(operations))):  # the first ones: one larger
             if len(share):
-                done.append(operations[(first + k) % len(operations)](share))
-        x = torch.cat(done)
-    return torch.empty_like(x).index_copy_(0, place, x)
+                share.copy_(operations[(first + k) % len(operations)](share))
+    return spare.index_copy_(0, place, x)
 
 
 def erase(x: Tensor, longest: int, colour: Tensor) -> Tensor:
-    """Fill one square per image, side uniform in 1..longest, centre anywhere (Cutout).
+    """Fill one square per image, centre anywhere, cut off at the rim (Cutout).
 
+    Its length is uniform in 1..longest; as in SCAN's code the square reaches length // 2 to
+    either side of its centre, so that odd lengths lose a pixel (6.8 % of 32x32 for 16).
     `colour` broadcasts to x; SCAN fills with the data set's mean. Source: DeVries, Taylor 2017.
     """
-    side = torch.randint(1, longest + 1, (len(x),), device=x.device)
+    reach = torch.randint(1, longest + 1, (len(x), 1), device=x.device) // 2
     masks = []
-    for length in x.shape[2:]:
-        start = torch.randint(length, (len(x),), device=x.device) - side // 2
-        at = torch.arange(length, device=x.device) - start[:, None]  # (B,length)
-        masks.append((at >= 0) & (at < side[:, None]))
+    for side in x.shape[2:]:
+        centre = torch.randint(side, (len(x), 1), device=x.device)
+        away = torch.arange(side, device=x.device) - centre  # (B,side)
+        masks.append((away >= -reach) & (away < reach))
     mask = masks[0][:, None, :, None] & masks[1][:, None, None, :]
     return x.lerp(colour, mask.to(x.dtype))

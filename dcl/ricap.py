@@ -46,8 +46,8 @@ def ricap_draw(
     perms = [
         own if 4 * area > height * width else torch.randperm(batch, device=device) for area in areas
     ]
-    weights = torch.tensor([area / (height * width) for area in areas], device=device)
-    return RicapDraw(torch.stack(perms), weights, heights, widths)
+    weights = torch.tensor([area / (height * width) for area in areas])
+    return RicapDraw(torch.stack(perms), weights.to(device, non_blocking=True), heights, widths)
 
 
 def ricap(x: Tensor, draw: RicapDraw) -> Tensor:

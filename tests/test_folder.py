@@ -46,6 +46,7 @@ def palette(transparent):
         (Image.fromarray(np.full((2, 2), 65535, np.uint16)), "png", [255, 255, 255]),
         (Image.fromarray(np.full((2, 2), 128 * 257, np.uint16)), "png", [128, 128, 128]),
         (Image.fromarray(np.full((2, 2), 300, np.uint16)), "tif", [1, 1, 1]),
+        (Image.fromarray(np.full((2, 2), 400, np.uint16)), "tif", [2, 2, 2]),  # 1.56
     ],
 )
 def test_every_mode_becomes_rgb(tmp_path, image, ending, pixel):

@@ -182,8 +182,8 @@ class DeepCluster(Objective):
         rows = whiten(extract(self.features, self.images), self.config.pca)  # (N,d)
         found = kmeans(rows, self.config.n_pseudo, iterations=20, init="random").labels
         used, labels = found.unique(return_inverse=True)  # numbered from 0, without the empty ones
-        stable = nmi(self.pseudo, labels) if epoch else float("nan")
-        self.log.copy_(torch.tensor([len(used), rows.shape[1], stable]))
+        stability = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
+        self.log.copy_(torch.tensor([len(used), rows.shape[1], stability]))
         self.pseudo.copy_(labels)
         nn.init.normal_(self.top.weight, 0, 0.01)
         nn.init.zeros_(self.top.bias)

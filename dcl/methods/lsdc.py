@@ -1,0 +1,314 @@
+r"""LSD-C: linearly separable deep clusters, learned from which pairs in a batch look alike.
+
+Paper: Rebuffi, Ehrhardt, Han, Vedaldi, Zisserman, *LSD-C: Linearly Separable Deep Clusters*, 2020,
+arXiv 2006.10039. Explained in chapter 02-lsdc.
+
+Notation: features :math:`f_i` and cluster probabilities :math:`p_i` of the clean view of image i;
+:math:`\tilde p_i, \tilde p'_i` probabilities of two RICAP mixtures; pair labels
+:math:`S_{ij} \in \{0,1\}`; RICAP's partners :math:`\pi_k` and shares of the area :math:`W_k`.
+
+Algorithm, after pre-training the encoder (here RotNet) and freezing its lower layers; for every
+batch:
+
+1. features and probabilities of the clean view
+2. pair labels from the detached features: cosine, L2 threshold, SNE, or k nearest neighbours
+3. draw partners and patch sizes, mix two batches with them, at different patch positions
+4. mix the pair labels in the same way, on the side that was mixed:
+   :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`
+5. pair probabilities :math:`P_{ij} = \tilde p_i \cdot p_j`; step down
+
+   .. math:: \frac{1}{B^2} \sum_{ij} -\left[ T_{ij} \log P_{ij} + (1 - T_{ij}) \log (1 - P_{ij})
+             \right] + w(t)\, \frac{1}{BK} \sum_i \lVert \tilde p_i - \tilde p'_i \rVert^2
+
+   with :math:`w(t) = 5 \exp(-5 (1 - \min(t, 100)/100)^2)`, t the epoch from 0
+
+**Differences**
+
+- the released code permutes the side of the pair labels that was not mixed,
+  :math:`S_{i \pi_k(j)}`; ``official_orientation=True`` does so
+- P is clamped to [0,1] (released: NaN when rounding brings it above 1)
+- the L2 labeler exists (released: an UnboundLocalError)
+- the clean view may have a recipe of its own, `clean_view`; in the paper it is that of the others
+- kept from the released code: three forward passes, and BatchNorm of frozen layers in training
+  mode, so its running statistics move although its weights do not
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
+from dcl.methods import rotnet
+from dcl.optim import TrainConfig
+from dcl.train import Monitor, Objective, check_fit, seeded, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """The released settings for CIFAR-10."""
+
+    n_clusters: int = 10
+    labeler: Literal["cosine", "l2", "sne", "knn"] = "cosine"
+    """Rule that says which pairs of a batch are alike."""
+    threshold: float = 0.9
+    """cosine: least similarity; l2: a distance too large; sne: affinity too small (theirs .01)."""
+    temperature: float = 1.0
+    """sne only: width T of the Gaussian."""
+    k: int = 20
+    """knn only: neighbours, the image itself counted."""
+    beta: float = 0.3
+    """Parameter of RICAP's Beta(beta, beta); 0: no mixing."""
+    consistency: float = 5.0
+    """Final weight of the squared error between the two mixtures."""
+    ramp: int = 100
+    """Epochs over which that weight rises."""
+    view: View = CROP_FLIP
+    """View of the images before they are mixed."""
+    clean_view: View = CROP_FLIP
+    """View that is labelled."""
+    frozen: tuple[str, ...] = ("1.conv1", "1.bn1", "1.layer1", "1.layer2", "1.layer3")
+    """Beginnings of the names of the encoder's parameters that stay as the pretext left them."""
+    official_orientation: bool = False
+    """Permute the pair labels on the side that was not mixed, as the released code."""
+    pretext: rotnet.Config = rotnet.Config()
+    """Its seed is replaced by `seed`. Unused when an encoder is handed in."""
+    train: TrainConfig = TrainConfig(
+        epochs=220,
+        batch_size=256,
+        lr=0.1,
+        weight_decay=5e-4,
+        schedule="step",
+        milestones=(140, 180),
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.labeler not in LABELERS:
+            raise ValueError(f"labeler must be one of {LABELERS}; got {self.labeler!r}")
+        if self.labeler == "knn" and not 2 <= self.k <= self.train.batch_size:
+            raise ValueError(
+                f"k must be between 2 and train.batch_size, {self.train.batch_size}; got {self.k}"
+            )
+        for name, good, expected in (
+            ("temperature", self.temperature > 0, "above 0"),
+            ("beta", self.beta >= 0, "at least 0"),
+            ("ramp", self.ramp >= 1, "at least 1"),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)}")
+
+
+LABELERS = ("cosine", "l2", "sne", "knn")
+
+
+# ---------------------------------------------------------------- pair labels
+
+
+def cosine_labels(f: Tensor, threshold: float = 0.9) -> Tensor:
+    """1 where the cosine of two rows of f (B,D) is at least `threshold`: (B,B) of 0 and 1.
+
+    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    """
+    f = F.normalize(f, dim=1)
+    return _own(f @ f.T >= threshold)
+
+
+def l2_labels(f: Tensor, threshold: float) -> Tensor:
+    """1 where the distance of two rows of f (B,D) is below `threshold`: (B,B) of 0 and 1.
+
+    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    """
+    return _own(torch.cdist(f, f) < threshold)
+
+
+def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> Tensor:
+    """1 where the SNE affinity of two rows of f (B,D) is above `threshold`: (B,B) of 0 and 1.
+
+    The affinity is the mean of "j is i's neighbour" and "i is j's", each a softmax of minus the
+    squared distance over T squared. Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    """
+    logits = -(torch.cdist(f, f) ** 2) / temperature**2
+    logits.fill_diagonal_(-1000)  # as released; nobody is its own neighbour
+    return _own((logits.softmax(1) + logits.softmax(0)) / 2 > threshold)
+
+
+def knn_labels(f: Tensor, k: int = 20) -> Tensor:
+    """1 where i is near to j *or* j near to i, rows of f (B,D): (B,B) of 0 and 1.
+
+    Near: closer than the k-th smallest distance, the own one (0) counted, so k - 2 others.
+    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    """
+    distance = torch.cdist(f, f).fill_diagonal_(0)
+    kth = distance.kthvalue(k, dim=1).values  # (B,)
+    return _own((distance < kth[:, None]) | (distance < kth[None, :]))
+
+
+def _own(alike: Tensor) -> Tensor:
+    """As float, with every image alike to itself."""
+    return alike.float().fill_diagonal_(1)
+
+
+def pair_labels(f: Tensor, config: Config) -> Tensor:
+    """The labels (B,B) of features (B,D) by the rule of the configuration, without gradient."""
+    f = f.detach().float()
+    if config.labeler == "knn":
+        return knn_labels(f, config.k)
+    if config.labeler == "sne":
+        return sne_labels(f, config.threshold, config.temperature)
+    return (cosine_labels if config.labeler == "cosine" else l2_labels)(f, config.threshold)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
+    r"""Soft pair labels (B,B) of RICAP mixtures (rows) and clean images (columns).
+
+    :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`: a mixture is as much like j as its parts are, by
+    their area. `official` is the released :math:`\sum_k W_k S_{i \pi_k(j)}`, the transpose.
+    Source: LSD-C section 3.2. Chapter: 02-lsdc.
+    """
+    parts = [s[:, perm] if official else s[perm] for perm in draw.perms]
+    return torch.einsum("k,kij->ij", draw.weights, torch.stack(parts))
+
+
+def pair_loss(p_mixed: Tensor, p: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor:
+    """Binary cross-entropy of "the same cluster" over all pairs, a scalar.
+
+    `p_mixed`, `p` (B,K): probabilities; `target` (B,B) in [0,1]. Their dot product is the
+    probability that two independent draws agree. Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    """
+    same = (p_mixed @ p.T).clamp(0, 1)  # rounding may lead above 1, and the log to NaN
+    return -(target * (same + eps).log() + (1 - target) * (1 - same + eps).log()).mean()
+
+
+def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
+    """Weight of the consistency loss, from height * exp(-5) at 0 to `height` at `length`.
+
+    Source: LSD-C section 3.3, after Laine and Aila 2017. Chapter: 02-lsdc.
+    """
+    return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
+
+
+# ---------------------------------------------------------------- objective
+
+
+class LSDC(Objective):
+    """An encoder and a linear head that cut a batch where its own features see a gap."""
+
+    def __init__(self, encoder: nn.Module, config: Config):
+        super().__init__()
+        self.config, self.encoder, self.weight = config, encoder, 0.0
+        width: int = encoder.out_dim  # type: ignore[assignment]
+        self.head = nn.Linear(width, config.n_clusters)
+        freeze(encoder, config.frozen)
+
+    def before_epoch(self, epoch: int) -> None:
+        """Raise the weight of the consistency loss."""
+        self.weight = ramp_up(epoch, self.config.ramp, self.config.consistency)
+
+    def mix(self, x: Tensor) -> tuple[Tensor, Tensor, RicapDraw]:
+        """Two mixtures of views of x, and the draw that both share."""
+        draw = ricap_draw(len(x), (x.shape[2], x.shape[3]), self.config.beta or 1.0, x.device)
+        a, b = self.config.view(x), self.config.view(x)
+        if self.config.beta:
+            return ricap(a, draw), ricap(b, draw), draw
+        whole = replace(draw, perms=torch.arange(len(x), device=x.device).expand(4, -1))
+        return a, b, whole
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Pair and consistency loss; "positive" is the share of pairs called alike."""
+        a, b, draw = self.mix(x)
+        f = self.encoder(self.config.clean_view(x))
+        p, p_a, p_b = (
+            self.head(z).float().softmax(1) for z in (f, self.encoder(a), self.encoder(b))
+        )
+        alike = pair_labels(f, self.config)
+        with torch.autocast(x.device.type, enabled=False):
+            target = mixed_targets(alike, draw, self.config.official_orientation)
+            pairs = pair_loss(p_a, p, target)
+        agree = F.mse_loss(p_a, p_b)
+        loss = pairs + self.weight * agree
+        return {"loss": loss, "pairs": pairs, "consistency": agree, "positive": alike.mean()}
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Cluster probabilities (B,K)."""
+        return self.head(self.encoder(x)).float().softmax(1)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Cluster (B,) of images x."""
+        return self.predict_proba(x).argmax(1)
+
+
+def freeze(encoder: nn.Module, beginnings: Sequence[str]) -> None:
+    """Take the parameters whose names begin so out of training. Raises ValueError if none does."""
+    for start in beginnings:
+        found = [p for name, p in encoder.named_parameters() if name.startswith(start + ".")]
+        if not found:
+            names = sorted({name.rsplit(".", 1)[0] for name, _ in encoder.named_parameters()})
+            raise ValueError(f"frozen must name parts of the encoder, {names}; got {start!r}")
+        for p in found:
+            p.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- Algorithm 1
+
+
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    encoder: nn.Module | None = None,
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> LSDC:
+    """Cluster images uint8 (N,C,H,W) without labels.
+
+    `encoder`: any trained module with `out_dim`, instead of the pretext; a copy is trained.
+    Chapter: 02-lsdc.
+    """
+    check_fit(images, config, run_dir)
+    with seeded(config.seed):
+        if encoder is None:  # pretext
+            inner = Path(run_dir) / "pretext" if run_dir else None
+            recipe = replace(config.pretext, seed=config.seed)
+            encoder = rotnet.fit(images, recipe, monitor=monitor, run_dir=inner).encoder
+        objective = LSDC(copy.deepcopy(encoder).to(images.device), config)
+        train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
+    return objective
+
+
+_ADAM = TrainConfig(epochs=20, batch_size=256, optimizer="adam", lr=2e-3, schedule="cosine")
+_QUICK = Config(
+    labeler="knn",
+    k=20,
+    ramp=10,
+    view=DIGIT_VIEW,
+    clean_view=View(),
+    frozen=(),
+    pretext=rotnet.PROFILES["quick"],
+    train=_ADAM,
+)
+PROFILES = {
+    "smoke": replace(
+        _QUICK,
+        k=6,
+        pretext=rotnet.PROFILES["smoke"],
+        train=replace(_ADAM, epochs=3, batch_size=32, lr=5e-3),
+    ),
+    "quick": _QUICK,
+    "gpu": Config(
+        pretext=rotnet.PROFILES["gpu"],
+        train=TrainConfig(
+            epochs=60, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(38, 49)
+        ),
+    ),
+    "paper": Config(),
+}

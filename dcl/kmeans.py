@@ -63,15 +63,20 @@ def kmeans(
         origin = x.new_zeros(x.shape[1]) if spherical else x.mean(0)
         best: KMeansResult | None = None
         for _ in range(n_init):
-            run = _lloyd(x - origin, origin, n_clusters, iterations, spherical, init)
+            run = lloyd(x - origin, origin, n_clusters, iterations, spherical, init)
             best = run if best is None or run.inertia < best.inertia else best
         assert best is not None
         return best
 
 
-def _lloyd(
+def lloyd(
     x: Tensor, origin: Tensor, k: int, iterations: int, spherical: bool, init: str | Tensor
 ) -> KMeansResult:
+    """One start of `kmeans`: assign and average in turn until the assignment stands still.
+
+    x (N,D) float32 is measured from origin (D,), the centroids returned are not.
+    Source: Lloyd 1982. Chapter: 00-metrics.
+    """
     if isinstance(init, Tensor):
         c = init.to(x) - origin
     elif init == "random":

@@ -17,7 +17,8 @@ COLOURS = ["#2F86C9", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
 # fmt: on
 
 
-def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.4)) -> Any:
+def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.4)) -> Any:
+    """A transparent figure and its axes (rows, columns), with the colours of this file."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -58,7 +59,7 @@ def grid(
     columns = min(columns, len(a))
     rows = -(-len(a) // columns)
     high = scale * (1.3 if titles is not None else 1.0)
-    figure, axes = _figure(rows, columns, (scale * columns, high * rows))
+    figure, axes = canvas(rows, columns, (scale * columns, high * rows))
     for k, ax in enumerate(axes.flat):
         ax.set_axis_off()
         if k >= len(a):
@@ -84,10 +85,10 @@ def loss_curve(
     numbers = [k for k, v in history[-1].items() if isinstance(v, int | float)]
     keys = keys or [k for k in numbers if "loss" in k.lower()]
     keys = keys or [k for k in numbers if k not in ("epoch", "seconds", "lr")]
-    figure, axes = _figure()
+    figure, axes = canvas()
     ax = axes[0, 0]
     for n, key in enumerate(keys):
-        points = [(i, h[key]) for i, h in enumerate(history) if key in h]
+        points = [(h.get("epoch", i), h[key]) for i, h in enumerate(history) if key in h]
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=COLOURS[n % 10], label=key, marker="o" if len(x) < 3 else None)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -101,7 +102,7 @@ def loss_curve(
 
 def health_panel(health: Any) -> Any:
     """Cluster sizes on the left, what `dcl.health.health` measured on the right."""
-    figure, axes = _figure(1, 2, (8.0, 3.0))
+    figure, axes = canvas(1, 2, (8.0, 3.0))
     left, right = axes[0]
     sizes = np.sort(np.asarray(health.sizes))[::-1]
     left.bar(np.arange(len(sizes)), sizes, width=0.9 if len(sizes) < 60 else 1.0, color=COLOURS[0])
@@ -139,7 +140,7 @@ def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
     if m.ndim != 2:
         raise ValueError(f"matrix must be (classes, clusters); got {m.shape}")
     share = m / np.maximum(m.sum(1, keepdims=True), 1)
-    figure, axes = _figure(1, 1, (1.6 + 0.42 * m.shape[1], 1.2 + 0.42 * m.shape[0]))
+    figure, axes = canvas(1, 1, (1.6 + 0.42 * m.shape[1], 1.2 + 0.42 * m.shape[0]))
     ax = axes[0, 0]
     ax.imshow(share, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     if m.size <= 400:
@@ -180,7 +181,7 @@ def embedding(
         near = min(30, (len(at) - 1) / 3)
         sne = TSNE(perplexity=near, init="pca", random_state=0, max_iter=500, n_jobs=1)
         at = sne.fit_transform(at)
-    figure, axes = _figure(1, 1, (5.4, 4.4))
+    figure, axes = canvas(1, 1, (5.4, 4.4))
     ax = axes[0, 0]
     ax.set_axis_off()
     y = _array(labels)[rows] if labels is not None else np.zeros(len(at), int)
@@ -214,7 +215,7 @@ def prototypes(images: Any, clusters: Any, confidence: Any, each: int = 8, rows:
         best = best[np.argsort(-s[best], kind="stable")][:each]
         tiles.append(a[best])
         titles.append(str(k))
-    figure, axes = _figure(len(used), each, (0.62 * each + 0.4, 0.62 * len(used)))
+    figure, axes = canvas(len(used), each, (0.62 * each + 0.4, 0.62 * len(used)))
     for r, ax in enumerate(axes.flat):
         k, n = divmod(r, each)
         ax.set(xticks=[], yticks=[])
@@ -235,7 +236,7 @@ def bars(
     """Grouped bars: {name: value} or {name: {measure: value}}; `errors` gives half-lengths."""
     groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in values.items()}
     measures = list(next(iter(groups.values())))
-    figure, axes = _figure(1, 1, (max(4.0, 0.9 + 0.42 * len(groups) * (len(measures) + 1)), 3.2))
+    figure, axes = canvas(1, 1, (max(4.0, 0.9 + 0.42 * len(groups) * (len(measures) + 1)), 3.2))
     ax = axes[0, 0]
     width = 0.8 / len(measures)
     for n, measure in enumerate(measures):

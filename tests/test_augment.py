@@ -478,7 +478,7 @@ def test_fourteen_operations_in_the_ranges_of_scan():
         shift = {k: apply[f"translate {k}"](ramps(3000)) - ramps(3000) for k in "xy"}
         shear = {k: apply[f"shear {k}"](ramps(3000)) - ramps(3000) for k in "xy"}
         kept = apply["solarize"](flat / 2)[:, 0, 0, 0] == 0.25
-        fine = ramps(3000, 256)[:64, :1]
+        fine = ramps(64, 256)[:, :1]
         bits = torch.tensor([len(i.unique()) for i in apply["posterize"](fine)]).log2()
     assert dimmed.min() == pytest.approx(0.05, abs=0.01)
     assert dimmed.max() == pytest.approx(0.95, abs=0.01)

@@ -197,14 +197,13 @@ def test_embeddings_are_unit_float32_rows_from_one_head_pass(x):
 
 
 def test_forward_is_the_algorithm(x):
-    objective = make(replace(TINY, views=(View(), View(), View(size=6))))
+    objective = make(replace(TINY, views=(View(), View(size=6), View())))  # not random
     with torch.no_grad():
         objective.prototypes.mul_(7)
     losses = objective(x, torch.arange(4))
     c = objective.prototypes
     torch.testing.assert_close(c.norm(dim=1), torch.ones(5))
-    small = View(size=6)(x)
-    z = objective.embed([x, x, small])
+    z = objective.embed([x, View(size=6)(x), x])
     s = (z @ c.T).view(3, 4, 5)
     codes = torch.stack([sinkhorn(s[0].detach()), sinkhorn(s[1].detach())])
     torch.testing.assert_close(losses["loss"], swapped_prediction(s, codes, 0.1))

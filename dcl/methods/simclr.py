@@ -132,7 +132,7 @@ _DIGITS = TrainConfig(
 )
 PROFILES = {
     "smoke": Config("small_cnn", 8, 16, view=DIGIT_VIEW, train=TrainConfig(1, 64, "adam", 1e-3)),
-    "quick": Config("small_cnn", 32, 64, view=DIGIT_VIEW, train=_DIGITS),
+    "quick": Config("small_cnn", 32, 64, 0.5, view=DIGIT_VIEW, train=_DIGITS),
     "gpu": Config(
         train=TrainConfig(
             epochs=100, batch_size=512, lr=0.4, weight_decay=1e-4, schedule="cosine", final_lr=4e-4

@@ -80,29 +80,21 @@ class Config:
     pretext: rotnet.Config = rotnet.Config()
     """Its seed is replaced by `seed`. Unused when an encoder is handed in."""
     train: TrainConfig = TrainConfig(
-        epochs=220,
-        batch_size=256,
-        lr=0.1,
-        weight_decay=5e-4,
-        schedule="step",
-        milestones=(140, 180),
+        epochs=220, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(140, 180)
     )
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.labeler not in LABELERS:
-            raise ValueError(f"labeler must be one of {LABELERS}; got {self.labeler!r}")
-        if self.labeler == "knn" and not 2 <= self.k <= self.train.batch_size:
-            raise ValueError(
-                f"k must be between 2 and train.batch_size, {self.train.batch_size}; got {self.k}"
-            )
+        size = self.train.batch_size
         for name, good, expected in (
+            ("labeler", self.labeler in LABELERS, f"one of {', '.join(LABELERS)}"),
+            ("k", self.labeler != "knn" or 2 <= self.k <= size, f"in 2 to batch_size, {size}"),
             ("temperature", self.temperature > 0, "above 0"),
             ("beta", self.beta >= 0, "at least 0"),
             ("ramp", self.ramp >= 1, "at least 1"),
         ):
             if not good:
-                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")
 
 
 LABELERS = ("cosine", "l2", "sne", "knn")
@@ -214,33 +206,29 @@ class LSDC(Objective):
         """Raise the weight of the consistency loss."""
         self.weight = ramp_up(epoch, self.config.ramp, self.config.consistency)
 
-    def mix(self, x: Tensor) -> tuple[Tensor, Tensor, RicapDraw]:
-        """Two mixtures of views of x, and the draw that both share."""
-        draw = ricap_draw(len(x), (x.shape[2], x.shape[3]), self.config.beta or 1.0, x.device)
-        a, b = self.config.view(x), self.config.view(x)
-        if self.config.beta:
-            return ricap(a, draw), ricap(b, draw), draw
-        whole = replace(draw, perms=torch.arange(len(x), device=x.device).expand(4, -1))
-        return a, b, whole
-
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Pair and consistency loss; "positive" is the share of pairs called alike."""
-        a, b, draw = self.mix(x)
-        f = self.encoder(self.config.clean_view(x))
-        p, p_a, p_b = (
-            self.head(z).float().softmax(1) for z in (f, self.encoder(a), self.encoder(b))
-        )
-        alike = pair_labels(f, self.config)
+        c = self.config
+        f = self.encoder(c.clean_view(x))
+        target = alike = pair_labels(f, c)
+        a, b = c.view(x), c.view(x)
+        if c.beta:
+            draw = ricap_draw(len(x), (x.shape[2], x.shape[3]), c.beta, x.device)
+            a, b = ricap(a, draw), ricap(b, draw)
+            target = mixed_targets(alike, draw, c.official_orientation)
+        p, p_a, p_b = (self.probabilities(z) for z in (f, self.encoder(a), self.encoder(b)))
         with torch.autocast(x.device.type, enabled=False):
-            target = mixed_targets(alike, draw, self.config.official_orientation)
-            pairs = pair_loss(p_a, p, target)
-        agree = F.mse_loss(p_a, p_b)
+            pairs, agree = pair_loss(p_a, p, target), F.mse_loss(p_a, p_b)
         loss = pairs + self.weight * agree
         return {"loss": loss, "pairs": pairs, "consistency": agree, "positive": alike.mean()}
 
+    def probabilities(self, f: Tensor) -> Tensor:
+        """Cluster probabilities (B,K) of features (B,D)."""
+        return self.head(f).float().softmax(1)
+
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Cluster probabilities (B,K)."""
-        return self.head(self.encoder(x)).float().softmax(1)
+        """Cluster probabilities (B,K) of images x."""
+        return self.probabilities(self.encoder(x))
 
     def predict(self, x: Tensor) -> Tensor:
         """Cluster (B,) of images x."""
@@ -285,30 +273,20 @@ def fit(
     return objective
 
 
-_ADAM = TrainConfig(epochs=20, batch_size=256, optimizer="adam", lr=2e-3, schedule="cosine")
 _QUICK = Config(
     labeler="knn",
-    k=20,
     ramp=10,
     view=DIGIT_VIEW,
     clean_view=View(),
     frozen=(),
     pretext=rotnet.PROFILES["quick"],
-    train=_ADAM,
+    train=TrainConfig(20, 256, "adam", 2e-3, schedule="cosine"),
 )
+_GPU = TrainConfig(60, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(38, 49))
+_SMOKE = TrainConfig(3, 32, "adam", 5e-3)
 PROFILES = {
-    "smoke": replace(
-        _QUICK,
-        k=6,
-        pretext=rotnet.PROFILES["smoke"],
-        train=replace(_ADAM, epochs=3, batch_size=32, lr=5e-3),
-    ),
+    "smoke": replace(_QUICK, k=6, pretext=rotnet.PROFILES["smoke"], train=_SMOKE),
     "quick": _QUICK,
-    "gpu": Config(
-        pretext=rotnet.PROFILES["gpu"],
-        train=TrainConfig(
-            epochs=60, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(38, 49)
-        ),
-    ),
+    "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=_GPU),
     "paper": Config(),
 }

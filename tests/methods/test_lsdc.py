@@ -1,0 +1,391 @@
+"""LSD-C by hand, by loop, in float64, and against the figures of the released code."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcl import nets
+from dcl.augment import RicapDraw, View, ricap_draw
+from dcl.data import load
+from dcl.methods import lsdc
+from dcl.methods.lsdc import (
+    LSDC,
+    PROFILES,
+    Config,
+    cosine_labels,
+    fit,
+    freeze,
+    knn_labels,
+    l2_labels,
+    mixed_targets,
+    pair_labels,
+    pair_loss,
+    ramp_up,
+    sne_labels,
+)
+from dcl.optim import TrainConfig
+from dcl.train import seeded, train
+
+SGD = TrainConfig(epochs=1, batch_size=4, lr=0.5)
+
+
+def draw(perms, weights):
+    return RicapDraw(torch.tensor(perms), torch.tensor(weights), (0,) * 4, (0,) * 4)
+
+
+@pytest.fixture
+def features():
+    with seeded(1):
+        return torch.rand(40, 6, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- labelers
+
+
+def test_cosine_labels_by_hand():
+    f = torch.tensor([[1.0, 0.0], [3.0, 0.0], [4.0, 3.0], [0.0, 2.0]])  # cosines 1, .8, .6, 0
+    assert cosine_labels(f, 0.79).tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 1],
+    ]
+    assert cosine_labels(f, 0.81).sum() == 6  # only the first two, and each with itself
+    assert cosine_labels(f, 1.0)[0, 1] == 1  # "at least", not "more than"
+
+
+def test_l2_labels_by_hand():
+    f = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])  # distances 5, 5.83, 1
+    assert l2_labels(f, 5.5).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    assert l2_labels(f, 5.0).tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]  # "below"
+    assert l2_labels(f, 0.0).tolist() == torch.eye(3).tolist()
+
+
+def affinity(f, t):
+    """SNE's symmetrised neighbour probabilities, pair by pair."""
+    n = len(f)
+    d = [[float(((f[i] - f[j]) ** 2).sum()) / t**2 for j in range(n)] for i in range(n)]
+    p = [[0.0] * n for _ in range(n)]
+    for i in range(n):
+        total = sum(math.exp(-d[i][j]) for j in range(n) if j != i)
+        for j in range(n):
+            p[i][j] = math.exp(-d[i][j]) / total if i != j else 0.0
+    return torch.tensor([[(p[i][j] + p[j][i]) / 2 for j in range(n)] for i in range(n)])
+
+
+@pytest.mark.parametrize(("threshold", "t"), [(0.02, 1.0), (0.03, 0.5), (0.05, 0.3)])
+def test_sne_labels_by_loop(features, threshold, t):
+    expected = (affinity(features, t) > threshold).float().fill_diagonal_(1)
+    assert 40 < expected.sum() < 1600
+    assert torch.equal(sne_labels(features, threshold, t), expected)
+
+
+def test_knn_labels_by_loop(features):
+    k, n = 7, 40
+    d = [[float(((features[i] - features[j]) ** 2).sum()) for j in range(n)] for i in range(n)]
+    near = [[d[i][j] < sorted(d[i])[k - 1] for j in range(n)] for i in range(n)]
+    assert all(sum(row) == k - 1 for row in near)  # itself and k - 2 others
+    expected = torch.tensor([[float(near[i][j] or near[j][i]) for j in range(n)] for i in range(n)])
+    assert torch.equal(knn_labels(features, k), expected)
+
+
+def test_knn_labels_are_the_union_of_both_directions():
+    f = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    # k = 3: each with its nearest other; 0-1, 1-0, 2-1, 3-2, and the way back
+    assert knn_labels(f, 3).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_knn_rows_of_the_released_default():
+    with seeded(0):
+        rows = torch.cat([knn_labels(torch.randn(256, 512), 20).sum(1) for _ in range(5)])
+    assert rows.min() == 19  # 18 others and itself
+    assert 70 < rows.max() < 200  # hubs: core figures 19 to 118, mean 30
+    assert 26 < rows.mean() < 34
+
+
+def test_knn_labels_with_duplicates_keep_the_diagonal():
+    assert torch.equal(knn_labels(torch.ones(5, 3), 3), torch.eye(5))
+
+
+RULES = {
+    "cosine": {"threshold": 0.8},
+    "l2": {"threshold": 0.7},
+    "sne": {"threshold": 0.03, "temperature": 0.5},
+    "knn": {"k": 6},
+}
+
+
+@pytest.mark.parametrize("labeler", RULES)
+def test_every_rule_is_symmetric_binary_and_follows_the_rows(labeler, features):
+    config = Config(labeler=labeler, **RULES[labeler])
+    f = features.float().requires_grad_()
+    s = pair_labels(f, config)
+    assert not s.requires_grad and s.dtype == torch.float32
+    assert torch.equal(s, s.T) and torch.equal(s.diagonal(), torch.ones(40))
+    assert set(s.unique().tolist()) == {0.0, 1.0}
+    order = torch.arange(39, -1, -1)
+    assert torch.equal(pair_labels(f[order], config), s[order][:, order])
+    function = getattr(lsdc, f"{labeler}_labels")
+    assert torch.equal(s, function(f.detach(), **RULES[labeler]).float())
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_pair_loss_by_hand():
+    a = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    b = torch.tensor([[0.7, 0.3], [0.4, 0.6]])
+    t = torch.tensor([[1.0, 0.0], [0.25, 1.0]])
+    p = [[0.66, 0.42], [0.38, 0.56]]
+    expected = -(
+        math.log(p[0][0])
+        + math.log(1 - p[0][1])
+        + 0.25 * math.log(p[1][0])
+        + 0.75 * math.log(1 - p[1][0])
+        + math.log(p[1][1])
+    )
+    assert pair_loss(a, b, t).item() == pytest.approx(expected / 4, rel=1e-5)
+
+
+def test_pair_loss_pairs_each_mixture_with_each_clean_image():
+    with seeded(0):
+        a, b = torch.rand(5, 3).softmax(1), torch.rand(5, 3).softmax(1)
+        t = torch.rand(5, 5)
+    rows = [
+        F.binary_cross_entropy((a[i] * b[j]).sum(), t[i, j]) for i in range(5) for j in range(5)
+    ]
+    torch.testing.assert_close(pair_loss(a, b, t), torch.stack(rows).mean())
+    assert not torch.isclose(pair_loss(a, b, t.T), pair_loss(a, b, t), rtol=1e-4)
+
+
+def test_pair_loss_gradient_in_float64():
+    with seeded(0):
+        a, b = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        t = torch.rand(4, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b: pair_loss(a.softmax(1), b.softmax(1), t), (a, b))
+
+
+def test_pair_loss_survives_a_probability_above_one():
+    one = torch.tensor([[1 + 3e-7, 0.0]])
+    zero = torch.zeros(1, 1)
+    released = -((1 - zero) * (1 - one @ one.T + 1e-7).log()).mean()
+    assert released.isnan()
+    assert pair_loss(one, one, zero).item() == pytest.approx(-math.log(1e-7), rel=1e-4)
+    sure = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = pair_loss(sure, torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
+    loss.backward()
+    assert loss.isfinite() and sure.grad.isfinite().all()
+
+
+def test_mixed_targets_by_hand():
+    s = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    d = draw([[0, 1, 2], [2, 0, 1], [0, 1, 2], [0, 1, 2]], [0.5, 0.3, 0.2, 0.0])
+    t = mixed_targets(s, d)
+    # image 0 is .7 itself and .3 image 2; image 1 is .7 itself and .3 image 0; 2: .7 and .3 of 1
+    torch.testing.assert_close(t, torch.tensor([[0.7, 0.7, 0.3], [1, 1, 0.0], [0.3, 0.3, 0.7]]))
+    torch.testing.assert_close(mixed_targets(s, d, official=True), t.T)
+
+
+def test_mixed_targets_by_loop():
+    with seeded(0):
+        s, d = (torch.rand(12, 12) > 0.5).float(), ricap_draw(12, 9)
+        while (d.perms == torch.arange(12)).all():
+            d = ricap_draw(12, 9)
+    for i in range(12):
+        for j in range(12):
+            right = sum(w * s[perm[i], j] for w, perm in zip(d.weights, d.perms, strict=True))
+            theirs = sum(w * s[i, perm[j]] for w, perm in zip(d.weights, d.perms, strict=True))
+            torch.testing.assert_close(mixed_targets(s, d)[i, j], right)
+            torch.testing.assert_close(mixed_targets(s, d, official=True)[i, j], theirs)
+
+
+def test_released_orientation_costs_what_core_says():
+    """Perfect predictions: error 0 and loss .068 the right way, .0229 and .211 transposed."""
+    with seeded(0):
+        y = torch.randint(10, (256,))
+        p = F.one_hot(y, 10).float()
+        gap, loss, moved, n = torch.zeros(2), torch.zeros(2), 0.0, 300
+        for _ in range(n):
+            d = ricap_draw(256, 32)
+            p_mixed = torch.einsum("k,kic->ic", d.weights, p[d.perms])
+            moved += sum(
+                float(w) for w, q in zip(d.weights, d.perms) if not torch.equal(q, q.sort()[0])
+            )
+            for k, official in enumerate((False, True)):
+                t = mixed_targets(p @ p.T, d, official)
+                gap[k] += (t - p_mixed @ p.T).abs().mean() / n
+                loss[k] += pair_loss(p_mixed, p, t) / n
+    assert gap[0] < 1e-6 and 0.016 < gap[1] < 0.026
+    assert 0.05 < loss[0] < 0.08 and 0.16 < loss[1] < 0.24
+    assert 0.09 < moved / n < 0.14  # permuted patches carry 12 % of the area
+
+
+def test_ramp_up():
+    values = [ramp_up(t) for t in (0, 25, 50, 100, 219)]
+    assert values == pytest.approx([0.0337, 0.3003, 1.4325, 5, 5], abs=1e-4)
+    assert ramp_up(5, 10, 2.0) == pytest.approx(2 * math.exp(-1.25))
+
+
+# ---------------------------------------------------------------- objective
+
+
+class Flat(nn.Module):
+    """Mean brightness of the quarters, scaled."""
+
+    out_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, 2).flatten(1) * self.scale
+
+
+def test_forward_is_the_algorithm_step_by_step(monkeypatch):
+    with seeded(0):
+        x = torch.rand(6, 1, 8, 8)
+        plain = Config(3, "knn", k=3, view=View(), clean_view=View(), frozen=(), train=SGD)
+        objective = LSDC(Flat(), plain)
+    objective.before_epoch(100)
+    with seeded(5):
+        found = objective(x, torch.arange(6))
+    with seeded(5):
+        for _ in range(3):
+            View()(
+                x
+            )  # the clean one and the two to be mixed: they draw, though they change nothing
+        d = ricap_draw(6, 8)
+        a, b = lsdc.ricap(x, d), lsdc.ricap(x, d)
+    p, p_a, p_b = (objective.head(objective.encoder(v)).softmax(1) for v in (x, a, b))
+    s = knn_labels(objective.encoder(x).detach(), 3)
+    pairs = pair_loss(p_a, p, mixed_targets(s, d))
+    agree = ((p_a - p_b) ** 2).mean()
+    assert agree > 0
+    torch.testing.assert_close(found["pairs"], pairs)
+    torch.testing.assert_close(found["consistency"], agree)
+    torch.testing.assert_close(found["loss"], pairs + 5 * agree)
+    assert found["positive"] == s.mean()
+
+    with seeded(5):
+        other = LSDC(Flat(), replace(plain, official_orientation=True))
+        other.load_state_dict(objective.state_dict())
+    with seeded(5):
+        theirs = other(x, torch.arange(6))["pairs"]
+    torch.testing.assert_close(theirs, pair_loss(p_a, p, mixed_targets(s, d, official=True)))
+
+
+def test_without_mixing_the_targets_are_the_labels():
+    with seeded(0):
+        x = torch.rand(6, 1, 8, 8)
+        config = Config(3, "knn", k=3, beta=0, view=View(), clean_view=View(), frozen=(), train=SGD)
+        objective = LSDC(Flat(), config)
+    p, s = objective.predict_proba(x), knn_labels(objective.encoder(x).detach(), 3)
+    found = objective(x, torch.arange(6))
+    torch.testing.assert_close(found["pairs"], pair_loss(p, p, s))
+    assert found["consistency"] == 0
+
+
+def test_labels_come_from_the_clean_view(monkeypatch):
+    seen = []
+    monkeypatch.setattr(lsdc, "pair_labels", lambda f, c: seen.append(f) or torch.eye(len(f)))
+    turned = View(rotate=180)
+    config = Config(3, "knn", k=3, view=turned, clean_view=View(), frozen=(), train=SGD)
+    x = torch.rand(6, 1, 8, 8)
+    objective = LSDC(Flat(), config)
+    objective(x, torch.arange(6))
+    assert torch.equal(seen[0], objective.encoder(x))
+
+
+def digits_encoder(images):
+    with seeded(0):
+        return nets.encoder("small_cnn", images, width=4)
+
+
+def test_frozen_layers_stay_but_their_batch_statistics_move():
+    images = load("digits").subset(64).images
+    encoder = digits_encoder(images)
+    # a bias before BatchNorm has no gradient: weights tell
+    names = [name for name, _ in encoder.named_parameters() if name.endswith("weight")]
+    below = names[0].rsplit(".", 1)[0], names[1].rsplit(".", 1)[0]  # first convolution, its norm
+    config = replace(PROFILES["smoke"], frozen=below, train=TrainConfig(2, 32, lr=0.1))
+    trained = fit(images, config, encoder=encoder).encoder
+    before, after = encoder.state_dict(), trained.state_dict()
+    for name in names:
+        assert torch.equal(before[name], after[name]) == name.startswith(below), name
+    assert not torch.equal(before[f"{below[1]}.running_mean"], after[f"{below[1]}.running_mean"])
+    assert all(p.requires_grad for p in encoder.parameters())  # the caller's own is left alone
+
+
+def test_freeze_takes_whole_names_only():
+    net = nn.Module()
+    net.layer1, net.layer10 = nn.Linear(2, 2), nn.Linear(2, 2)
+    freeze(net, ("layer1",))
+    assert not net.layer1.weight.requires_grad and net.layer10.weight.requires_grad
+    with pytest.raises(ValueError, match=r"frozen must name parts .*'layer10'\]; got 'layer'"):
+        freeze(net, ("layer",))
+
+
+def test_the_paper_freezes_all_but_the_last_block_and_the_head():
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    encoder = nets.encoder("resnet18", images, shortcut="pad")
+    objective = LSDC(encoder, Config())
+    trained = {n for n, p in objective.named_parameters() if p.requires_grad}
+    assert all(n.startswith(("encoder.1.layer4", "head")) for n in trained)
+    count = sum(p.numel() for p in objective.parameters())
+    free = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    assert (round(count / 1e6, 2), round(free / 1e6, 2)) == (11.00, 8.27)
+
+
+def test_identity_labels_and_a_rate_of_zero_teach_nothing(monkeypatch):
+    images = load("digits").subset(128).images
+    encoder = digits_encoder(images)
+    config = replace(PROFILES["smoke"], train=TrainConfig(1, 64, lr=0.0))
+    before = LSDC(encoder, config).encoder.state_dict()
+    after = fit(images, config, encoder=encoder).encoder.state_dict()
+    for name, _ in encoder.named_parameters():
+        assert torch.equal(before[name], after[name])
+
+
+def test_two_separated_clouds_are_found():
+    """Bright left halves against bright right halves: every rule separates them."""
+    with seeded(0):
+        images = torch.randint(0, 60, (64, 1, 8, 8)).to(torch.uint8)
+        images[:32, :, :, :4] += 150
+        images[32:, :, :, 4:] += 150
+    for labeler, rule in {
+        "cosine": {"threshold": 0.8},
+        "l2": {"threshold": 0.4},
+        "sne": {"threshold": 0.01, "temperature": 0.3},
+        "knn": {"k": 16},
+    }.items():
+        config = Config(
+            2, labeler, view=View(), clean_view=View(), frozen=(), beta=0, **rule,
+            train=TrainConfig(40, 32, "adam", 0.05),
+        )  # fmt: skip
+        with seeded(0):
+            objective = LSDC(Flat(), config)
+            train(objective, images, config.train)
+        clusters = objective.predict(images.float() / 255)
+        assert len(clusters[:32].unique()) == len(clusters[32:].unique()) == 1, labeler
+        assert clusters[0] != clusters[-1], labeler
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labeler": "euclid"}, "labeler must be one of cosine, l2, sne, knn; got 'euclid'"),
+        ({"labeler": "knn", "k": 1}, "k must be in 2 to batch_size, 256; got 1"),
+        ({"labeler": "knn", "k": 257}, "k must be in 2 to batch_size, 256; got 257"),
+        ({"temperature": 0}, "temperature must be above 0; got 0"),
+        ({"beta": -1}, "beta must be at least 0; got -1"),
+        ({"ramp": 0}, "ramp must be at least 1; got 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**wrong)

@@ -1,0 +1,94 @@
+"""RotNet: the four rotations pixel by pixel, the loss by hand, and that it learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcl.augment import View
+from dcl.data import load
+from dcl.methods.rotnet import PROFILES, Config, RotNet, fit, rotations
+from dcl.optim import TrainConfig
+from dcl.train import seeded
+
+
+def test_rotations_of_four_pixels():
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    turned, quarter = rotations(x)
+    assert turned.flatten(1).tolist() == [[1, 2, 3, 4], [2, 4, 1, 3], [4, 3, 2, 1], [3, 1, 4, 2]]
+    assert quarter.tolist() == [0, 1, 2, 3]
+
+
+def test_rotations_keep_images_in_order_and_turn_by_a_loop():
+    with seeded(0):
+        x = torch.rand(3, 2, 5, 5)
+    turned, quarter = rotations(x)
+    assert quarter.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for n, image in enumerate(turned):
+        for _ in range(int(quarter[n])):
+            image = image.flip(1).transpose(1, 2)  # back by 90 degrees, clockwise
+        assert torch.equal(image, x[n % 3])
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match=r"square to be turned; got \(4, 6\)"):
+        rotations(torch.rand(1, 1, 4, 6))
+    images = torch.zeros(8, 1, 4, 6, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="square"):
+        fit(images, replace(PROFILES["smoke"], train=TrainConfig(1, 4)))
+
+
+class Corner(nn.Module):
+    """The four corner pixels, so that a hand-made head can tell the rotation."""
+
+    out_dim = 4
+
+    def forward(self, x):
+        return x[:, 0, [0, 0, -1, -1], [0, -1, -1, 0]]  # clockwise from the top left
+
+
+def test_loss_by_hand():
+    objective = RotNet(Corner(), Config(view=View()))
+    with torch.no_grad():
+        objective.head.bias.zero_()
+        # a spot at the top left goes to the bottom left, bottom right, top right
+        objective.head.weight.copy_(torch.eye(4)[[0, 3, 2, 1]] * 2)
+    x = torch.zeros(2, 1, 3, 3)
+    x[:, 0, 0, 0] = 1
+    found = objective(x, torch.arange(2))
+    expected = -torch.tensor([2.0, 0, 0, 0]).log_softmax(0)[0]  # .3408
+    torch.testing.assert_close(found["loss"], expected)
+    assert found["rotation"] == 1
+    x[1] = 0  # nothing to see: ln 4
+    found = objective(x, torch.arange(2))
+    torch.testing.assert_close(found["loss"], (expected + torch.tensor(4.0).log()) / 2)
+
+
+def test_loss_is_the_mean_over_all_four_turns():
+    with seeded(0):
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(9, 5))
+        encoder.out_dim = 5
+        objective, x = RotNet(encoder, Config(view=View())), torch.rand(3, 1, 3, 3)
+    each = [
+        F.cross_entropy(objective.head(encoder(x[b : b + 1].rot90(q, (2, 3)))), torch.tensor([q]))
+        for b in range(3)
+        for q in range(4)
+    ]
+    torch.testing.assert_close(objective(x, torch.arange(3))["loss"], torch.stack(each).mean())
+
+
+def test_it_learns_to_tell_rotations_of_digits():
+    rows = []
+    images = load("digits").subset(400).images
+    config = replace(PROFILES["smoke"], train=TrainConfig(4, 32, "adam", 5e-3))
+    fit(images, config, monitor=lambda *row: rows.append(row[3]))
+    assert rows[-1]["rotation"] > 0.5  # guessing: .25
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_paper_profile_is_the_published_recipe():
+    t = Config().train
+    assert (t.epochs, t.batch_size, t.lr, t.nesterov, t.weight_decay) == (200, 128, 0.1, True, 5e-4)
+    assert (t.milestones, t.gamma) == ((60, 120, 160), 0.2)

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import SWAV_VIEW, View, multi_crop
+from dcl.augment import DIGIT_VIEW, SWAV_VIEW, View, multi_crop
 from dcl.kmeans import kmeans
 from dcl.optim import TrainConfig
 from dcl.sinkhorn import sinkhorn
@@ -241,17 +241,17 @@ def fit(
 
 
 # fmt: off
-DIGIT = View(rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1), jitter=(0.4, 0.4, 0, 0),
-    blur=0.5, blur_sigma=(0.3, 1))
-SHAPE = View(rotate=8, zoom=(0.8, 1.2), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4), gray=0.3)
+SHAPE = View(rotate=180, translate=0.15, zoom=(0.7, 1.4), fill="border", gray=1, negative=0.5,
+    jitter=(0.4, 0.4, 0, 0))
 QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", stem="small", hidden=128,
-    dim=64, views=(DIGIT, DIGIT), freeze_steps=14, train=TrainConfig(epochs=20, batch_size=128,
-    optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))
+    dim=64, views=(DIGIT_VIEW, DIGIT_VIEW), freeze_steps=14, train=TrainConfig(epochs=20,
+    batch_size=128, optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))
 PROFILES = {
-    "smoke": replace(QUICK, width=8, views=(DIGIT, DIGIT, replace(DIGIT, size=12)), freeze_steps=2,
-        queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2, batch_size=64)),
+    "smoke": replace(QUICK, width=8, views=(*QUICK.views, replace(DIGIT_VIEW, size=12)),
+        freeze_steps=2, queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2)),
     "quick": QUICK,
-    "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE)),
+    "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE),
+        train=replace(QUICK.train, epochs=14)),
     "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
         views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
         train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcl.data import Data
 from dcl.kmeans import kmeans
@@ -72,3 +73,22 @@ def evaluate(
         linear = linear_probe(known, labels_of(reference), z, labels)
     found = {**scores(labels, clusters), "purity": purity(labels, clusters)}
     return {**found, "kNN": knn, "linear": linear}
+
+
+@torch.no_grad()
+def prototypes(features: Tensor, probabilities: Tensor, share: float = 0.1) -> Tensor:
+    """One image to stand for each cluster: rows (K,) int64, -1 for a cluster without members.
+
+    features (N,D), probabilities (N,K). Of the `share` of a cluster with the highest probability
+    (at least one image), the one nearest to their mean by cosine. No labels.
+    Source: Van Gansbeke et al. 2020 (SCAN), prototypical behaviour. Chapter: 04-scan.
+    """
+    z = F.normalize(features.float(), dim=1)
+    confidence, cluster = probabilities.max(1)
+    chosen = torch.full((probabilities.shape[1],), -1)
+    for k in cluster.unique().tolist():
+        members = (cluster == k).nonzero()[:, 0]
+        surest = confidence[members].argsort(descending=True, stable=True)
+        sure = members[surest[: max(1, round(share * len(members)))]]
+        chosen[k] = sure[(z[sure] @ z[sure].mean(0)).argmax()]
+    return chosen

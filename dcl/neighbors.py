@@ -43,6 +43,30 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, metric: str = "cosine") ->
     return index.gather(1, order2)
 
 
+def mine(z: Tensor, k: int) -> Tensor:
+    """The k nearest other rows of each row of z (N,D), by cosine: indices (N,k) int64.
+
+    Raises ValueError unless k is between 1 and N - 1. Source: SCAN section 2.1; chapter 04-scan.
+    """
+    if not 1 <= k < len(z):
+        raise ValueError(
+            f"k must be between 1 and the number of rows less one, {len(z) - 1}; got {k}"
+        )
+    found = nearest(z, z, k + 1)
+    own = found == torch.arange(len(z), device=found.device)[:, None]
+    own[:, -1] |= ~own.any(1)  # k + 1 or more exact duplicates can push a row out of its own list
+    return found[~own].view(len(z), k)
+
+
+def agreement(neighbors: Tensor, labels: Tensor) -> float:
+    """Share, 0 to 1, of mined neighbours (N,k) that have the label (N,) of their image.
+
+    A diagnostic: it needs labels and so belongs to the caller, never to `fit`. Chapter 04-scan.
+    """
+    labels = labels.to(neighbors.device)
+    return (labels[neighbors] == labels[:, None]).float().mean().item()
+
+
 def _has_faiss() -> bool:
     try:
         import faiss  # noqa: F401

@@ -138,9 +138,12 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
 
 
 @torch.no_grad()
-def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
-    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s, buffers copied.
+def ema(
+    target: torch.nn.Module, source: torch.nn.Module, decay: float, *, buffers: bool = True
+) -> None:
+    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s.
 
+    Buffers (BatchNorm's statistics) are copied, or left alone with `buffers=False`.
     Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: 04-scan.
     """
     pairs: Iterable[tuple[Tensor, Tensor]] = zip(
@@ -148,5 +151,6 @@ def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
     )
     for t, s in pairs:
         t.lerp_(s, 1 - decay)
-    for t, s in zip(target.buffers(), source.buffers(), strict=True):
-        t.copy_(s)
+    if buffers:
+        for t, s in zip(target.buffers(), source.buffers(), strict=True):
+            t.copy_(s)

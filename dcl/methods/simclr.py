@@ -15,8 +15,8 @@ Algorithm (SimCLR, Algorithm 1), for every batch :math:`x_1,\dots,x_B`:
 
 4. step down the mean of :math:`\ell_{k,k+B}` and :math:`\ell_{k+B,k}` over all k
 
-Differences
------------
+**Differences**
+
 - from the SimCLR paper: ResNet-18, SGD without LARS or warm-up, temperature .1, no blur: what
   SCAN trains its pretext with
 - from SCAN's released code: that uses only the first views as anchors, half of step 4
@@ -26,7 +26,7 @@ Differences
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DIGIT_VIEW, PHOTO_VIEW, View
+from dcl.augment import PHOTO_VIEW, View
 from dcl.optim import TrainConfig
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
@@ -127,16 +127,14 @@ def fit(
     return objective
 
 
-_DIGITS = TrainConfig(
-    epochs=20, batch_size=128, optimizer="adam", lr=3e-3, schedule="cosine", weight_decay=1e-4
-)
+_FAST = TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine")
+_DIGIT = View(rotate=20, translate=0.2, shear=20, zoom=(0.7, 1.3), erase=8)
+_SHAPE = replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4))
+_QUICK = Config("small_cnn", out_dim=64, view=_DIGIT, train=_FAST)
 PROFILES = {
-    "smoke": Config("small_cnn", 8, 16, view=DIGIT_VIEW, train=TrainConfig(1, 64, "adam", 1e-3)),
-    "quick": Config("small_cnn", 32, 64, 0.5, view=DIGIT_VIEW, train=_DIGITS),
-    "gpu": Config(
-        train=TrainConfig(
-            epochs=100, batch_size=512, lr=0.4, weight_decay=1e-4, schedule="cosine", final_lr=4e-4
-        )
-    ),
+    "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
+    "quick": _QUICK,
+    "quick-shapes": replace(_QUICK, view=_SHAPE),
+    "gpu": replace(Config(), train=replace(Config.train, epochs=100)),
     "paper": Config(),
 }

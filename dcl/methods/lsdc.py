@@ -35,7 +35,6 @@ batch:
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -45,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
-from dcl.methods import rotnet
+from dcl.methods import rotnet, simclr
 from dcl.optim import TrainConfig
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
@@ -77,27 +76,23 @@ class Config:
     """Beginnings of the names of the encoder's parameters that stay as the pretext left them."""
     official_orientation: bool = False
     """Permute the pair labels on the side that was not mixed, as the released code."""
-    pretext: rotnet.Config = rotnet.Config()
-    """Its seed is replaced by `seed`. Unused when an encoder is handed in."""
+    pretext: rotnet.Config | simclr.Config = rotnet.Config()
+    """The paper's, or SimCLR. Its seed is replaced by `seed`. Unused with an encoder handed in."""
     train: TrainConfig = TrainConfig(
         epochs=220, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(140, 180)
     )
     seed: int = 0
 
     def __post_init__(self) -> None:
-        size = self.train.batch_size
+        size, rules = self.train.batch_size, ("cosine", "l2", "sne", "knn")
         for name, good, expected in (
-            ("labeler", self.labeler in LABELERS, f"one of {', '.join(LABELERS)}"),
+            ("labeler", self.labeler in rules, f"one of {', '.join(rules)}"),
             ("k", self.labeler != "knn" or 2 <= self.k <= size, f"in 2 to batch_size, {size}"),
             ("temperature", self.temperature > 0, "above 0"),
-            ("beta", self.beta >= 0, "at least 0"),
             ("ramp", self.ramp >= 1, "at least 1"),
         ):
             if not good:
                 raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")
-
-
-LABELERS = ("cosine", "l2", "sne", "knn")
 
 
 # ---------------------------------------------------------------- pair labels
@@ -109,7 +104,7 @@ def cosine_labels(f: Tensor, threshold: float = 0.9) -> Tensor:
     Source: LSD-C section 3.1. Chapter: 02-lsdc.
     """
     f = F.normalize(f, dim=1)
-    return _own(f @ f.T >= threshold)
+    return (f @ f.T >= threshold).float().fill_diagonal_(1)
 
 
 def l2_labels(f: Tensor, threshold: float) -> Tensor:
@@ -117,7 +112,7 @@ def l2_labels(f: Tensor, threshold: float) -> Tensor:
 
     Source: LSD-C section 3.1. Chapter: 02-lsdc.
     """
-    return _own(torch.cdist(f, f) < threshold)
+    return (torch.cdist(f, f) < threshold).float().fill_diagonal_(1)
 
 
 def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> Tensor:
@@ -127,8 +122,8 @@ def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> 
     squared distance over T squared. Source: LSD-C section 3.1. Chapter: 02-lsdc.
     """
     logits = -(torch.cdist(f, f) ** 2) / temperature**2
-    logits.fill_diagonal_(-1000)  # as released; nobody is its own neighbour
-    return _own((logits.softmax(1) + logits.softmax(0)) / 2 > threshold)
+    logits.fill_diagonal_(-torch.inf)  # nobody is its own neighbour
+    return ((logits.softmax(1) + logits.softmax(0)) / 2 > threshold).float().fill_diagonal_(1)
 
 
 def knn_labels(f: Tensor, k: int = 20) -> Tensor:
@@ -138,13 +133,8 @@ def knn_labels(f: Tensor, k: int = 20) -> Tensor:
     Source: LSD-C section 3.1. Chapter: 02-lsdc.
     """
     distance = torch.cdist(f, f).fill_diagonal_(0)
-    kth = distance.kthvalue(k, dim=1).values  # (B,)
-    return _own((distance < kth[:, None]) | (distance < kth[None, :]))
-
-
-def _own(alike: Tensor) -> Tensor:
-    """As float, with every image alike to itself."""
-    return alike.float().fill_diagonal_(1)
+    near = distance < distance.kthvalue(k, dim=1).values[:, None]
+    return (near | near.T).float().fill_diagonal_(1)
 
 
 def pair_labels(f: Tensor, config: Config) -> Tensor:
@@ -198,8 +188,7 @@ class LSDC(Objective):
     def __init__(self, encoder: nn.Module, config: Config):
         super().__init__()
         self.config, self.encoder, self.weight = config, encoder, 0.0
-        width: int = encoder.out_dim  # type: ignore[assignment]
-        self.head = nn.Linear(width, config.n_clusters)
+        self.head = nn.Linear(encoder.out_dim, config.n_clusters)  # type: ignore[arg-type]
         freeze(encoder, config.frozen)
 
     def before_epoch(self, epoch: int) -> None:
@@ -219,8 +208,8 @@ class LSDC(Objective):
         p, p_a, p_b = (self.probabilities(z) for z in (f, self.encoder(a), self.encoder(b)))
         with torch.autocast(x.device.type, enabled=False):
             pairs, agree = pair_loss(p_a, p, target), F.mse_loss(p_a, p_b)
-        loss = pairs + self.weight * agree
-        return {"loss": loss, "pairs": pairs, "consistency": agree, "positive": alike.mean()}
+        found = {"pairs": pairs, "consistency": agree, "positive": alike.mean()}
+        return {"loss": pairs + self.weight * agree, **found}
 
     def probabilities(self, f: Tensor) -> Tensor:
         """Cluster probabilities (B,K) of features (B,D)."""
@@ -235,7 +224,7 @@ class LSDC(Objective):
         return self.predict_proba(x).argmax(1)
 
 
-def freeze(encoder: nn.Module, beginnings: Sequence[str]) -> None:
+def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
     """Take the parameters whose names begin so out of training. Raises ValueError if none does."""
     for start in beginnings:
         found = [p for name, p in encoder.named_parameters() if name.startswith(start + ".")]
@@ -249,6 +238,25 @@ def freeze(encoder: nn.Module, beginnings: Sequence[str]) -> None:
 # ---------------------------------------------------------------- Algorithm 1
 
 
+class Embedding(nn.Sequential):
+    """SimCLR's encoder and head as one encoder; its features have the length sqrt(out_dim)."""
+
+    def __init__(self, pretext: simclr.SimCLR):
+        super().__init__(pretext.encoder, pretext.head)
+        self.out_dim = pretext.config.out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B,out_dim) of images (B,C,H,W)."""
+        return F.normalize(super().forward(x), dim=1) * self.out_dim**0.5
+
+
+def features_of(pretext: nn.Module) -> nn.Module:
+    """RotNet's encoder, SimCLR's embedding, or the module itself: what the head is put on."""
+    if isinstance(pretext, simclr.SimCLR):
+        return Embedding(pretext)
+    return pretext.encoder if isinstance(pretext, rotnet.RotNet) else pretext
+
+
 def fit(
     images: Tensor,
     config: Config,
@@ -259,34 +267,30 @@ def fit(
 ) -> LSDC:
     """Cluster images uint8 (N,C,H,W) without labels.
 
-    `encoder`: any trained module with `out_dim`, instead of the pretext; a copy is trained.
-    Chapter: 02-lsdc.
+    `encoder`: any trained module with `out_dim`, or a fitted `simclr.SimCLR` or
+    `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: 02-lsdc.
     """
     check_fit(images, config, run_dir)
     with seeded(config.seed):
         if encoder is None:  # pretext
             inner = Path(run_dir) / "pretext" if run_dir else None
             recipe = replace(config.pretext, seed=config.seed)
-            encoder = rotnet.fit(images, recipe, monitor=monitor, run_dir=inner).encoder
-        objective = LSDC(copy.deepcopy(encoder).to(images.device), config)
+            pretext = simclr if isinstance(recipe, simclr.Config) else rotnet
+            encoder = pretext.fit(images, recipe, monitor=monitor, run_dir=inner)
+        objective = LSDC(features_of(copy.deepcopy(encoder).to(images.device)), config)
         train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
     return objective
 
 
-_QUICK = Config(
-    labeler="knn",
-    ramp=10,
-    view=DIGIT_VIEW,
-    clean_view=View(),
-    frozen=(),
-    pretext=rotnet.PROFILES["quick"],
-    train=TrainConfig(20, 256, "adam", 2e-3, schedule="cosine"),
-)
+_D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
+_QUICK = Config(labeler="knn", ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=(), pretext=_D,
+    train=TrainConfig(10, 256, "adam", 1e-3, schedule="cosine"))  # fmt: skip
 _GPU = TrainConfig(60, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(38, 49))
 _SMOKE = TrainConfig(3, 32, "adam", 5e-3)
 PROFILES = {
-    "smoke": replace(_QUICK, k=6, pretext=rotnet.PROFILES["smoke"], train=_SMOKE),
+    "smoke": replace(_QUICK, k=6, pretext=simclr.PROFILES["smoke"], train=_SMOKE),
     "quick": _QUICK,
+    "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=_GPU),
     "paper": Config(),
 }

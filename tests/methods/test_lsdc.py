@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dcl import nets
 from dcl.augment import RicapDraw, View, ricap_draw
 from dcl.data import load
-from dcl.methods import lsdc
+from dcl.methods import lsdc, rotnet, simclr
 from dcl.methods.lsdc import (
     LSDC,
     PROFILES,
@@ -321,6 +321,23 @@ def test_frozen_layers_stay_but_their_batch_statistics_move():
     assert all(p.requires_grad for p in encoder.parameters())  # the caller's own is left alone
 
 
+def test_a_fitted_pretext_is_taken_where_it_measures():
+    images = load("digits").subset(64).images
+    x = images.float() / 255
+    turned = rotnet.fit(images, rotnet.PROFILES["smoke"])
+    assert lsdc.features_of(turned) is turned.encoder
+    contrastive = simclr.fit(images, simclr.PROFILES["smoke"]).eval()
+    found = lsdc.features_of(contrastive)
+    torch.testing.assert_close(found(x), contrastive.embed(x) * found.out_dim**0.5)
+    plain = digits_encoder(images)
+    assert lsdc.features_of(plain) is plain
+    config = PROFILES["smoke"]
+    alone = fit(images, config).state_dict()
+    recipe = replace(config.pretext, seed=config.seed)
+    handed = fit(images, config, encoder=simclr.fit(images, recipe)).state_dict()
+    assert all(torch.equal(alone[name], handed[name]) for name in alone)
+
+
 def test_freeze_takes_whole_names_only():
     net = nn.Module()
     net.layer1, net.layer10 = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -382,7 +399,6 @@ def test_two_separated_clouds_are_found():
         ({"labeler": "knn", "k": 1}, "k must be in 2 to batch_size, 256; got 1"),
         ({"labeler": "knn", "k": 257}, "k must be in 2 to batch_size, 256; got 257"),
         ({"temperature": 0}, "temperature must be above 0; got 0"),
-        ({"beta": -1}, "beta must be at least 0; got -1"),
         ({"ramp": 0}, "ramp must be at least 1; got 0"),
     ],
 )

@@ -120,11 +120,10 @@ def uniform_order(labels: Tensor) -> Tensor:
     From each, N // clusters + 1 rows, with replacement where it has no more than that; shuffled
     and cut to N. Section 3.3, "trivial parametrization".
     """
-    clusters = labels.unique()
-    each = len(labels) // len(clusters) + 1
+    sizes = [size for size in labels.bincount().tolist() if size]
+    each = len(labels) // len(sizes) + 1
     rows = []
-    for k in clusters:
-        members = (labels == k).nonzero().flatten().cpu()
+    for members in labels.argsort(stable=True).cpu().split(sizes):
         few = len(members) <= each
         draw = torch.randint(len(members), (each,)) if few else torch.randperm(len(members))
         rows.append(members[draw[:each]])

@@ -279,9 +279,10 @@ def fit(images: Tensor, config: Config, *, encoder: nn.Module | None = None,
 
 
 _FAST = TrainConfig(12, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine")
-_D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
-_QUICK = Config(heads=10, normalize=True, threshold=0.9, scan_view=DIGIT_VIEW, pretext=_D,
-    strong=_D.view, scan=_FAST, selflabel=replace(_FAST, epochs=8, lr=1e-3))
+_S = simclr.PROFILES["quick-shapes"]
+_QUICK = Config(heads=10, normalize=True, threshold=0.9, scan_view=DIGIT_VIEW,
+    strong=replace(DIGIT_VIEW, rotate=12, translate=0.1, erase=5),
+    pretext=simclr.PROFILES["quick"], scan=_FAST, selflabel=replace(_FAST, epochs=6, lr=1e-3))
 PROFILES = {
     "smoke": with_epochs(replace(_QUICK, heads=2, pretext=simclr.PROFILES["smoke"]), 1),
     "quick": _QUICK,

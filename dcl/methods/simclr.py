@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import PHOTO_VIEW, View
+from dcl.augment import DIGIT_VIEW, PHOTO_VIEW, View
 from dcl.optim import TrainConfig
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
@@ -128,9 +128,8 @@ def fit(
 
 
 _FAST = TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine")
-_DIGIT = View(rotate=20, translate=0.2, shear=20, zoom=(0.7, 1.3), erase=8)
 _SHAPE = replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4))
-_QUICK = Config("small_cnn", out_dim=64, view=_DIGIT, train=_FAST)
+_QUICK = Config("small_cnn", out_dim=64, temperature=0.5, view=DIGIT_VIEW, train=_FAST)
 PROFILES = {
     "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
     "quick": _QUICK,

@@ -158,9 +158,8 @@ def head_losses(log_p: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
 
 def draw(neighbors: Tensor, i: Tensor, include_own: bool = False) -> Tensor:
     """One random neighbour (B,) of each of the rows i (B,), from neighbors (N,k)."""
-    candidates = torch.cat([neighbors[i], i[:, None]], 1)  # (B,k+1)
-    choice = torch.randint(neighbors.shape[1] + include_own, (len(i), 1), device=i.device)
-    return candidates.gather(1, choice)[:, 0]
+    column = torch.randint(neighbors.shape[1] + include_own, (len(i), 1), device=i.device)
+    return torch.cat([neighbors[i], i[:, None]], 1).gather(1, column)[:, 0]  # the own row is last
 
 
 class Scan(Objective):

@@ -1,0 +1,105 @@
+"""SimCLR's loss by hand, by loop, in float64, and against the released one-directional form."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcl import nets
+from dcl.data import load
+from dcl.methods.simclr import PROFILES, Config, SimCLR, fit, nt_xent
+from dcl.train import seeded
+
+
+@pytest.fixture
+def pair():
+    with seeded(0):
+        return torch.randn(5, 7), torch.randn(5, 7)
+
+
+def by_loop(z1, z2, temperature, anchors):
+    z = F.normalize(torch.cat([z1, z2]), dim=1).double()
+    n, losses = len(z), []
+    for a in range(anchors):
+        partner = (a + len(z1)) % n
+        scores = [math.exp(float(z[a] @ z[c]) / temperature) for c in range(n) if c != a]
+        losses.append(-math.log(math.exp(float(z[a] @ z[partner]) / temperature) / sum(scores)))
+    return sum(losses) / len(losses)
+
+
+def test_loss_by_hand():
+    # anchor (1,0), partner (0,1), others (-1,0) twice: cosines 0, -1, -1 at T = 1
+    z1 = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    z2 = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    first = math.log(1 + 2 * math.exp(-1))
+    second = math.log(math.e + math.exp(-1) + 1) - 1  # (-1,0): partner 1, cosines -1 and 0
+    third = math.log(3)  # (0,1): all cosines 0
+    assert nt_xent(z1, z2, 1.0, symmetric=False).item() == pytest.approx((first + second) / 2)
+    whole = (first + 2 * second + third) / 4
+    assert nt_xent(z1, z2, 1.0).item() == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_loss_by_loop(pair, temperature):
+    assert nt_xent(*pair, temperature).item() == pytest.approx(by_loop(*pair, temperature, 10))
+    one = nt_xent(*pair, temperature, symmetric=False)
+    assert one.item() == pytest.approx(by_loop(*pair, temperature, 5))
+
+
+def test_the_symmetric_loss_is_the_mean_of_both_directions(pair):
+    z1, z2 = pair
+    there, back = (nt_xent(a, b, symmetric=False) for a, b in ((z1, z2), (z2, z1)))
+    torch.testing.assert_close(nt_xent(z1, z2), (there + back) / 2)
+    assert abs(there - back) > 0.01  # so the released one-directional loss is another number
+
+
+def test_lengths_and_order_of_images_do_not_matter(pair):
+    z1, z2 = pair
+    turn = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(nt_xent(3 * z1, 0.1 * z2), nt_xent(z1, z2))
+    torch.testing.assert_close(nt_xent(z1[turn], z2[turn]), nt_xent(z1, z2))
+    assert nt_xent(z1[turn], z2) > nt_xent(z1, z1)
+
+
+def test_bounds():
+    same = torch.ones(4, 3)
+    assert nt_xent(same, same).item() == pytest.approx(math.log(7))  # 2B - 1 equal candidates
+    apart = torch.eye(4)
+    assert nt_xent(apart, apart).item() < 0.001
+
+
+def test_gradient_in_float64(pair):
+    z1, z2 = (z.double().requires_grad_() for z in pair)
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, False), (z1, z2))
+
+
+def test_objective_takes_two_views_in_one_pass():
+    images = load("digits").subset(8).images
+    config = PROFILES["smoke"]
+    objective = SimCLR(nets.encoder("small_cnn", images, width=4), config)
+    seen = []
+    objective.encoder.register_forward_hook(lambda m, x, out: seen.append(x[0]))
+    losses = objective(images.float() / 255, torch.arange(8))
+    assert [x.shape[0] for x in seen] == [16]
+    assert not torch.equal(seen[0][:8], seen[0][8:])
+    assert losses["loss"].requires_grad
+    z = objective.embed(images.float() / 255)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(8))
+
+
+def test_training_finds_the_other_view():
+    images = load("digits").subset(400).images
+    quick = PROFILES["quick"]
+    config = replace(quick, width=8, train=replace(quick.train, epochs=6, batch_size=64))
+    rows = []
+    fit(images, config, monitor=lambda stage, epoch, objective, losses: rows.append(losses))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3 < math.log(127)
+    assert rows[-1]["positive"] > 0.7
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(ValueError, match="temperature must be above 0; got 0"):
+        Config(temperature=0)

@@ -126,7 +126,7 @@ def train(
         broke = torch.full((), steps, device=images.device)  # first step with a bad loss
         for step, (x, i) in enumerate(batches(images, rows, config.batch_size)):
             for group in optimizer.param_groups:
-                group["lr"] = lr(epoch * steps + step)
+                group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
             with cast:
                 losses = objective(x, i)
             scaler.scale(losses["loss"]).backward()

@@ -119,7 +119,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) 
     return pairs.masked_fill(itself, 0).sum(1).mean() / (len(scores) - 1)
 
 
-def by_resolution(encoder: nn.Module, crops: list[Tensor]) -> Tensor:
+def by_resolution(encoder: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
     """Features (V*B,d) of V crops (B,C,h,w), crop-major; crops of one size share a pass."""
     sizes = [tuple(crop.shape[2:]) for crop in crops]
     features: dict[int, Tensor] = {}
@@ -148,8 +148,8 @@ class SwAV(Objective):
         # numbers of the host: reading them from a buffer would make the GPU wait at every step
         self.epoch = self.steps = self.queued = 0
 
-    def embed(self, crops: list[Tensor]) -> Tensor:
-        """Rows of length 1, float32 (V*B,D), crop-major: one head pass over all crops."""
+    def embed(self, *crops: Tensor) -> Tensor:
+        """Rows of length 1, float32 (V*B,D), crop-major, of V crops (B,C,h,w): one head pass."""
         return F.normalize(self.head(by_resolution(self.encoder, crops)).float(), dim=1)
 
     def scores(self, z: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class SwAV(Objective):
         """
         with torch.no_grad():
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        z = self.embed(multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
+        z = self.embed(*multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
         scores = self.scores(z)
         codes = self.codes(scores[: self.config.n_assign])
         self.latest = z[: self.config.n_assign].detach()  # (A,B,D), on its way into the queue
@@ -204,18 +204,18 @@ class SwAV(Objective):
 
     def fit_clusters(self, images: Any) -> None:
         """Set `centroids`: spherical k-means, best of 10 starts, on the embeddings of images."""
-        z = extract(lambda x: self.embed([x]), images)
+        z = extract(self.embed, images)
         self.centroids = kmeans(z, len(self.centroids), n_init=10, spherical=True).centroids
 
     def predict(self, x: Tensor) -> Tensor:
         """Cluster (B,) of images x: the nearest centroid. ValueError before `fit_clusters`."""
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call fit_clusters(images)")
-        return (self.embed([x]) @ self.centroids.T).argmax(1)
+        return (self.embed(x) @ self.centroids.T).argmax(1)
 
     def prototype(self, x: Tensor) -> Tensor:
         """Nearest prototype (B,) of images x: a fine code with n_prototypes values."""
-        return (self.embed([x]) @ F.normalize(self.prototypes, dim=1).T).argmax(1)
+        return (self.embed(x) @ F.normalize(self.prototypes, dim=1).T).argmax(1)
 
 
 def fit(

@@ -180,7 +180,7 @@ def test_codes_have_no_gradient_and_use_the_settings(x):
 def test_one_pass_per_resolution_and_crop_major_order():
     encoder = Flat()
     with seeded(0):
-        crops = [torch.rand(3, 1, s, s) for s in (8, 6, 8, 4, 6)]
+        crops = tuple(torch.rand(3, 1, s, s) for s in (8, 6, 8, 4, 6))
     features = by_resolution(encoder, crops)
     assert encoder.seen == [(6, 1, 8, 8), (6, 1, 6, 6), (3, 1, 4, 4)]
     torch.testing.assert_close(features, torch.cat([encoder(c) for c in crops]))
@@ -190,7 +190,7 @@ def test_embeddings_are_unit_float32_rows_from_one_head_pass(x):
     objective = make()
     passes = []
     objective.head.register_forward_hook(lambda _m, args, _o: passes.append(args[0].shape))
-    z = objective.embed([x, x[:, :, :6, :6], x])
+    z = objective.embed(x, x[:, :, :6, :6], x)
     assert passes == [(12, 4)]
     assert z.shape == (12, 4) and z.dtype == torch.float32
     torch.testing.assert_close(z.norm(dim=1), torch.ones(12))
@@ -203,7 +203,7 @@ def test_forward_is_the_algorithm(x):
     losses = objective(x, torch.arange(4))
     c = objective.prototypes
     torch.testing.assert_close(c.norm(dim=1), torch.ones(5))
-    z = objective.embed([x, View(size=6)(x), x])
+    z = objective.embed(x, View(size=6)(x), x)
     s = (z @ c.T).view(3, 4, 5)
     codes = torch.stack([sinkhorn(s[0].detach()), sinkhorn(s[1].detach())])
     torch.testing.assert_close(losses["loss"], swapped_prediction(s, codes, 0.1))
@@ -216,7 +216,7 @@ def test_forward_is_the_algorithm(x):
 def test_scores_stay_float32_under_autocast(x):
     objective = make()
     with torch.autocast("cpu", torch.bfloat16):
-        z = objective.embed([x])
+        z = objective.embed(x)
         s = objective.scores(z)
     assert s.dtype == torch.float32
     torch.testing.assert_close(s, z @ objective.prototypes.T)
@@ -316,7 +316,7 @@ def test_predict_is_the_nearest_centroid_and_prototype_the_nearest_prototype(x):
     objective = make().eval()
     with pytest.raises(ValueError, match="clusters must be fitted first"):
         objective.predict(x)
-    z = objective.embed([x]).detach()
+    z = objective.embed(x).detach()
     objective.centroids = torch.stack([z[2], -z[2], z[0]])
     assert objective.predict(x)[2] == 0 and objective.predict(x)[0] == 2
     with torch.no_grad():
@@ -338,6 +338,14 @@ def test_fit_clusters_groups_the_embeddings():
     torch.testing.assert_close(objective.centroids.norm(dim=1), torch.ones(2))
     c = objective.predict(both / 255)
     assert c[:20].unique().numel() == 1 and c[20:].unique().numel() == 1 and c[0] != c[20]
+
+
+def test_fit_clusters_leaves_a_network_in_training_as_it_was():
+    objective = make().train()
+    before = objective.head[1].running_mean.clone()
+    objective.fit_clusters(images(24))
+    assert objective.training and objective.head[1].training
+    assert torch.equal(objective.head[1].running_mean, before)
 
 
 # -- configuration -----------------------------------------------------------------------------

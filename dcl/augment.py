@@ -199,8 +199,8 @@ def multi_crop(x: Tensor, views: Sequence[View]) -> list[Tensor]:
     return [view(x) for view in views]
 
 
-# Gentle geometry, since a 6 turned is a 9; blur and contrast hide how a digit was enlarged and inked,
-# which would tell two views of one image apart from all others without knowing what they show.
+# Gentle geometry, since a 6 turned is a 9; blur and contrast hide how a digit was enlarged and
+# inked, which would tell two views of one image apart from all others without knowing the digit.
 DIGIT_VIEW = View(
     rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1),
     jitter=(0.4, 0.4, 0, 0), blur=0.5, blur_sigma=(0.3, 1),

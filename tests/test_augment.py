@@ -26,7 +26,7 @@ RECIPES = {
     "small crop": View(size=12, scale=(0.05, 0.14), flip=0.5),
     "all": View(
         size=20, scale=(0.3, 0.9), pad=2, rotate=20, translate=0.1, shear=5, zoom=(0.8, 1.2),
-        flip=0.5, fill="reflection", jitter=(0.5, 0.5, 0.5, 0.5), gray=0.3, blur=0.5,
+        flip=0.5, fill="reflection", jitter=(0.5, 0.5, 0.5, 0.5), gray=0.3, negative=0.5, blur=0.5,
         randaugment=3, erase=8,
     ),
 }  # fmt: skip
@@ -153,7 +153,8 @@ def test_settings_survive_json(view):
         (ValueError, "zoom", (0, 1)), (ValueError, "flip", 1.5), (TypeError, "flip", "often"),
         (ValueError, "fill", "white"), (TypeError, "jitter", (0.4, 0.4)),
         (ValueError, "jitter", (0.0, 0.0, 0.0, 0.6)), (ValueError, "jitter_prob", 2),
-        (ValueError, "gray", -0.1), (ValueError, "blur", 2), (ValueError, "blur_sigma", (0, 1)),
+        (ValueError, "gray", -0.1), (ValueError, "negative", 2), (ValueError, "blur", 2),
+        (ValueError, "blur_sigma", (0, 1)),
         (ValueError, "randaugment", -1), (ValueError, "erase", -1),
     ],
 )  # fmt: skip
@@ -313,6 +314,18 @@ def test_flip_share(view):
     assert (height > 0).all()
 
 
+def test_pad_crop_together_with_other_geometry():
+    """The shift that is exact by itself is the same one inside an affine map."""
+    still = View(pad=4, zoom=(1.0, 1.0 + 1e-7), fill="border")
+    with seeded(0):
+        y = still(ramps(3000))
+    pixels = (y - ramps(3000))[:, :2, 16, 16] * 32
+    torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-3)
+    for axis in (0, 1):
+        assert sorted(set(pixels[:, axis].round().int().tolist())) == list(range(-4, 5))
+    assert torch.corrcoef(pixels.T)[0, 1].abs() < 0.1
+
+
 def test_zoom_rotation_and_shift_ranges():
     with seeded(0):
         width, _ = covered(View(zoom=(0.8, 1.25), fill="border"))
@@ -437,6 +450,23 @@ def test_gray_and_blur_shares():
     assert torch.equal(y[~grey], x[~grey])
     unchanged = (soft == x).flatten(1).all(1)
     assert unchanged.float().mean() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_negative_share(channels):
+    x = images(1, channels).repeat(3000, 1, 1, 1)
+    with seeded(0):
+        y = View(negative=0.3)(x)
+    turned = (y != x).flatten(1).any(1)
+    assert turned.float().mean() == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(y[turned], 1 - x[turned], rtol=0, atol=1e-6)
+
+
+def test_digit_view_keeps_digits_upright_and_unmirrored():
+    """A 6 turned round is a 9, and a mirrored 2 is no digit."""
+    view = augment.DIGIT_VIEW
+    assert view.flip == 0 and view.rotate <= 20 and view.negative == 0
+    assert view.translate <= 0.15 and 0.75 <= view.zoom[0] <= view.zoom[1] <= 1.3
 
 
 # ------------------------------------------------------------------ RandAugment and Cutout

@@ -88,6 +88,12 @@ def test_features_on_a_line():
     only(health(p, line + 1e-6), "collapsed features")
 
 
+def test_spread_by_hand():
+    # the mean of the four unit vectors has length 1/2
+    h = health(torch.arange(4), 3 * torch.eye(4))
+    assert h.feature_spread == pytest.approx(1 - 1 / 4)
+
+
 def test_effective_rank():
     assert effective_rank(torch.eye(6)) == pytest.approx(6)
     assert effective_rank(torch.ones(20, 6)) == pytest.approx(1, abs=1e-4)

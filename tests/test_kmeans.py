@@ -133,11 +133,35 @@ def test_split_of_an_empty_cluster():
 
 
 def test_donor_is_drawn_by_size():
-    # sizes 11 and 31: P = 10/40 and 30/40
+    # sizes 2 and 4: P = 1/4 and 3/4
     c = torch.tensor([[1.0], [2.0], [0.0]])
     with seeded(0):
-        took = [int(split_empty(c, torch.tensor([11, 31, 0]))[2] > 1.5) for _ in range(2000)]
+        took = [int(split_empty(c, torch.tensor([2, 4, 0]))[2] > 1.5) for _ in range(2000)]
     assert sum(took) / 2000 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 2000))
+
+
+def test_a_cluster_that_was_split_counts_half():
+    # 9 images: the first empty cluster takes 4 of them, so P(second donor = first) = 4 / (4 + 3)
+    c = torch.tensor([[100.0], [0.0], [0.0]])
+    with seeded(0):
+        again = [float(split_empty(c, torch.tensor([9, 0, 0]))[2]) < 100 for _ in range(2000)]
+    assert sum(again) / 2000 == pytest.approx(4 / 7, abs=0.045)
+
+
+def test_an_empty_cluster_is_split_in_the_first_iteration():
+    with seeded(0):
+        x = torch.randn(60, 3) + 5
+        r = kmeans(x, 2, init=torch.stack([x.mean(0), torch.full((3,), 900.0)]), iterations=1)
+    both = torch.stack([x.mean(0), torch.zeros(3)])
+    assert torch.allclose(r.centroids, split_empty(both, torch.tensor([60, 0])), atol=1e-4)
+
+
+def test_stops_when_assignments_stand_still(monkeypatch):
+    calls = []
+    assign = module._assign
+    monkeypatch.setattr(module, "_assign", lambda *a: calls.append(1) or assign(*a))
+    kmeans(torch.tensor([[0.0], [1.0], [9.0], [11.0]]), 2, init=torch.tensor([[0.0], [1.0]]))
+    assert len(calls) == 3  # {0}{1,9,11}, {0,1}{9,11}, the same again
 
 
 def test_split_equals_faiss():

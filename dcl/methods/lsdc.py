@@ -37,7 +37,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
 from dcl.methods import rotnet, simclr
-from dcl.optim import TrainConfig
+from dcl.optim import TrainConfig, with_epochs
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
 
@@ -78,6 +78,8 @@ class Config:
     """Permute the pair labels on the side that was not mixed, as the released code."""
     pretext: rotnet.Config | simclr.Config = rotnet.Config()
     """The paper's, or SimCLR. Its seed is replaced by `seed`. Unused with an encoder handed in."""
+    head_rate: float = 1.0
+    """Learning rate of the linear head, in multiples of that of the encoder."""
     train: TrainConfig = TrainConfig(
         epochs=220, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(140, 180)
     )
@@ -191,6 +193,12 @@ class LSDC(Objective):
         self.head = nn.Linear(encoder.out_dim, config.n_clusters)  # type: ignore[arg-type]
         freeze(encoder, config.frozen)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder's trained layers, and the head at its own rate."""
+        trained = [p for p in self.encoder.parameters() if p.requires_grad]
+        head = {"params": list(self.head.parameters()), "lr_scale": self.config.head_rate}
+        return [{"params": trained}, head] if trained else [head]
+
     def before_epoch(self, epoch: int) -> None:
         """Raise the weight of the consistency loss."""
         self.weight = ramp_up(epoch, self.config.ramp, self.config.consistency)
@@ -283,14 +291,14 @@ def fit(
 
 
 _D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
-_QUICK = Config(labeler="knn", ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=(), pretext=_D,
-    train=TrainConfig(10, 256, "adam", 1e-3, schedule="cosine"))  # fmt: skip
-_GPU = TrainConfig(60, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(38, 49))
+_QUICK = Config(threshold=0.7, ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=("0",),
+    head_rate=30, pretext=_D,
+    train=TrainConfig(12, 128, "adam", 3e-4, schedule="cosine"))  # fmt: skip
 _SMOKE = TrainConfig(3, 32, "adam", 5e-3)
 PROFILES = {
-    "smoke": replace(_QUICK, k=6, pretext=simclr.PROFILES["smoke"], train=_SMOKE),
+    "smoke": replace(_QUICK, frozen=(), pretext=simclr.PROFILES["smoke"], train=_SMOKE),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
-    "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=_GPU),
+    "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
     "paper": Config(),
 }

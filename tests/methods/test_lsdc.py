@@ -301,6 +301,23 @@ def test_labels_come_from_the_clean_view(monkeypatch):
     assert torch.equal(seen[0], objective.encoder(x))
 
 
+def test_the_head_may_learn_faster_than_the_encoder():
+    images = load("digits").subset(4).images
+    moved = {}
+    for rate in (1.0, 3.0):
+        config = Config(
+            3, "knn", k=3, view=View(), clean_view=View(), frozen=(), head_rate=rate, train=SGD
+        )
+        with seeded(0):
+            objective = LSDC(Flat(), config)
+            before = {n: p.detach().clone() for n, p in objective.named_parameters()}
+            train(objective, images, config.train)
+        moved[rate] = {n: p.detach() - before[n] for n, p in objective.named_parameters()}
+    assert moved[1.0]["head.weight"].abs().max() > 1e-4
+    torch.testing.assert_close(moved[3.0]["head.weight"], 3 * moved[1.0]["head.weight"])
+    torch.testing.assert_close(moved[3.0]["encoder.scale"], moved[1.0]["encoder.scale"])
+
+
 def digits_encoder(images):
     with seeded(0):
         return nets.encoder("small_cnn", images, width=4)

@@ -102,7 +102,7 @@ def loss_curve(
 
 def health_panel(health: Any) -> Any:
     """Cluster sizes on the left, what `dcl.health.health` measured on the right."""
-    figure, axes = canvas(1, 2, (8.0, 3.0))
+    figure, axes = canvas(1, 2, (6.8, 2.9))
     left, right = axes[0]
     sizes = np.sort(np.asarray(health.sizes))[::-1]
     left.bar(np.arange(len(sizes)), sizes, width=0.9 if len(sizes) < 60 else 1.0, color=COLOURS[0])

@@ -241,8 +241,7 @@ def fit(
 
 
 # fmt: off
-SHAPE = View(rotate=180, translate=0.15, zoom=(0.7, 1.4), fill="border", gray=1, negative=0.5,
-    jitter=(0.4, 0.4, 0, 0))
+SHAPE = View(rotate=180, zoom=(0.8, 1.25), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
 QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", stem="small", hidden=128,
     dim=64, views=(DIGIT_VIEW, DIGIT_VIEW), freeze_steps=14, train=TrainConfig(epochs=20,
     batch_size=128, optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))

@@ -294,11 +294,11 @@ _D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
 _QUICK = Config(threshold=0.7, ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=("0",),
     head_rate=30, pretext=_D,
     train=TrainConfig(12, 128, "adam", 3e-4, schedule="cosine"))  # fmt: skip
-_SMOKE = TrainConfig(3, 32, "adam", 5e-3)
 PROFILES = {
-    "smoke": replace(_QUICK, frozen=(), pretext=simclr.PROFILES["smoke"], train=_SMOKE),
+    "smoke": replace(_QUICK, labeler="knn", k=6, frozen=(), head_rate=1,
+        pretext=simclr.PROFILES["smoke"], train=TrainConfig(3, 32, "adam", 5e-3)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
     "paper": Config(),
-}
+}  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dcl import checkpoint
-from dcl.data import Data
+from dcl.data import SPLITS, Data
 
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
@@ -30,6 +30,7 @@ def record(
     config: Any,
     metrics: dict[str, float],
     seconds: float,
+    epochs: int = 0,
     device: str | torch.device = "cpu",
     trained_on: Data | None = None,
     baselines: dict[str, dict[str, float]] | None = None,
@@ -38,8 +39,9 @@ def record(
     """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
 
     chapter: notebook stem, such as "04-scan"; data: what was scored; trained_on: what `fit` saw,
-    `data` itself by default; seconds: wall-clock time of `fit`; clusters: the assignment (N,),
-    kept so that the scores can be computed again. The file is replaced only by a run of the same
+    `data` itself by default; seconds: wall-clock time of `fit`; epochs: the chapter's parameter;
+    clusters: the assignment (N,), kept for up to 10,000 images, so that the scores can be
+    computed again. The file is replaced only by a run of the same
     configuration on the same data: otherwise ValueError lists the differences.
     """
     method = chapter.split("-", 1)[1]
@@ -61,11 +63,13 @@ def record(
         "seconds": round(seconds, 1),
         "config": checkpoint.flat(config),
         "command": f"papermill book/chapters/{chapter}.ipynb out.ipynb -p profile {profile} "
-        f"-p dataset {data.name} -p seed {seed} -p results_dir {Path(results_dir).name}",
+        f"-p dataset {data.name if data.name in SPLITS else f'folder:{data.name}'} "
+        + (f"-p epochs {epochs} " if epochs else "")
+        + f"-p seed {seed} -p results_dir {Path(results_dir).name}",
         "machine": machine(device),
         "versions": versions(),
     }
-    if clusters is not None:
+    if clusters is not None and len(data) <= 10_000:
         result["clusters"] = [int(c) for c in clusters]
     if path.exists():
         old = json.loads(path.read_text())

@@ -14,7 +14,7 @@ def write(folder, seed=0, config=None, acc=0.9, **more):
     return results.record(
         folder,
         chapter="04-scan",
-        data=load("digits"),
+        data=more.pop("data", load("digits")),
         profile="quick",
         seed=seed,
         config=config or TrainConfig(),
@@ -35,7 +35,15 @@ def test_a_result_names_what_made_it(tmp_path):
     assert {"python", "torch", "numpy", "revision"} <= result["versions"].keys()
     assert {"cpu", "cores", "threads"} <= result["machine"].keys()
     assert "papermill book/chapters/04-scan.ipynb" in result["command"]
-    assert "-p seed 0" in result["command"]
+    assert "-p dataset digits -p seed 0" in result["command"]
+
+
+def test_the_command_says_what_was_changed(tmp_path):
+    path = write(tmp_path, epochs=2)
+    assert "-p dataset digits -p epochs 2 -p seed 0" in json.loads(path.read_text())["command"]
+    data = replace(load("digits"), name="photos")
+    command = json.loads(write(tmp_path, data=data).read_text())["command"]
+    assert "-p dataset folder:photos -p seed 0" in command
 
 
 def test_the_split_names_both_sides(tmp_path):

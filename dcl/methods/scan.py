@@ -127,8 +127,9 @@ def scan_loss(anchors: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
     return consistency(log_a, log_n).mean() - entropy_weight * mean_entropy(log_a)
 
 
-def self_label_loss(weak: Tensor, strong: Tensor, threshold: float = 0.99,
-        balance: bool = True) -> tuple[Tensor, Tensor]:
+def self_label_loss(
+    weak: Tensor, strong: Tensor, threshold: float = 0.99, balance: bool = True
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of strong views to the confident labels of weak ones, and who is confident.
 
     `weak`, `strong` (B,K): logits of the same images. Returns the loss, a scalar, and a mask (B,).
@@ -174,8 +175,10 @@ class Scan(Objective):
         self.encoder = encoder.requires_grad_(not config.freeze_encoder)
         width: int = encoder.out_dim  # type: ignore[assignment]
         norm = nn.BatchNorm1d if config.normalize else nn.Identity
-        self.heads = nn.ModuleList(nn.Sequential(norm(width, affine=False),
-            nn.Linear(width, config.n_clusters)) for _ in range(config.heads))
+        self.heads = nn.ModuleList(
+            nn.Sequential(norm(width, affine=False), nn.Linear(width, config.n_clusters))
+            for _ in range(config.heads)
+        )
         self.register_buffer("neighbors", neighbors)  # (N,k)
         self.register_buffer("best", torch.tensor(0))  # the head that predicts
 
@@ -248,8 +251,14 @@ class SelfLabel(Objective):
         return self.predict_proba(x).argmax(1)
 
 
-def fit(images: Tensor, config: Config, *, encoder: nn.Module | None = None,
-        monitor: Monitor | None = None, run_dir: str | Path | None = None) -> SelfLabel:
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    encoder: nn.Module | None = None,
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> SelfLabel:
     """Cluster images uint8 (N,C,H,W) without labels: the paper's Algorithm 1.
 
     `encoder`: a trained pretext, a `simclr.SimCLR` (mined in its embedding) or any module with
@@ -260,8 +269,9 @@ def fit(images: Tensor, config: Config, *, encoder: nn.Module | None = None,
         raise ValueError(f"n_neighbors must be 1 to {len(images) - 1}; got {config.n_neighbors}")
     with seeded(config.seed):
         if encoder is None:  # 1. pretext
-            encoder = simclr.fit(images, replace(config.pretext, seed=config.seed),
-                monitor=monitor, run_dir=run_dir and Path(run_dir) / "pretext")
+            first = replace(config.pretext, seed=config.seed)
+            place = run_dir and Path(run_dir) / "pretext"
+            encoder = simclr.fit(images, first, monitor=monitor, run_dir=place)
         pretext = copy.deepcopy(encoder).to(images.device)
 
         embed = getattr(pretext, "embed", pretext)  # 2. mining
@@ -279,9 +289,16 @@ def fit(images: Tensor, config: Config, *, encoder: nn.Module | None = None,
 
 _FAST = TrainConfig(12, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine")
 _S = simclr.PROFILES["quick-shapes"]
-_QUICK = Config(heads=10, normalize=True, threshold=0.9, scan_view=DIGIT_VIEW,
+_QUICK = Config(
+    heads=10,
+    normalize=True,
+    threshold=0.9,
+    scan_view=DIGIT_VIEW,
     strong=replace(DIGIT_VIEW, rotate=12, translate=0.1, erase=5),
-    pretext=simclr.PROFILES["quick"], scan=_FAST, selflabel=replace(_FAST, epochs=6, lr=1e-3))
+    pretext=simclr.PROFILES["quick"],
+    scan=_FAST,
+    selflabel=replace(_FAST, epochs=6, lr=1e-3),
+)
 PROFILES = {
     "smoke": with_epochs(replace(_QUICK, heads=2, pretext=simclr.PROFILES["smoke"]), 1),
     "quick": _QUICK,

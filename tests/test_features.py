@@ -1,0 +1,164 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from dcl import nets
+from dcl.features import features, fingerprint
+from dcl.train import seeded
+
+
+class Counting(nn.Module):
+    """Mean colour and one learned number; counts the images that it has seen."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+        self.norm = nn.BatchNorm1d(3)
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return self.norm(x.mean((2, 3)) + self.shift)
+
+
+def images(n=10, seed=0):
+    with seeded(seed):
+        return torch.randint(256, (n, 3, 16, 16)).to(torch.uint8)
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_values_by_hand(quiet):
+    net, x = Counting(0.5), images()
+    z = features(net, x, batch_size=3)
+    expected = (x.double().mean((2, 3)) / 255 + 0.5) / (1 + 1e-5) ** 0.5  # BatchNorm in eval mode
+    torch.testing.assert_close(z.double(), expected, rtol=1e-5, atol=1e-6)
+    assert z.dtype == torch.float32 and z.device.type == "cpu" and net.training
+    assert not z.requires_grad
+
+
+def test_a_second_call_reads(quiet, tmp_path):
+    net = Counting()
+    first = features(net, images(), cache=tmp_path / "new")
+    assert net.seen == 10
+    assert torch.equal(features(net, images(), cache=tmp_path / "new"), first)
+    again = Counting()  # another object of the same content
+    assert torch.equal(features(again, images(), cache=tmp_path / "new", batch_size=1), first)
+    assert (net.seen, again.seen) == (10, 0)
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_any_other_content_is_computed(quiet, tmp_path):
+    features(Counting(), images(), cache=tmp_path)
+    one = images()
+    one[9, 2, 15, 15] ^= 1
+    moved = Counting()
+    moved.norm.running_mean[1] += 1
+    for net, x in ((Counting(), one), (Counting(1e-7), images()), (moved, images())):
+        z = features(net, x, cache=tmp_path)
+        assert net.seen == len(x)
+        assert torch.equal(z, features(net, x))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_structure_counts_and_not_only_weights():
+    def net(stride):
+        with seeded(0):
+            return nn.Sequential(nn.Conv2d(3, 4, 3, stride), nn.Flatten())
+
+    assert fingerprint(net(1)) == fingerprint(net(1)) != fingerprint(net(2))
+    linear = nn.Linear(3, 3)
+    other = nn.Linear(3, 3)
+    other.load_state_dict(linear.state_dict())
+    assert fingerprint(linear) == fingerprint(other)
+    assert fingerprint(linear) != fingerprint(other.double())
+
+    class Named(nn.Linear):
+        pass
+
+    other = Named(3, 3)
+    other.load_state_dict(linear.state_dict())
+    assert fingerprint(linear) != fingerprint(other)
+    half = nets.small_cnn(1, 8).to(torch.bfloat16)  # a dtype that numpy does not have
+    assert len(fingerprint(half)) == 16
+
+
+def damage(data: bytes, how: str) -> bytes:
+    if how == "truncated":
+        return data[: len(data) // 2]
+    if how == "empty":
+        return b""
+    at = 9 if how == "header" else len(data) - 30
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "header", "bit"])
+def test_a_damaged_file_is_computed_again(tmp_path, how):
+    net = Counting()
+    z = features(net, images(), cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole, how))
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged and is computed again"):
+        assert torch.equal(features(net, images(), cache=tmp_path), z)
+    assert net.seen == 20 and file.read_bytes() == whole
+
+
+def test_a_file_of_another_length_is_computed_again(tmp_path):
+    features(Counting(), images(12), cache=tmp_path)
+    (long,) = tmp_path.iterdir()
+    content = long.read_bytes()
+    long.unlink()
+    z = features(Counting(), images(), cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="12 rows"):
+        assert torch.equal(features(Counting(), images(), cache=tmp_path), z)
+
+
+def test_a_folder_that_can_not_be_written_costs_a_warning(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="features are not kept"):
+        z = features(Counting(), images(), cache=tmp_path / "file" / "below")
+    assert z.shape == (10, 3)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        features(Counting(), images(), cache=tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_was_read_does_not_hang_on_the_file(tmp_path):
+    net = Counting()
+    features(net, images(), cache=tmp_path)
+    z = features(net, images(), cache=tmp_path)
+    kept = z.clone()
+    (file,) = tmp_path.iterdir()
+    with open(file, "r+b") as f:
+        f.write(bytes(file.stat().st_size))
+    assert torch.equal(z, kept)
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(TypeError, match="uint8"):
+        features(Counting(), images().float())
+    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
+        features(Counting(), images(), batch_size=0)
+    with pytest.raises(ValueError, match=r"features \(10, D\); got \(10, 3, 16, 16\)"):
+        features(nn.Identity(), images())
+    net = Counting(float("nan"))
+    with pytest.raises(ValueError, match="for 10 images, the first is row 0"):
+        features(net, images(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcl.download import data_root, download
-from dcl.folder import folder
+from dcl.folder import Progress, folder, printable
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
@@ -43,7 +43,9 @@ Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the c
 class Data:
     """Images of one split: uint8 (N,C,H,W) with C 1 or 3, labels int64 (N,) or None.
 
-    Raises TypeError or ValueError for any other dtype, shape or length.
+    From a folder also `files`, the relative path of each image, and `skipped`, (file, reason)
+    of each that could not be read. Raises TypeError or ValueError for any other dtype, shape or
+    length.
     """
 
     images: Tensor
@@ -51,6 +53,8 @@ class Data:
     classes: list[str] | None
     name: str
     split: str
+    files: list[str] | None = None
+    skipped: list[tuple[str, str]] | None = None
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
@@ -60,6 +64,8 @@ class Data:
             raise ValueError(
                 f"images must be (N,C,H,W) with C 1 or 3, none 0; got {tuple(x.shape)}"
             )
+        if self.files is not None and len(self.files) != len(x):
+            raise ValueError(f"files must be {len(x)}, one per image; got {len(self.files)}")
         if y is None:
             return
         if not isinstance(y, Tensor) or y.dtype != torch.int64:
@@ -88,20 +94,27 @@ class Data:
     def checksum(self) -> str:
         """First 16 hex digits of the sha256 of shape, image bytes and label bytes."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for part in self.images.split(4096):
-            digest.update(part.cpu().numpy().tobytes())
+        for part in self.images.split(_rows(self.images)):
+            digest.update(part.cpu().contiguous().numpy().data)
         if self.labels is not None:
             digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, n: int, seed: int = 0) -> "Data":
-        """A random n of the images, in the set's order; the labels play no part in the choice."""
+        """A random n of the images, in the set's order; the labels play no part in the choice.
+
+        The n images are copied into memory; all of them are the set itself.
+        """
         if not 1 <= n <= len(self):
             raise ValueError(f"n must be between 1 and the number of images, {len(self)}; got {n}")
+        if n == len(self):
+            return self
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
-        rows = chosen.sort().values.to(self.images.device)
+        rows = chosen.sort().values
+        files = None if self.files is None else [self.files[k] for k in rows.tolist()]
+        rows = rows.to(self.images.device)
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=self.images[rows], labels=labels)
+        return replace(self, images=self.images[rows], labels=labels, files=files)
 
     def to(self, device: str | torch.device) -> "Data":
         """The same set with images and labels on a device."""
@@ -110,29 +123,54 @@ class Data:
 
 
 def load(
-    name: str, split: str | None = None, *, size: int | None = None, root: str | Path | None = None
+    name: str,
+    split: str | None = None,
+    *,
+    size: int | None = None,
+    root: str | Path | None = None,
+    cache_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> Data:
     """Load a set by name, or the images below a folder with ``folder:PATH``.
 
     split: one of `SPLITS` (default: the first); size: resize to size x size; root: where
-    downloads are, see `data_root`. Raises ValueError for an unknown name or split, and
-    FileNotFoundError where files are missing and can not be downloaded. Sources: data/README.md.
+    downloads are, see `data_root`. A folder whose decoded images take more than `cache_bytes`
+    (default `dcl.cache.budget`) is decoded once into a file below root, and `images` reads from
+    there; progress(done, all) is called now and then while a folder is decoded.
+
+    Raises ValueError for an unknown name or split, and FileNotFoundError where files are missing
+    and can not be downloaded; for a folder see `dcl.folder.folder`. Sources: data/README.md.
     """
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
     if name.startswith("folder:"):
-        return _folder(Path(name.removeprefix("folder:")).expanduser(), split, size)
+        path = Path(name.removeprefix("folder:")).expanduser()
+        divided = (path / "train").is_dir() and (path / "test").is_dir()
+        split = _split(split, BOTH if divided else ("all",))
+        parts, place = split.split("+") if divided else [""], data_root(root) / "cache"
+        found = folder(path, parts, size, place=place, cache_bytes=cache_bytes, progress=progress)
+        shown = printable(path.resolve().name)
+        return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
     if name not in SPLITS:
         raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
     split = _split(split, SPLITS[name])
     if name in TORCHVISION:
-        parts = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
+        sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
     else:
-        parts = [_digits() if name == "digits" else _shapes()]
-    images = _resize(torch.cat([x for x, _, _ in parts]), size)
-    known = [y for _, y, _ in parts if y is not None]
-    labels = torch.cat(known) if len(known) == len(parts) else None
-    return Data(images, labels, parts[0][2], name, split)
+        sets = [_digits() if name == "digits" else _shapes()]
+    images = _resize(_joined([x for x, _, _ in sets]), size)
+    known = [y for _, y, _ in sets if y is not None]
+    labels = _joined(known) if len(known) == len(sets) else None
+    return Data(images, labels, sets[0][2], name, split)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy a single one
+
+
+def _rows(images: Tensor) -> int:
+    """How many images take about 16 MiB."""
+    return max(1, 2**24 // images[0].numel())
 
 
 def _split(split: str | None, known: tuple[str, ...]) -> str:
@@ -144,16 +182,12 @@ def _split(split: str | None, known: tuple[str, ...]) -> str:
 def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[2:] == (size, size):
         return images
-    parts = images.split(1024)  # because floats take four times the memory
-    small = (F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True) for x in parts)
-    return torch.cat([x.round().clamp(0, 255).to(torch.uint8) for x in small])
-
-
-def _folder(path: Path, split: str | None, size: int | None) -> Data:
-    divided = (path / "train").is_dir() and (path / "test").is_dir()
-    split = _split(split, BOTH if divided else ("all",))
-    images, labels, classes = folder(path, split.split("+") if divided else [""], size)
-    return Data(images, labels, classes, path.resolve().name, split)
+    out = images.new_empty((*images.shape[:2], size, size))
+    rows = _rows(images)  # in parts, because floats take four times the memory
+    for x, y in zip(images.split(rows), out.split(rows)):
+        small = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
+        y.copy_(small.round_().clamp_(0, 255))
+    return out
 
 
 def _digits() -> Part:

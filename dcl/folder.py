@@ -1,73 +1,275 @@
 """Images from a folder: every file below it, decoded by a few threads into one uint8 tensor."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-BLOCK = 64  # images a thread decodes before it asks for more
+from dcl import cache
+
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+ENDINGS |= {".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}  # the last need a recent PIL
+BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
+Progress = Callable[[int, int], object]  # called with the images done, and all
+
+
+Bad = tuple[str, str]  # a file and the reason, in one line, why it has no image
+Shape = tuple[int, int, int]
+
+
+class Found(NamedTuple):
+    """What a folder holds. `files` are the images' paths, in their order; `skipped` all others."""
+
+    images: Tensor
+    labels: Tensor | None
+    classes: list[str] | None
+    files: list[str]
+    skipped: list[Bad]
+
+
+class _File(NamedTuple):
+    """A file as the cache knows it: another size or time is another file."""
+
+    name: str
+    size: int
+    changed: int
 
 
 def folder(
-    path: Path, parts: list[str], size: int | None = None
-) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    path: Path,
+    parts: list[str],
+    size: int | None = None,
+    *,
+    place: Path | None = None,
+    cache_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Found:
     """Read images uint8 (N,3,H,W), labels int64 (N,) or None, and the classes' names or None.
 
     path: a folder; parts: the sub-folders of it to read, one after the other ([""]: itself).
-    Within a part files are sorted by their relative path. If every image lies in a sub-folder,
-    these are the classes, sorted by name over all parts. size: resize the shorter side and cut
-    out the centre. Raises FileNotFoundError without a folder, ValueError without images, with
-    images of different sizes and no size, or with a file that can not be read.
+    Within a part files are sorted by their relative path; what begins with a dot is left out. If
+    every image lies in a sub-folder, these are the classes, sorted by name over all parts.
+
+    size: resize the shorter side and cut out the centre. Transparent turns white, 16 bits are
+    scaled to 8, photographs stand upright, of an animation comes the first picture.
+
+    Links to files and to folders are followed wherever they lead, but each folder is read once,
+    under its own name where it has one below `path`, and a link to a folder that holds `path` is
+    left alone: loops end. What can not be read is listed in `skipped`, with the reason in a line;
+    what is no text in a name is spelt out there, see `printable`.
+
+    More than `cache_bytes` of pixels (default `dcl.cache.budget`) are decoded once into a file in
+    `place`, see `dcl.cache.stored`. Raises FileNotFoundError without a folder, ValueError when
+    not one image can be read or images differ in size and `size` is not given, OSError when that
+    file can not be written.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"folder:PATH must name an existing folder; got {path}")
-    files = [(path / part, file) for part in parts for file in _files(path / part)]
-    if not files:
+    files, refused = _files(path, parts)
+    if not files and not refused:
         raise ValueError(
             f"folder:PATH must have images ({' '.join(sorted(ENDINGS))}); found none below {path}"
         )
-    first = _decode(*files[0], size)
-    images = np.empty((len(files), *first.shape), np.uint8)
+    first, shape = ("", (3, size, size)) if size else _first(path, files, refused)
+    blocks = _blocks(path, files, size, first, shape, refused, progress)
+    if place is None or len(files) * prod(shape) <= cache.budget(cache_bytes):
+        images, reasons = _in_memory(blocks, len(files), shape)
+    else:
+        key = cache.key([list(file) for file in files], list(shape), size)
+        images, reasons = cache.stored(place, key, len(files) * prod(shape), shape, blocks)
+    good = [file.name for k, file in enumerate(files) if k not in reasons]
+    bad = sorted(refused + [(files[k].name, reasons[k]) for k in reasons])
+    labels, classes = _classes([name.split("/")[bool(parts[0]) :] for name in good])
+    return Found(
+        images, labels, classes, [*map(printable, good)], [(printable(f), why) for f, why in bad]
+    )
 
-    def fill(start: int) -> None:
-        for k in range(start, min(start + BLOCK, len(files))):
-            image = _decode(*files[k], size)
-            if image.shape != first.shape:
-                (_, h, w), (_, h_k, w_k) = first.shape, image.shape
-                raise ValueError(
-                    "size must be given, because the images differ in size: "
-                    f"{files[0][1]} is {w}x{h}, {files[k][1]} is {w_k}x{h_k}"
-                )
-            images[k] = image
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(0, len(files), BLOCK)))
-    if any("/" not in file for _, file in files):
-        return torch.from_numpy(images), None, None
-    names = [file.split("/")[0] for _, file in files]
-    classes = sorted(set(names))
+def printable(name: str) -> str:
+    """A file name as text that can be written as UTF-8; most are, and stay as they are.
+
+    Other bytes, such as an accent from another encoding, come from the system as lone surrogates,
+    which no file or page takes: each becomes a backslash, u and four digits.
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:
+    if any(len(path) == 1 for path in paths):
+        return None, None
+    classes = sorted({path[0] for path in paths})
     number = {name: k for k, name in enumerate(classes)}
-    return torch.from_numpy(images), torch.tensor([number[name] for name in names]), classes
+    return torch.tensor([number[path[0]] for path in paths]), [*map(printable, classes)]
 
 
-def _files(top: Path) -> list[str]:
-    """Relative paths of the images below a folder, sorted, without hidden files and folders."""
-    paths = (file.relative_to(top) for file in top.rglob("*") if file.suffix.lower() in ENDINGS)
-    visible = (p for p in paths if not any(part.startswith(".") for part in p.parts))
-    return sorted(p.as_posix() for p in visible if (top / p).is_file())
+def _files(top: Path, parts: list[str]) -> tuple[list[_File], list[Bad]]:
+    """The images below a folder, sorted part by part, and what can be refused without opening."""
+    files: list[_File] = []
+    refused: list[Bad] = []
+    for part in parts:
+        found: list[_File] = []
+        for name in _names(top / part, refused, top):
+            try:
+                info = os.stat(top / name)
+            except OSError as error:  # or a link to itself, or without permission
+                refused.append((name, "broken link" if error.errno == 2 else _line(error)))
+                continue
+            if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
+                refused.append((name, "no file, but a pipe, socket or device"))
+            elif not info.st_size:
+                refused.append((name, "empty file"))
+            elif not os.access(top / name, os.R_OK):
+                refused.append((name, "Permission denied"))
+            else:
+                found.append(_File(name, info.st_size, info.st_mtime_ns))
+        files += sorted(found)
+    return files, refused
 
 
-def _decode(top: Path, file: str, size: int | None) -> np.ndarray:
-    """One image file as RGB (3,H,W): what is transparent turns white, 16 bits are scaled to 8."""
-    from PIL import Image, ImageOps
+def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
+    """Paths relative to `top` of what looks like an image below `start`, each folder once."""
+
+    def relative(path: str) -> str:
+        return Path(path).relative_to(top).as_posix()
+
+    def identity(path: str | Path) -> tuple[int, int]:
+        return (info := os.stat(path)).st_dev, info.st_ino
+
+    def unreadable(error: OSError) -> None:
+        refused.append((relative(error.filename), f"folder: {_line(error)}"))
+
+    holders = {identity(path) for path in (start.resolve(), *start.resolve().parents)}
+    seen: set[tuple[int, int]] = set()
+    used: set[str] = set()
+    misnamed: list[str] = []
+    waiting = deque([str(start)])  # links come after the tree, so that a folder's own name wins
+    while waiting:
+        for here, folders, names in os.walk(waiting.popleft(), onerror=unreadable):
+            if identity(here) in seen:
+                folders.clear()
+                continue
+            seen.add(identity(here))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in folders:
+                inner = os.path.join(here, name)
+                if os.path.islink(inner) and identity(inner) not in holders:
+                    waiting.append(inner)
+                if Path(name).suffix.lower() in ENDINGS:
+                    misnamed.append(relative(inner))
+            for name in names:
+                if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
+                    found = relative(os.path.join(here, name))
+                    used.update(path.as_posix() for path in Path(found).parents)
+                    yield found
+    refused += [(name, "a folder, not a file") for name in misnamed if name not in used]
+
+
+def _first(top: Path, files: list[_File], refused: list[Bad]) -> tuple[str, Shape]:
+    """Name and shape of the first image that can be read."""
+    bad = []
+    for file in files:
+        try:
+            _, height, width = decode(top / file.name, None).shape
+            return file.name, (3, height, width)
+        except ValueError as error:
+            bad.append((file.name, str(error)))
+    raise _none_readable(top, refused + bad)
+
+
+def _none_readable(top: Path, bad: list[Bad]) -> ValueError:
+    few = "; ".join(f"{printable(name)}: {reason}" for name, reason in sorted(bad)[:3])
+    return ValueError(
+        f"folder:PATH must have an image that can be read; none of the {len(bad)} below {top} can"
+        f" ({few}{'; ...' if len(bad) > 3 else ''})"
+    )
+
+
+def _in_memory(blocks: cache.Blocks, count: int, shape: Shape) -> tuple[Tensor, dict[int, str]]:
+    images, n = np.empty((count, *shape), np.uint8), 0
+    reasons: dict[int, str] = {}
+    with closing(blocks):
+        for pixels, bad in blocks:
+            images[n : n + len(pixels)] = pixels
+            reasons |= bad
+            n += len(pixels)
+    return torch.from_numpy(images[:n]), reasons
+
+
+def _blocks(
+    top: Path,
+    files: list[_File],
+    size: int | None,
+    first: str,
+    shape: Shape,
+    refused: list[Bad],
+    progress: Progress | None,
+) -> cache.Blocks:
+    """Pixels (B,3,H,W) of consecutive files and {file's number: reason} of those without.
+
+    Threads, because PIL decodes without holding Python's lock; as fast as processes (see
+    benchmarks/results/memory.json), which would need a guarded main module.
+    """
+    step = min(64, max(1, BLOCK // prod(shape)))
+
+    def block(start: int) -> cache.Block:
+        rows = files[start : start + step]
+        pixels, bad, n = np.empty((len(rows), *shape), np.uint8), {}, 0
+        for k, file in enumerate(rows, start):
+            try:
+                image = decode(top / file.name, size)
+            except ValueError as error:
+                bad[k] = str(error)
+                continue
+            if image.shape != shape:
+                raise ValueError(
+                    f"size must be given, because the images differ in size: {printable(first)} "
+                    f"is {shape[2]}x{shape[1]}, {printable(file.name)} is "
+                    f"{image.shape[2]}x{image.shape[1]}"
+                )
+            pixels[n] = image
+            n += 1
+        return pixels[:n], bad
+
+    threads = min(8, os.cpu_count() or 1)
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future[cache.Block]]()
+    starts, done = deque(range(0, len(files), step)), 0
+    reasons: dict[int, str] = {}
+    try:
+        while starts or waiting:
+            while starts and len(waiting) < 2 * threads:  # decoding never runs far ahead
+                waiting.append(pool.submit(block, starts.popleft()))
+            pixels, bad = waiting.popleft().result()
+            reasons |= bad
+            done += len(pixels) + len(bad)
+            if progress:
+                progress(done, len(files))
+            yield pixels, bad
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if len(reasons) == len(files):
+        raise _none_readable(top, refused + [(files[k].name, reasons[k]) for k in reasons])
+
+
+def decode(path: Path, size: int | None) -> np.ndarray:
+    """One image file as RGB uint8 (3,H,W). Raises ValueError with the reason in one line."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(top / file) as opened:
-            ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
+        with Image.open(path) as opened:
+            if size is not None:  # JPEG's own scaling by 2, 4 or 8, well above the wanted size
+                opened.draft(None, (2 * size, 2 * size))
+            opened.load()
+            with suppress(Exception):  # a broken tag does not spoil the pixels
+                ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
             image: Image.Image = opened
             if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
                 deep = np.asarray(image, np.int64).clip(0, 65535)
@@ -81,5 +283,13 @@ def _decode(top: Path, file: str, size: int | None) -> np.ndarray:
             if size is not None and image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} can not be read as an image: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image, or of a kind that PIL can not read") from error
+    except Exception as error:  # a damaged file makes PIL's readers raise nearly anything
+        raise ValueError(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    """An error in one line, without the path that the system's errors name."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(printable(text).split())[:200]

@@ -1,9 +1,15 @@
-"""Image folders: every kind of pixel, sizes, classes, order, splits, bad files."""
+"""Image folders: every kind of pixel, sizes, classes, order, splits, links, names, bad files."""
+
+import os
+import re
+import socket
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from dcl.data import load
 
@@ -139,19 +145,360 @@ def test_many_images_land_in_their_places(tmp_path):
     assert images[:, 1, 0, 0].tolist() == [255 - k for k in range(200)]
 
 
-def test_bad_folders_and_files(tmp_path):
+def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder:PATH must name an existing folder"):
         load(f"folder:{tmp_path}/absent")
     with pytest.raises(ValueError, match="folder:PATH must have images.*found none"):
         load(f"folder:{tmp_path}")
-    write(tmp_path / "a/1.png", picture(1))
-    (tmp_path / "a/2.png").write_bytes((tmp_path / "a/1.png").read_bytes()[:40])
-    with pytest.raises(ValueError, match="a/2.png can not be read as an image"):
+    (tmp_path / "a.png").write_text("no image at all")
+    for size in (None, 8):
+        with pytest.raises(ValueError, match="none of the 1 below .* can .a.png: not an image"):
+            load(f"folder:{tmp_path}", size=size)
+    (tmp_path / "a.png").write_bytes(b"")
+    for size in (None, 8):
+        with pytest.raises(ValueError, match="none of the 1 below .* can .a.png: empty file.$"):
+            load(f"folder:{tmp_path}", size=size)
+    write(tmp_path / "b/1.png", picture(1))
+    data = load(f"folder:{tmp_path}")  # the bad file is no image: it does not end the classes
+    assert data.files == ["b/1.png"] and data.skipped == [("a.png", "empty file")]
+    assert data.classes == ["b"] and data.labels.tolist() == [0]
+
+
+def test_files_follow_the_rows(tmp_path):
+    for k, path in enumerate(["train/b/1.png", "train/a/x/1.png", "test/a/1.png", "test/a/2.png"]):
+        write(tmp_path / path, picture(k))
+    (tmp_path / "test/a/0.png").write_bytes(b"")
+    both = load(f"folder:{tmp_path}", "train+test")
+    assert both.files == ["train/a/x/1.png", "train/b/1.png", "test/a/1.png", "test/a/2.png"]
+    assert both.skipped == [("test/a/0.png", "empty file")]
+    assert both.images[:, 0, 0, 0].tolist() == [1, 0, 2, 3] and both.labels.tolist() == [0, 1, 0, 0]
+    part = both.subset(2, seed=1)
+    numbers = part.images[:, 0, 0, 0].tolist()
+    assert numbers in ([a, b] for a in (1, 0, 2, 3) for b in (0, 2, 3) if a != b)
+    by_number = {1: "train/a/x/1.png", 0: "train/b/1.png", 2: "test/a/1.png", 3: "test/a/2.png"}
+    assert part.files == [by_number[k] for k in numbers] and part.skipped == both.skipped
+    assert both.to("cpu").files == both.files and both.to("cpu").skipped == both.skipped
+    assert load(f"folder:{tmp_path}").skipped == []
+    assert load("shapes").files is None and load("shapes").skipped is None
+
+
+def test_links(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    write(inside / "real/1.png", picture(1))
+    write(outside / "2.png", picture(2))
+    write(outside / "deep/3.png", picture(3))
+    (inside / "linked").symlink_to(outside)
+    (inside / "again").symlink_to(outside / "deep")  # read once, by way of the first link
+    (inside / "alias").symlink_to(inside / "real")  # a real name wins over a link's
+    (inside / "real/up").symlink_to(inside)
+    (inside / "real/top").symlink_to("/")
+    (outside / "home").symlink_to(inside)
+    (outside / "deep/back").symlink_to(outside)
+    (inside / "file.png").symlink_to(outside / "2.png")
+    data = load(f"folder:{inside}")
+    assert data.files == ["again/3.png", "file.png", "linked/2.png", "real/1.png"]
+    assert data.images[:, 0, 0, 0].tolist() == [3, 2, 2, 1] and data.skipped == []
+    (tmp_path / "elsewhere").symlink_to(inside)
+    assert load(f"folder:{tmp_path}/elsewhere").files == data.files
+
+
+def test_large_jpegs_are_reduced_well(tmp_path, monkeypatch):
+    """A ramp: each output pixel is the ramp's value at its own centre."""
+    ramp = np.linspace(20, 220, 640)
+    wide = np.broadcast_to(ramp[None, :, None], (480, 640, 3)).round().astype(np.uint8)
+    write(tmp_path / "a.jpg", Image.fromarray(wide), quality=95)
+    drafts, real = [], JpegImagePlugin.JpegImageFile.draft
+
+    def draft(self, mode, size):
+        drafts.append(real(self, mode, size) and self.size)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", draft)
+    row = load(f"folder:{tmp_path}", size=32).images[0, 0, 16].double()
+    centres = 80 + (np.arange(32) + 0.5) * 15 - 0.5  # of the middle 480 columns
+    assert (row - torch.from_numpy(np.interp(centres, np.arange(640), ramp))).abs().max() <= 2
+    assert drafts == [(160, 120)]  # a quarter, because an eighth would be below twice the size
+
+
+@pytest.mark.parametrize("size", [16, 33, 224])
+def test_sizes(tmp_path, size):
+    write(tmp_path / "a.png", picture([9, 99, 199], 16, 40))
+    write(tmp_path / "b.jpg", picture([90, 90, 90], 500, 300))
+    images = load(f"folder:{tmp_path}", size=size).images
+    assert images.shape == (2, 3, size, size)
+    assert (images[0] == torch.tensor([9, 99, 199])[:, None, None]).all()
+    assert (images[1].int() - 90).abs().max() <= 1
+
+
+S = 16
+
+
+def noise(k, channels=3):
+    return np.random.default_rng(k).integers(0, 256, (S, S, channels), dtype=np.uint8)
+
+
+def on_white(rgb, alpha):
+    return (rgb * (alpha / 255) + 255.0 - alpha).round()
+
+
+def rgb_png(k, path):
+    Image.fromarray(noise(k)).save(path)
+    return noise(k)
+
+
+def grey_png(k, path):
+    Image.fromarray(noise(k)[..., 0]).save(path)
+    return noise(k)[..., :1]
+
+
+def palette_png(k, path, **options):
+    colours, which = np.random.default_rng(k + 1).integers(0, 256, (256, 3)), noise(k)[..., 0]
+    image = Image.frombytes("P", (S, S), which.tobytes())
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    image.save(path, **options)
+    return colours[which]
+
+
+def transparent_palette_png(k, path):
+    hole = int(noise(k)[0, 0, 0])
+    rgb = palette_png(k, path, transparency=hole)
+    return np.where(noise(k)[..., :1] == hole, 255, rgb)
+
+
+def la_png(k, path):
+    pixels = noise(k, 2)
+    Image.merge("LA", [Image.fromarray(pixels[..., c]) for c in (0, 1)]).save(path)
+    return on_white(pixels[..., :1], pixels[..., 1:])
+
+
+def rgba_png(k, path):
+    Image.fromarray(noise(k, 4)).save(path)
+    return on_white(noise(k, 4)[..., :3], noise(k, 4)[..., 3:])
+
+
+def cmyk_tif(k, path):
+    pixels = noise(k, 4)
+    Image.frombytes("CMYK", (S, S), pixels.tobytes()).save(path)
+    return (255.0 - pixels[..., :3]) * (255.0 - pixels[..., 3:]) / 255
+
+
+def deep_png(k, path):
+    grey = np.random.default_rng(k).integers(0, 65536, (S, S, 1))
+    Image.fromarray(grey[..., 0].astype(np.uint16)).save(path)
+    return (grey / 257).round()
+
+
+def one_bit_png(k, path):
+    black = noise(k)[..., 0] < 128
+    Image.fromarray(~black).save(path)
+    return np.where(black, 0, 255)[..., None]
+
+
+def turned_png(k, path):
+    exif = Image.Exif()
+    exif[0x0112], quarters = [(3, 2), (6, 3), (8, 1)][k % 3]
+    Image.fromarray(noise(k)).save(path, exif=exif)
+    return np.rot90(noise(k), quarters)
+
+
+def animation(k, path, **options):
+    frames = [Image.fromarray(noise(k + n)[..., 0]) for n in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    return noise(k)[..., :1]
+
+
+def animated_gif(k, path):
+    return animation(k, path)
+
+
+def animated_webp(k, path):
+    return animation(k, path, lossless=True)
+
+
+def p6(k, path):
+    path.write_bytes(b"P6\n# by hand\n16 16\n255\n" + noise(k).tobytes())
+    return noise(k)
+
+
+def p5(k, path):
+    path.write_bytes(b"P5 16 16 255\n" + noise(k)[..., 0].tobytes())
+    return noise(k)[..., :1]
+
+
+def p5_deep(k, path):
+    grey = np.random.default_rng(k).integers(0, 65536, (S, S, 1))
+    path.write_bytes(b"P5 16 16 65535\n" + grey.astype(">u2").tobytes())
+    return (grey / 257).round()
+
+
+def bmp(k, path):
+    Image.fromarray(noise(k)).save(path)
+    return noise(k)
+
+
+def wide_png(k, path):
+    """Scaled by 1, only the middle third is kept."""
+    Image.fromarray(np.concatenate([noise(k + n) for n in range(3)], 1)).save(path)
+    return noise(k + 1)
+
+
+def tall_webp(k, path):
+    Image.fromarray(np.concatenate([noise(k + n) for n in range(3)])).save(path, lossless=True)
+    return noise(k + 1)
+
+
+def plain_jpeg(k, path):
+    """One colour in any size, which no scaling changes."""
+    colour = noise(k)[0, 0]
+    Image.fromarray(np.broadcast_to(colour, (16 + k, 200 - k // 2, 3)).copy()).save(path)
+    return np.broadcast_to(colour, (S, S, 3))
+
+
+def broken_exif_jpeg(k, path):
+    image = Image.fromarray(np.full((S, S, 3), k % 200, np.uint8))
+    image.save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x03garbage")
+    return np.full((S, S, 1), k % 200)
+
+
+GOOD = [
+    (rgb_png, "png", 0), (grey_png, "PNG", 0), (palette_png, "png", 0), (la_png, "png", 1),
+    (transparent_palette_png, "png", 0), (rgba_png, "png", 1), (cmyk_tif, "TIF", 1),
+    (deep_png, "png", 0), (one_bit_png, "png", 0), (turned_png, "png", 0), (plain_jpeg, "JPG", 3),
+    (animated_gif, "GIF", 0), (animated_webp, "webp", 0), (p6, "ppm", 0), (p5, "PGM", 0),
+    (p5_deep, "pgm", 0), (bmp, "bmp", 0), (wide_png, "Png", 0), (tall_webp, "WEBP", 0),
+    (plain_jpeg, "jpeg", 3), (broken_exif_jpeg, "jpg", 1), (rgb_png, "tiff", 0),
+]  # fmt: skip
+PLACES = [
+    "",
+    "a/b/c/d/e/",
+    "Füße/",
+    "日本語/写真/",
+    "عربى/",
+    "two  words/",
+    "😀/",
+    "<b>&amp;/",
+    "it's/",
+]
+
+
+def png_chunk(kind, content):
+    return (
+        len(content).to_bytes(4, "big")
+        + kind
+        + content
+        + zlib.crc32(kind + content).to_bytes(4, "big")
+    )
+
+
+def bad_files(top):
+    """One of every kind below `top`: {file: what the reason must be like}."""
+    reasons = {}
+
+    def path(name, reason):
+        reasons[name] = reason
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        return top / name
+
+    none = "not an image, or of a kind"
+    path("bad/zero bytes.jpg", "empty file").write_bytes(b"")
+    path("text.jpg", none).write_text("not an image")
+    path("日本語/page.PNG", none).write_text("<html></html>")
+    path("phone.heic", none).write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)
+    for ending in ("jpg", "png", "gif", "bmp", "tif", "webp", "ppm"):
+        Image.fromarray(noise(5)).save(top / f"whole.{ending}")
+        content = (top / f"whole.{ending}").read_bytes()
+        (top / f"whole.{ending}").unlink()
+        path(f"cut/half.{ending}", ".").write_bytes(content[: len(content) // 2])
+        path(f"cut/head.{ending}", ".").write_bytes(content[:9])
+    header = png_chunk(b"IHDR", (20000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 9))
+    path("bomb.png", "400000000 pixels.*decompression bomb").write_bytes(bomb)
+    Image.new("F", (S, S), 0.5).save(path("bad/float.tiff", "float pixels have no agreed range"))
+    rgb_png(1, path("bad/locked.png", "Permission denied"))
+    (top / "bad/locked.png").chmod(0)
+    path("bad/broken.png", "broken link").symlink_to("nowhere.png")
+    path("bad/self.png", "symbolic link").symlink_to("self.png")
+    path("x.jpg", "a folder, not a file").mkdir()
+    os.mkfifo(path("x.png", "no file, but a pipe"))
+    path("bad/pipe link.png", "no file, but a pipe").symlink_to(top / "x.png")
+    path("bad/null.png", "no file, but a pipe").symlink_to("/dev/null")
+    reasons["bad/shut"] = "folder: Permission denied"
+    rgb_png(1, path("bad/shut/inner.png", ""))
+    del reasons["bad/shut/inner.png"]
+    return reasons
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Permissions that hold for root too, who may read everything."""
+    access, scandir = os.access, os.scandir
+
+    def walled(path):
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "access", lambda p, m: access(p, m) and Path(p).name != "locked.png")
+    monkeypatch.setattr(os, "scandir", walled)
+
+
+def test_three_hundred_files_of_every_kind(tmp_path, refused):
+    top = tmp_path / "photos"
+    top.mkdir()
+    reasons, expected = bad_files(top), {}
+    for k in range(300 - len(reasons)):
+        make, ending, tolerance = GOOD[k % len(GOOD)]
+        name = f"{PLACES[k % len(PLACES)]}{k:03d} x.{ending}"
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        expected[name] = make(k, top / name), tolerance
+    (top / "x.png.txt").write_text("no image, and not said to be one")
+    data = load(f"folder:{top}", size=S)
+    assert [file for file, _ in data.skipped] == sorted(reasons)
+    for file, reason in data.skipped:
+        assert re.search(reasons[file], reason) and "\n" not in reason, (file, reason)
+        assert str(tmp_path) not in reason
+    assert data.files == sorted(expected) and len(data) + len(data.skipped) == 300
+    for image, file in zip(data.images, data.files):
+        pixels, tolerance = expected[file]
+        wanted = np.broadcast_to(pixels, (S, S, 3)).transpose(2, 0, 1)
+        assert np.abs(image.numpy().astype(float) - wanted).max() <= tolerance, file
+    assert data.labels is None  # some lie loose
+
+
+def test_a_socket_does_not_hang(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", picture(1))
+    monkeypatch.chdir(tmp_path)  # a socket's address is short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("b.png")
+        assert load("folder:.").skipped == [("b.png", "no file, but a pipe, socket or device")]
+
+
+def test_a_folder_may_be_called_like_an_image(tmp_path):
+    write(tmp_path / "album.jpg/1.png", picture(1))
+    data = load(f"folder:{tmp_path}")
+    assert data.files == ["album.jpg/1.png"] and data.skipped == []
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        write(tmp_path / name / f"{name}.png", picture(1))
+        (tmp_path / name / f"{name}.jpg").write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes only text as names")
+    data = load(f"folder:{tmp_path}")
+    assert data.files == [r"caf\udce9/caf\udce9.png"] and data.classes == [r"caf\udce9"]
+    assert data.skipped == [(r"caf\udce9/caf\udce9.jpg", "empty file")]
+    assert load(f"folder:{tmp_path / name}").name == r"caf\udce9"
+    with pytest.raises(ValueError, match=r"none of the 1 below") as caught:
+        (tmp_path / name / f"{name}.png").unlink()
         load(f"folder:{tmp_path}")
-    (tmp_path / "a/2.png").write_text("no image at all")
-    with pytest.raises(ValueError, match="a/2.png can not be read as an image"):
-        load(f"folder:{tmp_path}")
-    (tmp_path / "a/2.png").unlink()
-    write(tmp_path / "a/3.tif", Image.new("F", (2, 2), 0.5))
-    with pytest.raises(ValueError, match="a/3.tif.*float pixels"):
-        load(f"folder:{tmp_path}")
+    str(caught.value).encode()
+
+
+def test_progress_reaches_the_end(tmp_path):
+    for k in range(130):
+        write(tmp_path / f"{k}.png", picture(k))
+    (tmp_path / "bad.png").write_text("none")
+    seen = []
+    load(f"folder:{tmp_path}", progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(64, 131), (128, 131), (131, 131)]

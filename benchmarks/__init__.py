@@ -17,7 +17,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate's CPU times in milliseconds: middle, quartiles, number of measurements."""
+    """One candidate's times in milliseconds: middle, quartiles, number of measurements."""
 
     name: str
     median: float
@@ -48,6 +48,7 @@ class Outcome:
     claims: list[Claim]
     settings: dict[str, object]
     remarks: list[str]
+    unit: str = "milliseconds of CPU time, one thread"
 
 
 def cpu_times(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -120,7 +121,6 @@ def save(name: str, outcome: Outcome, folder: Path) -> Path:
         "command": f"python -m benchmarks {name}",
         "machine": {"processor": processor(), "cores": os.cpu_count()},
         "versions": installed("torch", "torchvision", "pillow", "kornia"),
-        "unit": "milliseconds of CPU time, one thread",
         **asdict(outcome),
     }
     path, draft = folder / f"{name}.json", folder / f".{name}.json.part"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import benchmarks
-from benchmarks import Claim, Outcome, row, show
+from benchmarks import Claim, Outcome, memory, row, show
 from benchmarks.__main__ import found, main
 
 
@@ -26,6 +26,19 @@ def test_augment_prints_and_writes(tmp_path, capsys):
     assert written["versions"]["torch"] and written["machine"]["processor"]
     ours, theirs = (entry["median"] for entry in written["rows"][:2])
     assert written["claims"][0]["value"] == pytest.approx(ours / theirs, rel=0.5)
+
+
+def test_memory_measures_both_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "DIFFERENT", 40)
+    monkeypatch.setattr(memory, "NAMES", 4)
+    assert main(["memory", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "memory.json").read_text())
+    assert "images/s" in capsys.readouterr().out and written["unit"].endswith("wall time")
+    loads = [value for name, value in written["settings"].items() if "load" in name]
+    for load, claim in zip(loads, written["claims"], strict=True):
+        assert load["images"] == 160
+        assert 0 < load["own, GB"] <= load["peak, GB"] == claim["value"]
+    assert "epoch, s" in loads[1] and "epoch, s" not in loads[0]
 
 
 def test_a_broken_claim_fails_the_command(monkeypatch, tmp_path, capsys):

@@ -1,42 +1,163 @@
-"""Runs that survive: atomic checkpoints, and a folder that belongs to one configuration."""
+"""Runs that survive: whole files or none, two checkpoints, one writer, one configuration.
 
+A checkpoint is one line of text with the sha256 of what follows, and what `torch.save` makes of a
+state. `<stage>.previous.pt` is the one before; at every instant at least one of the two is whole.
+Told in chapter 06-your-images.
+"""
+
+import errno
 import io
 import json
 import os
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
+
+from dcl import dist
+
+HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, then rename: whole, or not at all."""
-    path = Path(path)
+# ---------------------------------------------------------------- files
+
+
+def write_atomic(
+    path: str | os.PathLike, *parts: bytes | memoryview, keep: Path | None = None
+) -> None:
+    """Write `parts` to a temporary file beside `path`, then rename: whole, or not at all.
+
+    With `keep`, the file that is at `path` gets that name a moment before. Raises OSError that
+    says how much was to be written and where; what was there is then still there.
+    """
+    path, size = Path(path), sum(len(part) for part in parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as f:
-            f.write(data)
+        partial.unlink(missing_ok=True)  # of an earlier process with this number
+        with open(partial, "xb") as f:  # x: a link laid in its place is not followed
+            for part in parts:
+                f.write(part)
             f.flush()
             os.fsync(f.fileno())
+        if keep:
+            os.replace(path, keep)
         os.replace(partial, path)
+        if os.name == "posix":  # elsewhere a folder can not be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)  # else a power cut may undo the renaming
+            os.close(folder)
+    except OSError as e:
+        text = f"could not write {size:,} bytes to {str(path)!r}: {e.strerror or e}"
+        raise OSError(e.errno or errno.EIO, text) from e
     finally:
         partial.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the folder of a run
+
+
+def place(run_dir: str | os.PathLike, stage: str) -> Path:
+    """Where a stage's checkpoint is, `<run_dir>/<stage>.pt`.
+
+    Raises ValueError for a stage that is no plain name: its file could be outside the folder.
+    """
+    if not re.fullmatch(r"[\w-]+", stage):
+        raise ValueError(f"stage must be made of letters, digits, _ and -; got {stage!r}")
+    return Path(run_dir) / f"{stage}.pt"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)  # this signal only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
+
+
+@contextmanager
+def lock(run_dir: str | os.PathLike) -> Iterator[None]:
+    """Be the only process that writes into `run_dir` for the time of the block.
+
+    May be nested in one thread. The system takes the lock back when a process dies, however it
+    dies; of several processes under torchrun only the first one takes it. Removes what dead
+    processes left half written. Raises RuntimeError when another process holds the folder, and
+    ValueError when something in it is a link that leads out of it.
+    """
+    if dist.rank():
+        yield
+        return
+    root = Path(run_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    inside = Path(os.path.realpath(root))
+    for entry in root.iterdir():
+        if not (leads := Path(os.path.realpath(entry))).is_relative_to(inside):
+            raise ValueError(
+                f"{str(entry)!r} is a link to {str(leads)!r}, outside of run_dir, and would be "
+                "written through; remove it, or choose another run_dir."
+            )
+    held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
+    try:
+        taken = held.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"run_dir {str(run_dir)!r} is being written by another process{_holder(root)}; wait "
+            "for it, end it, or choose another run_dir."
+        ) from None
+    with taken:
+        if held.lock_counter == 1:  # else this is nested
+            write_atomic(root / ".pid", f"{os.getpid()}\n".encode())
+            for entry in root.iterdir():
+                left = PARTIAL.fullmatch(entry.name)
+                if left and not _alive(int(left[1])):
+                    entry.unlink(missing_ok=True)
+        yield
+
+
+def _holder(root: Path) -> str:
+    try:
+        pid = int((root / ".pid").read_bytes()[:20])
+    except (OSError, ValueError):
+        return ""
+    return f" ({pid})" if _alive(pid) else ""
 
 
 def claim(run_dir: str | os.PathLike, config: Any, checksum: str) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
-    Writes `config.json` on first use. Raises ValueError with the differences listed
-    when the folder already holds a run with other settings or other data.
+    Writes `config.json` on first use. Raises ValueError with the differences listed when the
+    folder already holds a run with other settings or other data, ValueError when its
+    `config.json` can not be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
-    if not path.exists():
-        write_atomic(path, json.dumps(mine, indent=1).encode())
-        return
-    theirs = json.loads(path.read_text())
+    with lock(run_dir):
+        if not path.exists():
+            if dist.rank() == 0:
+                write_atomic(path, json.dumps(mine, indent=1).encode())
+            return
+    try:
+        theirs = json.loads(path.read_bytes())
+        if not all(isinstance(theirs[part], dict) for part in mine):
+            raise TypeError(f"{' and '.join(mine)} must be objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(e).__name__}: {e}): whether the run there has the "
+            "same settings can not be told. Restore it, or choose another run_dir."
+        ) from e
     differences = [
         f"  {part}.{key}: there {theirs[part].get(key)!r}, now {mine[part].get(key)!r}"
         for part in mine
@@ -63,28 +184,103 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return result
 
 
+# ---------------------------------------------------------------- random state
+
+
 def random_state() -> dict[str, Any]:
-    """The state of torch's default generators, on the CPU and on every GPU."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    """The state of every default generator: torch's on CPU and GPUs, Python's, NumPy's.
+
+    dcl draws from torch alone; the others are for encoders and monitors from outside.
+    """
+    version, words, gauss = random.getstate()
+    _, key, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [torch.from_numpy(np.asarray(key, np.int64)), *rest],
+    }
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Put back what `random_state` returned; what is of GPUs that are not here is left out."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    key, *rest = state["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
+    for device, cuda in zip(range(torch.cuda.device_count()), state.get("cuda", [])):
+        torch.cuda.set_rng_state(cuda, device)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def previous(path: str | os.PathLike) -> Path:
+    """Where the checkpoint before the one at `path` is: `scan.previous.pt` for `scan.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
-    """Save a state of tensors, numbers, strings, lists and dicts atomically."""
+    """Save a state of tensors, numbers, strings, lists and dicts; keep the one that was there.
+
+    Raises OSError, as `write_atomic`, and leaves both earlier ones as they are.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    payload = buffer.getbuffer()
+    header = f"dcl checkpoint 1 sha256 {sha256(payload).hexdigest()} bytes {len(payload)}\n"
+    try:
+        _payload(Path(path))
+        keep = previous(path)
+    except (OSError, ValueError):  # a damaged one must not take the place of a whole one
+        keep = None
+    write_atomic(path, header.encode(), payload, keep=keep)
 
 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load what `save` wrote. Never unpickles code."""
-    return torch.load(path, map_location=device, weights_only=True)
+    """Load what `save` wrote, or the one before with a warning that says what is wrong.
+
+    Never unpickles code. Raises FileNotFoundError when there is neither, and ValueError when
+    neither can be used, or when a whole one holds more than tensors and plain values.
+    """
+    wrong: list[Exception] = []
+    for file in (Path(path), previous(path)):
+        try:
+            payload = _payload(file)
+        except (OSError, ValueError) as e:
+            wrong.append(e)
+            continue
+        if wrong:
+            warnings.warn(f"{wrong[0]}; {str(file)!r} is used instead", stacklevel=2)
+        try:
+            return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        except Exception as e:  # torch's own text advises to load it with its code
+            raise ValueError(
+                f"{str(file)!r} was not written by dcl: it does not load as tensors and plain "
+                f"values ({type(e).__name__}). It may hold code, and none was run; remove it."
+            ) from None
+    if all(isinstance(e, FileNotFoundError) for e in wrong):
+        raise wrong[0]
+    raise ValueError(
+        f"no checkpoint to go on from: {'; '.join(map(str, wrong))}. Put one back from a copy, "
+        "or remove both: then this stage starts again."
+    )
+
+
+def _payload(file: Path) -> bytes:
+    """What follows the header, compared with it. ValueError says what is wrong."""
+    with open(file, "rb") as f:
+        header = HEADER.fullmatch(f.readline(200))
+        payload = f.read()
+    name = repr(str(file))
+    if not header:
+        raise ValueError(f"{name} is damaged: it does not begin as a checkpoint does")
+    if len(payload) != (size := int(header[2])):
+        raise ValueError(f"{name} is damaged: it has {len(payload):,} of {size:,} bytes")
+    if sha256(payload).hexdigest() != header[1].decode():
+        raise ValueError(f"{name} is damaged: its checksum does not match its {size:,} bytes")
+    return payload

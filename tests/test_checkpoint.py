@@ -1,13 +1,27 @@
-"""A run folder belongs to one configuration, and a write is whole or not at all."""
+"""A run folder has one configuration and one writer, and a write is whole or not at all."""
 
+import builtins
+import errno
+import json
 import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import warnings
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dcl import checkpoint
 from dcl.optim import TrainConfig
+from dcl.train import Objective, train
 
 
 @dataclass(frozen=True)
@@ -15,6 +29,33 @@ class Config:
     n_clusters: int = 10
     train: TrainConfig = field(default_factory=TrainConfig)
     scale: tuple[float, float] = (0.2, 1.0)
+
+
+def state(k):
+    """The state of epoch k of a run that does nothing."""
+    return {"a": torch.full((1000,), float(k)), "history": [{"epoch": k}]}
+
+
+def epoch(found):
+    return found["history"][0]["epoch"]
+
+
+def signed(payload):
+    """A file with a right header around anything."""
+    head = f"dcl checkpoint 1 sha256 {sha256(payload).hexdigest()} bytes {len(payload)}\n"
+    return head.encode() + payload
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A checkpoint of epoch 1 with epoch 0 before it."""
+    path = tmp_path / "scan.pt"
+    checkpoint.save(path, state(0))
+    checkpoint.save(path, state(1))
+    return path
+
+
+# ---------------------------------------------------------------- configuration
 
 
 def test_flat_names_every_setting():
@@ -34,6 +75,28 @@ def test_a_folder_is_claimed_once(tmp_path):
         checkpoint.claim(tmp_path / "run", Config(), "abd")
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [b"", b"{", b"[1]", b"null", b'{"config": {}}', b'{"config": 1, "data": {}}', b"\xff\xfe",
+     b"[" * 100_000, pickle.dumps({"config": {}, "data": {}})],
+)  # fmt: skip
+def test_a_damaged_configuration_is_named_and_left_alone(tmp_path, bad):
+    (tmp_path / "config.json").write_bytes(bad)
+    with pytest.raises(ValueError, match=r"config\.json' is damaged.*can not be told"):
+        checkpoint.claim(tmp_path, Config(), "abc")
+    assert (tmp_path / "config.json").read_bytes() == bad
+
+
+def test_a_stage_stays_in_the_folder(tmp_path):
+    assert checkpoint.place(tmp_path, "scan-2_b") == tmp_path / "scan-2_b.pt"
+    for bad in ("../x", "/x", "a/b", "..", "", "a.previous", "a\0", "a\n", "a\\b"):
+        with pytest.raises(ValueError, match="stage must be made of letters"):
+            checkpoint.place(tmp_path, bad)
+
+
+# ---------------------------------------------------------------- writes
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     checkpoint.save(path, {"a": torch.ones(3)})
@@ -42,10 +105,140 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"could not write [\d,]+ bytes to .*state.pt': No space"):
         checkpoint.save(path, {"a": torch.zeros(3)})
     assert torch.equal(checkpoint.load(path)["a"], torch.ones(3))
     assert os.listdir(tmp_path) == ["state.pt"]
+
+
+def test_a_disk_without_room_is_named(path, monkeypatch):
+    """/dev/full takes nothing: the system itself says that there is no space."""
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    real = builtins.open
+
+    def onto_the_full_one(name, mode="r", *rest, **more):
+        return real("/dev/full", "wb") if mode == "xb" else real(name, mode, *rest, **more)
+
+    monkeypatch.setattr(builtins, "open", onto_the_full_one)
+    with pytest.raises(OSError, match=r"bytes to .*scan.pt': No space left") as raised:
+        checkpoint.save(path, state(2))
+    assert raised.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_write_cut_short_by_the_system_leaves_both_checkpoints(path):
+    """A limit on the size of a file: some bytes are written before the error."""
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    limits, act = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not write 4,00\d,\d{3} bytes to .*scan\.pt'"):
+            checkpoint.save(path, {"a": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, act)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_the_one_before_is_kept(path):
+    assert epoch(checkpoint.load(path)) == 1
+    path.unlink()
+    with pytest.warns(UserWarning, match=r"No such file.*scan\.pt'; '.*previous\.pt' is used"):
+        assert epoch(checkpoint.load(path)) == 0
+
+
+def test_at_every_instant_there_is_a_whole_one(path, monkeypatch):
+    """Looked at before and after each change to the folder that `save` makes."""
+    seen = []
+
+    def watched(change):
+        def look_then_change(*arguments, **named):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                seen.append(epoch(checkpoint.load(path)))
+                result = change(*arguments, **named)
+                seen.append(epoch(checkpoint.load(path)))
+            return result
+
+        return look_then_change
+
+    for name in ("replace", "unlink", "fsync", "link"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    checkpoint.save(path, state(2))
+    assert seen == sorted(seen) and set(seen) == {1, 2}
+    assert seen.index(2) > 4  # the file was written and synchronised before it got its name
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(path):
+    path.write_bytes(path.read_bytes()[:-1])
+    checkpoint.save(path, state(2))
+    assert epoch(checkpoint.load(path)) == 2
+    path.unlink()
+    with pytest.warns(UserWarning):
+        assert epoch(checkpoint.load(path)) == 0
+
+
+def test_what_dead_processes_left_is_removed_with_the_next_claim(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".scan.pt.{dead.pid}.partial"
+    left.write_bytes(b"half")
+    living = tmp_path / f".scan.pt.{os.getppid()}.partial"
+    living.write_bytes(b"half")
+    mine = tmp_path / "my.1.partial"
+    mine.write_bytes(b"a file of the user's")
+    checkpoint.claim(tmp_path, Config(), "abc")
+    assert not left.exists() and living.exists() and mine.exists()
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_the_header_by_hand(path):
+    head, payload = path.read_bytes().split(b"\n", 1)
+    assert head.decode() == (
+        f"dcl checkpoint 1 sha256 {sha256(payload).hexdigest()} bytes {len(payload)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda b: b[:-1], r"it has [\d,]+ of [\d,]+ bytes"),
+        (lambda b: b + b"x", r"it has [\d,]+ of [\d,]+ bytes"),
+        (lambda b: b"", "does not begin as a checkpoint"),
+        (lambda b: b[:50], "does not begin as a checkpoint"),
+        (lambda b: bytes(len(b)), "does not begin as a checkpoint"),
+        (lambda b: b[:2000] + bytes([b[2000] ^ 1]) + b[2001:], "checksum does not match"),
+        (lambda b: b[:30] + (b"0" if b[30:31] == b"1" else b"1") + b[31:], "checksum does not"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_used(path, change, text):
+    path.write_bytes(change(path.read_bytes()))
+    match = rf"scan\.pt' is damaged: .*{text}.*scan\.previous\.pt' is used"
+    with pytest.warns(UserWarning, match=match):
+        assert epoch(checkpoint.load(path)) == 0
+
+
+def test_both_damaged_names_both_and_says_what_to_do(path):
+    before = checkpoint.previous(path)
+    path.write_bytes(path.read_bytes()[:-5])
+    before.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"scan\.pt' is damaged.*scan\.previous\.pt' is damaged.*remove both"
+    ):
+        checkpoint.load(path)
+    before.unlink()
+    with pytest.raises(ValueError, match=r"scan\.pt' is damaged.*No such file.*previous\.pt'"):
+        checkpoint.load(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(path)
+
+
+# ---------------------------------------------------------------- foreign files
 
 
 class Evil:
@@ -53,16 +246,186 @@ class Evil:
         return (os.mkdir, ("owned",))
 
 
-def test_loading_runs_no_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"a": Evil()}, "evil.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
-        checkpoint.load("evil.pt")
-    assert not (tmp_path / "owned").exists()
+@pytest.mark.parametrize("how", ["torch", "old torch", "pickle"])
+def test_loading_runs_no_code(path, monkeypatch, how):
+    monkeypatch.chdir(path.parent)
+    checkpoint.previous(path).unlink()
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=how == "torch")
+    bare = path.read_bytes()
+    with pytest.raises(ValueError, match=r"scan\.pt' is damaged"):
+        checkpoint.load(path)
+    path.write_bytes(signed(bare))
+    with pytest.raises(
+        ValueError, match=r"(?s)scan\.pt' was not written by dcl.*none was run"
+    ) as e:
+        checkpoint.load(path)
+    assert "weights_only" not in str(e.value)  # no advice to run it after all
+    checkpoint.claim(path.parent, Config(), "abc")
+    checkpoint.save(path, state(3))
+    assert not (path.parent / "owned").exists()
+    assert epoch(checkpoint.load(path)) == 3
 
 
-def test_random_state_goes_back():
-    state = checkpoint.random_state()
-    first = torch.rand(2)
-    checkpoint.set_random_state(state)
-    assert torch.equal(torch.rand(2), first)
+def test_a_signed_file_with_code_stops_the_run_although_there_is_one_before(path, monkeypatch):
+    """Damage has no right checksum: somebody made this one, and should be noticed."""
+    monkeypatch.chdir(path.parent)
+    torch.save({"a": Evil()}, path)
+    path.write_bytes(signed(path.read_bytes()))
+    with pytest.raises(ValueError, match="was not written by dcl"):
+        checkpoint.load(path)
+    assert not (path.parent / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["pretext", "scan.pt", "log.jsonl", ".lock", ".pid"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    run.mkdir()
+    (run / name).symlink_to(outside)
+    (run / "inside").symlink_to(run / "config.json")
+    with pytest.raises(ValueError, match=rf"{name}' is a link to .*outside'"):
+        checkpoint.claim(run, Config(), "abc")
+    assert not list(outside.iterdir())
+    (run / name).unlink()
+    checkpoint.claim(run, Config(), "abc")
+
+
+def test_links_in_the_place_of_files_are_replaced_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    path = tmp_path / "run" / "scan.pt"
+    path.parent.mkdir()
+    for link in (path, checkpoint.previous(path), path.parent / f".scan.pt.{os.getpid()}.partial"):
+        link.symlink_to(outside)
+    checkpoint.save(path, state(0))
+    assert outside.read_bytes() == b"mine"
+    assert epoch(checkpoint.load(path)) == 0 and not path.is_symlink()
+
+
+# ---------------------------------------------------------------- one writer
+
+HOLD = """
+import sys, time
+from dcl import checkpoint
+with checkpoint.lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    run = tmp_path / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, run], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        for enter in (lambda: checkpoint.lock(run).__enter__(),
+                      lambda: checkpoint.claim(run, Config(), "abc")):  # fmt: skip
+            with pytest.raises(RuntimeError, match=rf"run' is being written .* \({other.pid}\)"):
+                enter()
+        assert not (run / "config.json").exists()
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    with checkpoint.lock(run), checkpoint.lock(str(run)):  # again, inside itself
+        checkpoint.claim(run, Config(), "abc")
+    assert json.loads((run / "config.json").read_text())["data"] == {"checksum": "abc"}
+
+
+def test_the_lock_is_held_until_the_outermost_block_ends(tmp_path):
+    ask = "import sys, filelock; filelock.FileLock(sys.argv[1], timeout=0).acquire()"
+    command = [sys.executable, "-c", ask, tmp_path / ".lock"]
+    with pytest.raises(KeyError), checkpoint.lock(tmp_path):
+        with checkpoint.lock(tmp_path):
+            pass
+        assert subprocess.run(command, capture_output=True).returncode
+        raise KeyError
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+# ---------------------------------------------------------------- random state
+
+
+def draws():
+    return [torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(),
+            np.random.randn()]  # fmt: skip
+
+
+def test_every_random_state_goes_back_also_through_a_file(tmp_path):
+    random.gauss(0, 1), np.random.randn()  # both keep the second of a pair for later
+    checkpoint.save(tmp_path / "a.pt", {"random": checkpoint.random_state()})
+    first = draws()
+    checkpoint.set_random_state(checkpoint.load(tmp_path / "a.pt")["random"])
+    assert draws() == first
+    assert draws() != first
+
+
+class Noisy(Objective):
+    """Its forward pass draws from every generator, as an encoder from outside may."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, i):
+        noise = random.random() + np.random.randn() + torch.rand(())
+        return {"loss": (x.mean() + noise - self.w).square()}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_run_that_draws_from_every_generator_goes_on_to_the_bit(tmp_path, stop):
+    images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1)
+    config = TrainConfig(epochs=4, batch_size=4, lr=0.01)
+
+    def interrupt(stage, epoch, objective, losses):
+        if epoch == stop:
+            raise KeyboardInterrupt
+
+    def run(seed, **options):
+        for generator in (torch.manual_seed, random.seed, np.random.seed):
+            generator(seed)
+        objective = Noisy()
+        train(objective, images, config, **options)
+        return objective.w.item(), draws()
+
+    whole = run(0)
+    with pytest.raises(KeyboardInterrupt):
+        run(0, run_dir=tmp_path, monitor=interrupt)
+    assert run(99, run_dir=tmp_path) == whole
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "larc"])
+def test_momentum_and_the_steps_of_adam_come_back(tmp_path, optimizer):
+    """The learning rate needs no place in a checkpoint: it is a function of the step."""
+    images = (torch.arange(8, dtype=torch.uint8) * 30).view(8, 1, 1, 1)
+    config = TrainConfig(
+        epochs=3, batch_size=4, optimizer=optimizer, lr=0.01, schedule="cosine", warmup_epochs=1
+    )
+
+    class Level(Objective):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2))
+
+        def forward(self, x, i):
+            return {"loss": (x.mean() - self.w).square().sum()}
+
+    def run(stop=None, **options):
+        def interrupt(stage, epoch, objective, losses):
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        torch.manual_seed(0)
+        objective = Level()
+        train(objective, images, config, monitor=interrupt, **options)
+        return objective.w.tolist()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=1, run_dir=tmp_path)
+    found = checkpoint.load(tmp_path / "train.pt")["optimizer"]["state"][0]
+    keys = {"exp_avg", "exp_avg_sq", "step"} if optimizer == "adam" else {"momentum_buffer"}
+    assert found.keys() == keys and all(v.any() for v in found.values())
+    assert run(run_dir=tmp_path) == run()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dcl import checkpoint
 from dcl.optim import TrainConfig, with_epochs
 from dcl.train import Log, Objective, batches, check_fit, extract, pick_device, seeded, train
 
@@ -115,7 +116,7 @@ def test_a_nan_loss_stops_the_run_says_where_and_keeps_the_last_good_state(image
         train(good, images, TrainConfig(epochs=2, batch_size=4, lr=0.1))
     with seeded(0), pytest.raises(FloatingPointError, match=r"stage 'fit'.*epoch 2, step 1 of 2"):
         train(Fragile(), images, config, stage="fit", run_dir=tmp_path)
-    state = torch.load(tmp_path / "fit.pt", weights_only=True)
+    state = checkpoint.load(tmp_path / "fit.pt")
     assert len(state["history"]) == 2
     assert torch.equal(state["objective"]["w"], good.w.detach())
 

@@ -99,7 +99,9 @@ class View:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Draw one view of each image of `x` (B,C,H,W)."""
+        """Draw one view of each image of `x` (B,C,H,W); `View()` lets vectors (B,D) pass."""
+        if x.ndim == 2 and self == View():
+            return x
         check_images(x)
         with torch.autocast(x.device.type, enabled=False):
             out = _run(self._geometry(x) + self._colours(x), x.float())

@@ -1,8 +1,13 @@
-"""Rank, world size and sums over processes that gradients pass through.
+"""Several processes that train together: who am I, sums and rows of all, one BatchNorm.
 
-Started alone, a program is its own world: every function here then returns what it was given.
+Every process runs the same program; a batch, or the whole set, is shared out between them, and
+what is written or printed comes from process 0. Started alone, a program is its own world: every
+function here then returns what it was given. The page *Many GPUs* says what each step costs.
 """
 
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +52,114 @@ def all_sum(x: Tensor) -> Tensor:
     Every process must call it, with the same shape. Chapter: 03-swav.
     """
     return _AllSum.apply(x) if _many() else x
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """The rows of all processes, one process after the other: (b,...) -> (B,...).
+
+    The numbers of rows may differ. Gradients go back to the process that the row came from,
+    summed over the losses of all, so a loss of the whole batch is written as on one process.
+    """
+    if not _many():
+        return x
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+    counts[rank()] = len(x)
+    td.all_reduce(counts)
+    before, total = int(counts[: rank()].sum()), int(counts.sum())
+    above = x.new_zeros(before, *x.shape[1:])
+    below = x.new_zeros(total - before - len(x), *x.shape[1:])
+    return all_sum(torch.cat([above, x, below]))
+
+
+def share(rows: Tensor) -> Tensor:
+    """The part of `rows` (N,...) that is this process's work; `all_rows` puts parts together."""
+    return rows.tensor_split(world_size())[rank()]
+
+
+@torch.no_grad()
+def agree(module: torch.nn.Module) -> None:
+    """Give every process the parameters and buffers that process 0 has.
+
+    They should be equal already; where rounding differs from machine to machine, they are not.
+    """
+    if _many():
+        for t in (*module.parameters(), *module.buffers()):
+            td.broadcast(t.data, 0)
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    # torch's SyncBatchNorm does this on GPUs only
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and _many()):
+            return super().forward(x)
+        across = [0, *range(2, x.ndim)]
+        view = (1, -1) + (1,) * (x.ndim - 2)
+        z = x.float()
+        n = all_sum(z.new_tensor([z.numel() / z.shape[1]]))
+        mean = all_sum(z.sum(across)) / n
+        z = z - mean.view(view)
+        var = all_sum((z * z).sum(across)) / n
+        if self.track_running_stats and self.running_mean is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None and self.running_var is not None
+                self.num_batches_tracked += 1
+                rate = self.momentum or 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(var * n / (n - 1), rate)
+        z = z * (var + self.eps).rsqrt().view(view)
+        if self.affine:
+            z = z * self.weight.view(view) + self.bias.view(view)
+        return z.to(x.dtype)
+
+
+def together(module: torch.nn.Module) -> None:
+    """Make a module, in place, one that all processes train: BatchNorm over the whole batch."""
+    if _many():
+        for m in module.modules():
+            if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                # the class and not the layer is exchanged: objectives hold on to these very layers
+                m.__class__ = _BatchNorm  # type: ignore[assignment]
+        agree(module)
+
+
+@torch.no_grad()
+def average(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over processes, in one exchange after the backward pass.
+
+    A parameter without a gradient must be without one everywhere. (DistributedDataParallel hides
+    part of the exchange behind the backward pass, but wants to know which parameters a step will
+    use, and objectives freeze and thaw.)
+    """
+    if not _many():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.float().flatten() for g in gradients])
+    td.all_reduce(flat)
+    parts = flat.div_(world_size()).split([g.numel() for g in gradients])
+    for g, part in zip(gradients, parts, strict=True):
+        g.copy_(part.view_as(g))
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[None]:
+    """Join the processes that torchrun started, for the time of the block; alone, do nothing.
+
+    `device` cpu: gloo; else NCCL, with the GPU of this process's number as the current one.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or td.is_initialized():
+        yield
+        return
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    td.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        td.destroy_process_group()
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcl.dist import all_rows, all_sum, share
+
 BUDGET = 2**22  # entries of the distance block that is held at once on a CPU: 16 MB
 SPLIT = 1 / 1024  # relative perturbation of a split centroid (faiss)
 
@@ -74,8 +76,8 @@ def lloyd(
 ) -> KMeansResult:
     """One start of `kmeans`: assign and average in turn until the assignment stands still.
 
-    x (N,D) float32 is measured from origin (D,), the centroids returned are not.
-    Source: Lloyd 1982. Chapter: 00-metrics.
+    x (N,D) float32 is measured from origin (D,), the centroids returned are not. Several
+    processes share the rows out between them. Source: Lloyd 1982. Chapter: 00-metrics.
     """
     if isinstance(init, Tensor):
         c = init.to(x) - origin
@@ -84,17 +86,18 @@ def lloyd(
     else:
         c = _plus_plus(x, k)
     c = F.normalize(c, dim=1) if spherical else c
+    x = share(x)
     labels, distance = _assign(x, c, spherical)
     for _ in range(iterations):
-        sizes = torch.bincount(labels, minlength=k)
+        sizes = all_sum(torch.bincount(labels, minlength=k))
         c = _means(x, labels, sizes)
         c = split_empty(c + origin, sizes) - origin
         c = F.normalize(c, dim=1) if spherical else c
         before = labels
         labels, distance = _assign(x, c, spherical)
-        if torch.equal(labels, before):
+        if not all_sum((labels != before).sum()):
             break
-    return KMeansResult(labels, c + origin, float(distance.double().sum()))
+    return KMeansResult(all_rows(labels), c + origin, float(all_sum(distance.double().sum())))
 
 
 def _assign(x: Tensor, c: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
@@ -117,7 +120,7 @@ def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     rows = max(1, BUDGET // x.shape[1])
     for at, block in zip(labels.split(rows), x.split(rows), strict=True):
         total.index_add_(0, at, block.to(kind))
-    return (total / sizes.clamp(min=1).unsqueeze(1)).to(x.dtype)
+    return (all_sum(total) / sizes.clamp(min=1).unsqueeze(1)).to(x.dtype)
 
 
 def _plus_plus(x: Tensor, k: int) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcl.dist import all_rows, share
+
 METRICS = ("cosine", "l2")
 BUDGET = 2**24  # entries of the distance block that is held at once: 64 MB
 
@@ -46,16 +48,18 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, metric: str = "cosine") ->
 def mine(z: Tensor, k: int) -> Tensor:
     """The k nearest other rows of each row of z (N,D), by cosine: indices (N,k) int64.
 
+    Several processes share the queries out between them.
     Raises ValueError unless k is between 1 and N - 1. Source: SCAN section 2.1; chapter 04-scan.
     """
     if not 1 <= k < len(z):
         raise ValueError(
             f"k must be between 1 and the number of rows less one, {len(z) - 1}; got {k}"
         )
-    found = nearest(z, z, k + 1)
-    own = found == torch.arange(len(z), device=found.device)[:, None]
+    rows = share(torch.arange(len(z), device=z.device))
+    found = nearest(z[rows], z, k + 1)
+    own = found == rows[:, None]
     own[:, -1] |= ~own.any(1)  # k + 1 or more exact duplicates can push a row out of its own list
-    return found[~own].view(len(z), k)
+    return all_rows(found[~own].view(-1, k))
 
 
 def agreement(neighbors: Tensor, labels: Tensor) -> float:

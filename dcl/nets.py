@@ -46,6 +46,13 @@ class Sobel(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
 
 
+def identity(width: int) -> nn.Identity:
+    """An encoder for what has been encoded already: vectors (B,width) come back as they are."""
+    same = nn.Identity()
+    same.out_dim = width  # type: ignore[assignment]
+    return same
+
+
 def mlp(dims: Sequence[int], batch_norm: bool = True) -> nn.Sequential:
     """Linear layers of the given widths with (BatchNorm and) ReLU between, none at the end."""
     layers: list[nn.Module] = []

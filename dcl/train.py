@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dcl import checkpoint
+from dcl import checkpoint, dist
 from dcl.data import Data
 from dcl.optim import TrainConfig, learning_rate, make_optimizer
 
@@ -31,6 +31,8 @@ class Objective(nn.Module):
     """What gradient descent minimises. Override `forward` and `predict`; the rest is optional."""
 
     encoder: nn.Module
+    transient: tuple[str, ...] = ()
+    """Buffers that belong to the training set: in a checkpoint, not in published weights."""
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Named losses of images x, float (B,C,H,W) in [0,1], which are rows i (B,) of the set.
@@ -39,9 +41,17 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define forward(x, i)")
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What is clustered, (B,D), of images x, float (B,C,H,W) in [0,1]: here the features."""
+        return self.encoder(x)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Probabilities (B,K) of the clusters, of images x, float (B,C,H,W) in [0,1]."""
+        raise TypeError(f"{type(self).__name__} must define predict_proba(x)")
+
     def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) int64 of images x, float (B,C,H,W) in [0,1]."""
-        raise TypeError(f"{type(self).__name__} must define predict(x)")
+        """Cluster (B,) int64 of images x, float (B,C,H,W) in [0,1]: the most probable."""
+        return self.predict_proba(x).argmax(1)
 
     def before_epoch(self, epoch: int) -> None:
         """Compute what needs the whole set: pseudo-labels, centroids."""
@@ -66,15 +76,29 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def own_draws(epoch: int) -> AbstractContextManager:
+    """Random numbers of this process alone; outside of it all processes draw the same ones."""
+    if dist.world_size() == 1:
+        return nullcontext()
+    with torch.random.fork_rng():
+        common = int(torch.randint(2**62, ()))
+    return seeded(common + epoch * dist.world_size() + dist.rank())
+
+
 def batches(images: Any, rows: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(x, i) for consecutive runs of `rows`: x float (B,C,H,W) in [0,1], i int64 (B,).
+    """(x, i) for consecutive runs of `rows`: x as `unit(images[i])`, i int64 (B,).
 
     The one place that knows how images are stored: anything with `len` and
-    integer-array indexing that returns uint8 (B,C,H,W).
+    integer-array indexing that returns uint8 (B,C,H,W), or vectors.
     """
     for i in rows.split(batch_size):
-        x = images[i]
-        yield x.float().div_(255), i.to(x.device)
+        x = unit(images[i])
+        yield x, i.to(x.device)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Images uint8 (B,C,H,W) as float in [0,1]; vectors, float (B,D), as they are."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torch.amp.GradScaler]:
@@ -103,7 +127,11 @@ def train(
     call goes on from there, bit for bit on one machine. Raises ValueError when a batch is larger
     than the set, and FloatingPointError when a loss stops being finite: the checkpoint of the
     epoch before is kept.
+
+    Under torchrun each process takes its share of every batch (`batch_size` is that of all
+    together) and the sum is the same step; every process must call this, and calls `monitor`.
     """
+    world, rank = dist.world_size(), dist.rank()
     steps = len(images) // config.batch_size
     if not steps:
         raise ValueError(
@@ -111,34 +139,42 @@ def train(
             f"got {config.batch_size}"
         )
     objective.to(images.device)
+    dist.together(objective)
     optimizer = make_optimizer(objective.parameter_groups(), config)
     lr = learning_rate(config, steps)
     cast, scaler = autocast(images.device, config.precision)
-    saved = Path(run_dir) / f"{stage}.pt" if run_dir else None
+    saved = checkpoint.place(run_dir, stage) if run_dir else None
     history: History = _resume(saved, objective, optimizer, scaler) if saved else []
 
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
         objective.train()
         objective.before_epoch(epoch)
+        dist.agree(objective)
         rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
+        own = rows.view(steps, -1)[:, rank::world]  # (steps,b): this process's part of each batch
+        weight = own.shape[1] * world / config.batch_size  # 1 when the parts are equal
         total: dict[str, Tensor] = {}
         broke = torch.full((), steps, device=images.device)  # first step with a bad loss
-        for step, (x, i) in enumerate(batches(images, rows, config.batch_size)):
-            for group in optimizer.param_groups:
-                group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
-            with cast:
-                losses = objective(x, i)
-            scaler.scale(losses["loss"]).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            objective.after_step()
-            # sums stay on the device: reading a loss here would make the GPU wait for the host
-            broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
-            for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach().float()
-        if (bad := int(broke)) < steps:
+        with own_draws(epoch):
+            for step, (x, i) in enumerate(batches(images, own.flatten(), own.shape[1])):
+                for group in optimizer.param_groups:
+                    group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
+                with cast:
+                    losses = objective(x, i)
+                scaler.scale(weight * losses["loss"]).backward()
+                dist.average(objective.parameters())
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                objective.after_step()
+                # sums stay on the device: reading a loss here would make the GPU wait for the host
+                broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
+                for name, value in losses.items():
+                    part = weight * value.detach().float() / world
+                    total[name] = total.get(name, 0) + part
+        total = {name: dist.all_sum(value) for name, value in total.items()}
+        if (bad := -int(dist.all_max(-broke))) < steps:
             raise FloatingPointError(
                 f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step {bad} of "
                 f"{steps}; lower lr ({config.lr}) or check the images."
@@ -151,10 +187,12 @@ def train(
         losses_mean = {name: float(value) / steps for name, value in total.items()}
         seconds = time.perf_counter() - started
         history.append({"epoch": epoch, **losses_mean, "seconds": seconds})
-        if saved:
-            _save(saved, objective, optimizer, scaler, history)
-        if monitor:
-            monitor(stage, epoch, objective, losses_mean)
+        try:  # the monitor first: what it draws is part of the random state that is kept
+            if monitor:
+                monitor(stage, epoch, objective, losses_mean)
+        finally:
+            if saved and rank == 0:
+                _save(saved, objective, optimizer, scaler, history)
     objective.eval()
     return history
 
@@ -171,9 +209,10 @@ def _save(path: Path, objective: nn.Module, optimizer: Any, scaler: Any, history
 
 
 def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> History:
-    if not path.exists():
+    try:
+        state = checkpoint.load(path)
+    except FileNotFoundError:  # nor one before it
         return []
-    state = checkpoint.load(path)
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
@@ -186,7 +225,8 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).
 
     `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode;
-    every submodule's mode is put back afterwards.
+    every submodule's mode is put back afterwards. Several processes share the images out between
+    them: every one must call this, and gets all rows.
     """
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
@@ -194,8 +234,9 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     for m in modules:
         m.training = False
     try:
-        rows = torch.arange(len(images))
-        return torch.cat([function(x) for x, _ in batches(images, rows, batch_size)])
+        rows = dist.share(torch.arange(len(images)))
+        found = [function(x) for x, _ in batches(images, rows, batch_size)]
+        return dist.all_rows(torch.cat(found))
     finally:
         for m, mode in zip(modules, modes, strict=True):
             m.training = mode
@@ -260,7 +301,7 @@ class Log:
         if due and self.also:
             row |= self.also(objective)
         self.history.append(row)
-        if due:
+        if due and dist.rank() == 0:
             numbers = "  ".join(
                 f"{name} {value:.3f}"
                 for name, value in list(row.items())[2:]

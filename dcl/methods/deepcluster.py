@@ -139,6 +139,7 @@ def official_order(labels: Tensor) -> Tensor:
 class DeepCluster(Objective):
     """Cross-entropy (Eq. 1) to the pseudo-labels (Eq. 2) of the images it was made with."""
 
+    transient = ("pseudo", "log")
     pseudo: Tensor
     log: Tensor
     centre: Tensor
@@ -215,12 +216,27 @@ class DeepCluster(Objective):
         """Features (B,width) as the k-means at the end sees them: rows of length 1."""
         return F.normalize((features - self.centre) @ self.directions, dim=1)
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Whitened features (B,2 * n_clusters) of images x, of length 1: what is clustered."""
+        return self.whitened(self.features(x))
+
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) of images x: the nearest centroid. ValueError before `fit_clusters`."""
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Softmax (B,K) of -10 times the squared distance to each centroid.
+
+        The order is that of k-means; what the numbers are worth was never trained. ValueError
+        before `fit_clusters`.
+        """
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call fit_clusters()")
-        return torch.cdist(self.whitened(self.features(x)), self.centroids).argmin(1)
+        return (-10 * torch.cdist(self.embed(x), self.centroids) ** 2).softmax(1)
+
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DeepCluster:
+    """What `fit` trains on these very images uint8 (N,C,H,W), with fresh weights."""
+    if encoder is None:
+        encoder = nets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
+    return DeepCluster(images, config, copy.deepcopy(encoder))
 
 
 def fit(
@@ -241,9 +257,7 @@ def fit(
     if not 2 <= k <= n:
         raise ValueError(f"n_pseudo must be between 2 and the number of images, {n}; got {k}")
     with seeded(config.seed):
-        if encoder is None:
-            encoder = nets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
-        objective = DeepCluster(images, config, copy.deepcopy(encoder))
+        objective = model(images, config, encoder)
         train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
         objective.fit_clusters()
     return objective

@@ -31,6 +31,8 @@ batch:
 - the clean view may have a recipe of its own, `clean_view`; in the paper it is that of the others
 - kept from the released code: three forward passes, and BatchNorm of frozen layers in training
   mode, so its running statistics move although its weights do not
+- with several processes, mixtures of the own images meet the clean images of all; with
+  `official_orientation`, which would permute those of the others too, only the own ones
 """
 
 import copy
@@ -44,6 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
+from dcl.dist import all_rows, rank
 from dcl.methods import rotnet, simclr
 from dcl.optim import TrainConfig, with_epochs
 from dcl.train import Monitor, Objective, check_fit, seeded, train
@@ -206,8 +209,10 @@ class LSDC(Objective):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Pair and consistency loss; "positive" is the share of pairs called alike."""
         c = self.config
+        gather = (lambda own: own) if c.official_orientation else all_rows
         f = self.encoder(c.clean_view(x))
-        target = alike = pair_labels(f, c)
+        mine = gather(torch.full((len(x),), rank(), device=x.device)) == rank()
+        target = alike = pair_labels(gather(f), c)[mine]  # own images with those of all
         a, b = c.view(x), c.view(x)
         if c.beta:
             draw = ricap_draw(len(x), (x.shape[2], x.shape[3]), c.beta, x.device)
@@ -215,7 +220,7 @@ class LSDC(Objective):
             target = mixed_targets(alike, draw, c.official_orientation)
         p, p_a, p_b = (self.probabilities(z) for z in (f, self.encoder(a), self.encoder(b)))
         with torch.autocast(x.device.type, enabled=False):
-            pairs, agree = pair_loss(p_a, p, target), F.mse_loss(p_a, p_b)
+            pairs, agree = pair_loss(p_a, gather(p), target), F.mse_loss(p_a, p_b)
         found = {"pairs": pairs, "consistency": agree, "positive": alike.mean()}
         return {"loss": pairs + self.weight * agree, **found}
 
@@ -226,10 +231,6 @@ class LSDC(Objective):
     def predict_proba(self, x: Tensor) -> Tensor:
         """Cluster probabilities (B,K) of images x."""
         return self.probabilities(self.encoder(x))
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) of images x."""
-        return self.predict_proba(x).argmax(1)
 
 
 def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
@@ -265,6 +266,14 @@ def features_of(pretext: nn.Module) -> nn.Module:
     return pretext.encoder if isinstance(pretext, rotnet.RotNet) else pretext
 
 
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> LSDC:
+    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
+    if encoder is None:
+        pretext = simclr if isinstance(config.pretext, simclr.Config) else rotnet
+        encoder = pretext.model(images, config.pretext)
+    return LSDC(features_of(copy.deepcopy(encoder).to(images.device)), config)
+
+
 def fit(
     images: Tensor,
     config: Config,
@@ -285,7 +294,7 @@ def fit(
             recipe = replace(config.pretext, seed=config.seed)
             pretext = simclr if isinstance(recipe, simclr.Config) else rotnet
             encoder = pretext.fit(images, recipe, monitor=monitor, run_dir=inner)
-        objective = LSDC(features_of(copy.deepcopy(encoder).to(images.device)), config)
+        objective = model(images, config, encoder)
         train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
     return objective
 

@@ -88,6 +88,13 @@ class RotNet(Objective):
         return {"loss": F.cross_entropy(logits, quarter), "rotation": right}
 
 
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> RotNet:
+    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
+    if encoder is None:
+        encoder = nets.encoder(config.encoder, images, width=config.width, shortcut=config.shortcut)
+    return RotNet(copy.deepcopy(encoder), config)
+
+
 def fit(
     images: Tensor,
     config: Config,
@@ -99,11 +106,7 @@ def fit(
     """Train an encoder on square images uint8 (N,C,H,H) without labels. Chapter: 02-lsdc."""
     check_fit(images, config, run_dir)
     with seeded(config.seed):
-        if encoder is None:
-            encoder = nets.encoder(
-                config.encoder, images, width=config.width, shortcut=config.shortcut
-            )
-        objective = RotNet(copy.deepcopy(encoder), config)
+        objective = model(images, config, encoder)
         train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
     return objective
 

@@ -34,7 +34,9 @@ Algorithm (the paper's Algorithm 1):
 - ``ema="teacher"`` is a mean teacher; ``ema="official"`` what the released ImageNet code does:
   the average overwrites the live network after every step
 - ``normalize`` puts a BatchNorm before each head; only the quick recipes use it
-- with several processes the mean prediction is that of the own process
+- with several processes the mean prediction, and who is confident, are those of the whole batch
+- a frozen encoder whose view changes nothing looks at every image once, and the heads are
+  trained on its features
 """
 
 import copy
@@ -47,10 +49,12 @@ import torch
 from torch import Tensor, nn
 
 from dcl.augment import DIGIT_VIEW, SCAN_STRONG, View
+from dcl.dist import all_rows
 from dcl.methods import simclr
 from dcl.neighbors import mine
+from dcl.nets import identity
 from dcl.optim import TrainConfig, ema, with_epochs
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
+from dcl.train import Monitor, Objective, check_fit, extract, seeded, train, unit
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,12 @@ def draw(neighbors: Tensor, i: Tensor, include_own: bool = False) -> Tensor:
     return torch.cat([neighbors[i], i[:, None]], 1).gather(1, column)[:, 0]  # the own row is last
 
 
+def head(width: int, config: Config) -> nn.Sequential:
+    """One linear head, features (B,width) to logits (B,K)."""
+    norm = nn.BatchNorm1d if config.normalize else nn.Identity
+    return nn.Sequential(norm(width, affine=False), nn.Linear(width, config.n_clusters))
+
+
 class Scan(Objective):
     """Step 3: an encoder and linear heads that agree with their neighbours."""
 
@@ -174,11 +184,7 @@ class Scan(Objective):
         self.config, self.images = config, images
         self.encoder = encoder.requires_grad_(not config.freeze_encoder)
         width: int = encoder.out_dim  # type: ignore[assignment]
-        norm = nn.BatchNorm1d if config.normalize else nn.Identity
-        self.heads = nn.ModuleList(
-            nn.Sequential(norm(width, affine=False), nn.Linear(width, config.n_clusters))
-            for _ in range(config.heads)
-        )
+        self.heads = nn.ModuleList(head(width, config) for _ in range(config.heads))
         self.register_buffer("neighbors", neighbors)  # (N,k)
         self.register_buffer("best", torch.tensor(0))  # the head that predicts
 
@@ -190,10 +196,11 @@ class Scan(Objective):
         """The SCAN loss of images and one neighbour each, summed over heads."""
         view, weight = self.config.scan_view, self.config.entropy_weight
         j = draw(self.neighbors, i, self.config.official_neighbors)
-        z = self.encoder(torch.cat([view(x), view(self.images[j].float() / 255)]))  # (2B,D)
-        logits = [head(z).float().chunk(2) for head in self.heads]
-        losses = torch.stack([scan_loss(a, n, weight) for a, n in logits])  # (H,)
-        h = torch.stack([mean_entropy(a.log_softmax(1)) for a, _ in logits]).mean()
+        z = self.encoder(torch.cat([view(x), view(unit(self.images[j]))]))  # (2B,D)
+        logits = torch.stack([head(z).float() for head in self.heads], 1)  # (2B,H,K)
+        anchors, others = (all_rows(y).unbind(1) for y in logits.chunk(2))  # H x (B,K)
+        losses = torch.stack([scan_loss(a, n, weight) for a, n in zip(anchors, others)])  # (H,)
+        h = torch.stack([mean_entropy(a.log_softmax(1)) for a in anchors]).mean()
         return {"loss": losses.sum(), "consistency": losses.mean() + weight * h, "entropy": h}
 
     def log_proba(self, x: Tensor) -> Tensor:
@@ -201,9 +208,9 @@ class Scan(Objective):
         z = self.encoder(x)
         return torch.stack([head(z).float().log_softmax(1) for head in self.heads], 1)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) of images x, by the chosen head."""
-        return self.log_proba(x)[:, self.best].argmax(1)
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Cluster probabilities (B,K) of images x, by the chosen head."""
+        return self.log_proba(x)[:, self.best].exp()
 
     def select(self) -> None:
         """Step 4: the head with the lowest loss on the training images is the one that predicts."""
@@ -231,6 +238,7 @@ class SelfLabel(Objective):
         with torch.no_grad():
             weak = labeller(config.weak(x)).float()
         strong = live(config.strong(x)).float()
+        weak, strong = all_rows(weak), all_rows(strong)
         loss, mask = self_label_loss(weak, strong, config.threshold, config.balance)
         return {"loss": loss, "confident": mask.float().mean(), "empty": (~mask.any()).float()}
 
@@ -246,9 +254,13 @@ class SelfLabel(Objective):
         """Cluster probabilities (B,K)."""
         return self.live()(x).float().softmax(1)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) of images x."""
-        return self.predict_proba(x).argmax(1)
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SelfLabel:
+    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
+    pretext = encoder or simclr.model(images, config.pretext)
+    trunk = copy.deepcopy(getattr(pretext, "encoder", pretext)).to(images.device)
+    width: int = trunk.out_dim  # type: ignore[assignment]
+    return SelfLabel(trunk, head(width, config).to(images.device), config)
 
 
 def fit(
@@ -275,16 +287,21 @@ def fit(
         pretext = copy.deepcopy(encoder).to(images.device)
 
         embed = getattr(pretext, "embed", pretext)  # 2. mining
-        neighbors = mine(extract(embed, images), config.n_neighbors)
+        z = extract(embed, images)
+        neighbors = mine(z, config.n_neighbors)
 
         trunk = getattr(pretext, "encoder", pretext)  # 3. clustering
-        scan = Scan(trunk, images, neighbors, config)
-        train(scan, images, config.scan, stage="scan", monitor=monitor, run_dir=run_dir)
+        seen, eyes = images, trunk
+        if config.freeze_encoder and config.scan_view == View():  # every look would be the same
+            seen = z if embed is trunk else extract(trunk, images)
+            eyes = identity(trunk.out_dim)  # type: ignore[arg-type]
+        scan = Scan(eyes, seen, neighbors, config)
+        train(scan, seen, config.scan, stage="scan", monitor=monitor, run_dir=run_dir)
         scan.select()  # 4. the head with the lowest loss
 
-        model = SelfLabel(scan.encoder, scan.heads[int(scan.best)], config)  # 5. self-labelling
-        train(model, images, config.selflabel, stage="selflabel", monitor=monitor, run_dir=run_dir)
-    return model.eval()
+        fitted = SelfLabel(trunk, scan.heads[int(scan.best)], config)  # 5. self-labelling
+        train(fitted, images, config.selflabel, stage="selflabel", monitor=monitor, run_dir=run_dir)
+    return fitted.eval()
 
 
 _FAST = TrainConfig(12, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine")

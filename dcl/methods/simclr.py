@@ -22,7 +22,7 @@ Algorithm (SimCLR, Algorithm 1), for every batch :math:`x_1,\dots,x_B`:
 - from SCAN's released code: that uses only the first views as anchors, half of step 4
   (``symmetric=False``); here the cosine is per step, there per epoch
 - both views go through the network in one pass, so BatchNorm sees 2B images
-- with several processes the negatives are those of the own process
+- with several processes the negatives come from all of them
 """
 
 import copy
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from dcl import nets
 from dcl.augment import DIGIT_VIEW, PHOTO_VIEW, View
+from dcl.dist import all_rows
 from dcl.optim import TrainConfig
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
@@ -105,8 +106,17 @@ class SimCLR(Objective):
         view = self.config.view
         z1, z2 = self.embed(torch.cat([view(x), view(x)])).chunk(2)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
-            loss = nt_xent(z1, z2, self.config.temperature, self.config.symmetric)
+            loss = nt_xent(
+                all_rows(z1), all_rows(z2), self.config.temperature, self.config.symmetric
+            )
         return {"loss": loss, "positive": (z1 * z2).sum(1).mean()}
+
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SimCLR:
+    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
+    if encoder is None:
+        encoder = nets.encoder(config.encoder, images, width=config.width)
+    return SimCLR(copy.deepcopy(encoder), config)
 
 
 def fit(
@@ -120,9 +130,7 @@ def fit(
     """Train an encoder on images uint8 (N,C,H,W) without labels. Chapter: 04-scan."""
     check_fit(images, config, run_dir)
     with seeded(config.seed):
-        if encoder is None:
-            encoder = nets.encoder(config.encoder, images, width=config.width)
-        objective = SimCLR(copy.deepcopy(encoder), config)
+        objective = model(images, config, encoder)
         train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
     return objective
 

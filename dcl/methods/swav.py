@@ -36,7 +36,7 @@ Differences from the paper and the released code:
 - Scores are float32 also under autocast.
 - Learning rate warms up from `warmup_lr` at step 0 to `lr` at the first step *after* the
   warm-up; the release reaches `lr` one step earlier.
-- BatchNorm statistics are those of one process.
+- With several processes, codes, queue and BatchNorm statistics are those of the whole batch.
 """
 
 import copy
@@ -50,6 +50,7 @@ from torch.nn import functional as F
 
 from dcl import nets
 from dcl.augment import DIGIT_VIEW, SWAV_VIEW, View, multi_crop
+from dcl.dist import all_rows, rank, world_size
 from dcl.kmeans import kmeans
 from dcl.optim import TrainConfig
 from dcl.sinkhorn import sinkhorn
@@ -133,6 +134,7 @@ def by_resolution(encoder: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
 class SwAV(Objective):
     """Encoder, projection head, prototypes, queue and, after `fit_clusters`, K clusters."""
 
+    transient = ("queue",)
     queue: Tensor
     centroids: Tensor
 
@@ -161,10 +163,14 @@ class SwAV(Objective):
 
     @torch.no_grad()
     def codes(self, scores: Tensor) -> Tensor:
-        """Balanced codes (A,B,K) of the scores (A,B,K), each crop with its own full queue."""
+        """Balanced codes (A,B,K) of the scores (A,B,K), each crop with its own full queue.
+
+        Of the queue, which all processes hold whole, each brings its part into the assignment.
+        """
         epsilon, iterations = self.config.epsilon, self.config.sinkhorn_iterations
         full = 0 < self.queue.shape[1] <= self.queued
-        pool = torch.cat([self.scores(self.queue), scores], 1) if full else scores  # (A,L+B,K)
+        own = self.queue[:, rank() :: world_size()]
+        pool = torch.cat([self.scores(own), scores], 1) if full else scores  # (A,L+B,K)
         balanced = [sinkhorn(s, epsilon=epsilon, iterations=iterations) for s in pool]
         return torch.stack(balanced)[:, -scores.shape[1] :]
 
@@ -178,7 +184,9 @@ class SwAV(Objective):
         z = self.embed(*multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
         scores = self.scores(z)
         codes = self.codes(scores[: self.config.n_assign])
-        self.latest = z[: self.config.n_assign].detach()  # (A,B,D), on its way into the queue
+        if self.queue.shape[1]:  # of all processes, on their way into the queue
+            latest = z[: self.config.n_assign].detach().transpose(0, 1)  # (b,A,D)
+            self.latest = all_rows(latest).transpose(0, 1)  # (A,B,D)
         loss = swapped_prediction(scores, codes, self.config.temperature)
         return {"loss": loss, "floor": torch.special.entr(codes).sum(2).mean()}
 
@@ -189,8 +197,9 @@ class SwAV(Objective):
     def after_step(self) -> None:
         """Count the step; first in, first out: the newest embeddings stand first in the queue."""
         self.steps += 1
-        batch, length = self.latest.shape[1], self.queue.shape[1]
+        length = self.queue.shape[1]
         if length and self.epoch >= self.config.queue_start:
+            batch = self.latest.shape[1]
             self.queue = torch.cat([self.latest, self.queue[:, : length - batch]], 1)
             self.queued += batch
 
@@ -207,15 +216,25 @@ class SwAV(Objective):
         z = extract(self.embed, images)
         self.centroids = kmeans(z, len(self.centroids), n_init=10, spherical=True).centroids
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) of images x: the nearest centroid. ValueError before `fit_clusters`."""
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Softmax (B,K) of the cosines with the centroids over T. ValueError before `fit_clusters`.
+
+        Like a prototype's; what the numbers are worth was never trained.
+        """
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call fit_clusters(images)")
-        return (self.embed(x) @ self.centroids.T).argmax(1)
+        return (self.embed(x) @ self.centroids.T / self.config.temperature).softmax(1)
 
     def prototype(self, x: Tensor) -> Tensor:
         """Nearest prototype (B,) of images x: a fine code with n_prototypes values."""
         return (self.embed(x) @ F.normalize(self.prototypes, dim=1).T).argmax(1)
+
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SwAV:
+    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
+    if encoder is None:
+        encoder = nets.encoder(config.encoder, images, width=config.width, stem=config.stem)
+    return SwAV(copy.deepcopy(encoder), config)
 
 
 def fit(
@@ -232,9 +251,7 @@ def fit(
     """
     check_fit(images, config, run_dir)
     with seeded(config.seed):
-        if encoder is None:
-            encoder = nets.encoder(config.encoder, images, width=config.width, stem=config.stem)
-        objective = SwAV(copy.deepcopy(encoder), config)
+        objective = model(images, config, encoder)
         train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
         objective.fit_clusters(images)
     return objective

@@ -1,0 +1,175 @@
+"""Several processes train what one process would have trained, in value and gradient."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dcl import dist
+from dcl.augment import View
+from dcl.data import load
+from dcl.kmeans import kmeans
+from dcl.neighbors import mine
+from dcl.optim import TrainConfig
+from dcl.train import extract, own_draws, predict, seeded
+from processes import in_processes
+
+STEP = TrainConfig(2, 100, "sgd", 0.05, precision="float32")
+SAME = View()
+ALONE = {
+    # what is drawn differs from process to process, so nothing is drawn: plain views, one neighbour
+    "simclr": {"view": View(), "train": STEP},
+    "rotnet": {"view": View(), "train": STEP},
+    "deepcluster": {"view": SAME, "train": STEP, "balance": "weight", "reassign": 1},
+    "lsdc": {"view": SAME, "clean_view": SAME, "beta": 0, "labeler": "cosine", "train": STEP},
+    "scan": {"n_neighbors": 1, "scan_view": SAME, "strong": SAME, "threshold": 0.1,
+             "scan": STEP, "selflabel": STEP},
+    "swav": {"views": (SAME, replace(SAME, size=12)), "queue_length": 100, "queue_start": 0,
+             "freeze_steps": 2, "train": replace(STEP, optimizer="larc")},
+}  # fmt: skip
+
+
+def smooth():
+    """A network without corners: behind a ReLU or a maximum, rounding grows from step to step."""
+    net = nn.Sequential(
+        # no bias: before a BatchNorm its gradient is rounding, which LARC would make a step of
+        nn.Conv2d(1, 8, 5, 3, bias=False), nn.BatchNorm2d(8), nn.Tanh(),
+        nn.Conv2d(8, 12, 2, bias=False), nn.BatchNorm2d(12), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    net.out_dim = 12
+    return net
+
+
+def fit(stem):
+    """Two epochs of batches of 100 on 250 images: two steps each and a remainder."""
+    images = load("digits").subset(250).images
+    module = importlib.import_module(f"dcl.methods.{stem}")
+    torch.manual_seed(0)
+    encoder = smooth()
+    rows = []
+    objective = module.fit(
+        images,
+        replace(module.PROFILES["smoke"], **ALONE[stem]),
+        encoder=encoder,
+        monitor=lambda stage, epoch, o, losses: rows.append((stage, epoch, losses)),
+    )
+    learned = [k for k, _ in objective.named_parameters()]
+    state = objective.state_dict()
+    weights = {k: v for k, v in state.items() if k in learned or "running" in k}
+    found = {"rows": rows, "weights": weights}
+    if hasattr(objective.config, "n_clusters"):
+        found["clusters"] = predict(objective, images)
+    return found
+
+
+def everything(rank, parts):
+    """All that the tests below compare, in one start of the processes: a start takes seconds."""
+    fits = {stem: fit(stem) for stem in ALONE}
+    return fits | {"set": whole_set(rank), "norm": norm(parts[rank]), "draws": draws()}
+
+
+def parts_of(world):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(n, 3, 2, 2, generator=generator) * 5 + 100 for n in (5, 2, 1)[:world]]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def world(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    return in_processes(everything, (parts_of(request.param),), folder, request.param)
+
+
+@pytest.mark.parametrize("stem", sorted(ALONE))
+def test_processes_equal_one_process(stem, world, monkeypatch):
+    # alone, a process draws views from the stream that the order of the next epoch comes from
+    monkeypatch.setattr("dcl.train.own_draws", seeded)
+    one = fit(stem)
+    for many in (result[stem] for result in world):
+        for (stage, epoch, losses), (_, _, wanted) in zip(many["rows"], one["rows"], strict=True):
+            for name, value in losses.items():
+                assert value == pytest.approx(wanted[name], abs=1e-4), (stage, epoch, name)
+        for name, value in many["weights"].items():
+            assert torch.allclose(value, one["weights"][name], atol=1e-5), name
+        if "clusters" in many:
+            assert torch.equal(many["clusters"], one["clusters"])
+
+
+def whole_set(rank):
+    x = torch.randn(101, 6, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = kmeans(x, 7, init="random", iterations=30)
+        sphere = kmeans(x, 5, spherical=True)
+    return {
+        "labels": found.labels,
+        "centroids": found.centroids,
+        "inertia": found.inertia,
+        "sphere": sphere.labels,
+        "mine": mine(x, 4),
+        "rows": dist.all_rows(x[rank : rank + 2 + rank]),
+        "wanted rows": torch.cat([x[r : r + 2 + r] for r in range(dist.world_size())]),
+        "extract": extract(nn.Flatten(), (x.abs() * 10).to(torch.uint8)[:, None, None, :]),
+    }
+
+
+def test_the_whole_set_is_shared_out_and_put_together(world):
+    one = whole_set(0)
+    for many in (result["set"] for result in world):
+        assert torch.equal(many["rows"], many["wanted rows"])
+        for name in ("labels", "sphere", "mine", "extract"):
+            assert torch.equal(many[name], one[name]), name
+        assert torch.allclose(many["centroids"], one["centroids"], atol=1e-5)
+        assert many["inertia"] == pytest.approx(one["inertia"], rel=1e-5)
+
+
+def layers():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.Flatten(), nn.BatchNorm1d(12))
+    nn.init.uniform_(made[0].weight)
+    nn.init.uniform_(made[2].bias)
+    return made
+
+
+def norm(x):
+    model, own = layers(), x.clone().requires_grad_()
+    dist.together(model)
+    out = model(own)
+    total = float(dist.all_sum(torch.tensor(float(len(own)))))
+    (len(own) * dist.world_size() / total * (out**3).mean()).backward()
+    dist.average(model.parameters())
+    grads = [p.grad for p in model.parameters()]
+    return {"out": out.detach(), "grads": grads, "x": own.grad, "state": model.state_dict()}
+
+
+def test_batch_norm_sees_the_whole_batch(world):
+    many, one = [result["norm"] for result in world], norm(torch.cat(parts_of(len(world))))
+    assert torch.allclose(torch.cat([m["out"] for m in many]), one["out"], atol=1e-4)
+    # what a process finds is the gradient of the sum over processes: as many times the mean
+    x = torch.cat([m["x"] for m in many]) / len(world)
+    assert torch.allclose(x, one["x"], atol=1e-4)
+    for m in many:
+        for got, wanted in zip(m["grads"], one["grads"], strict=True):
+            assert torch.allclose(got, wanted, atol=1e-4)
+        for name, value in one["state"].items():
+            assert torch.allclose(m["state"][name].float(), value.float(), atol=1e-5), name
+
+
+def draws():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = float(torch.rand(1))
+        views = []
+        for epoch in (0, 1):
+            with own_draws(epoch):
+                views.append(float(torch.rand(1)))
+        return {"shared": (before, float(torch.rand(1))), "views": views}
+
+
+def test_processes_draw_their_own_views_and_the_same_orders(world):
+    found = [result["draws"] for result in world]
+    assert len({f["shared"] for f in found}) == 1
+    views = [v for f in found for v in f["views"]]
+    assert len(set(views)) == len(views)

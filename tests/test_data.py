@@ -103,6 +103,19 @@ def test_data_is_frozen_has_a_length_and_moves():
     assert torch.equal(same.images, X) and torch.equal(same.labels, Y)
 
 
+def test_files_follow_the_rows():
+    named = Data(X, Y, ["a", "b"], "toy", "all", ["x/1.png", "y/2.png"], [("z", "empty file")])
+    part = named.subset(1, seed=0)
+    k = part.images[0, 0, 0, 0].item() // 12
+    assert part.files == [named.files[k]] and part.labels.tolist() == [Y[k]]
+    assert part.skipped == named.to("cpu").skipped == [("z", "empty file")]
+    assert named.to("cpu").files == named.files and named.checksum == data().checksum
+    assert named.subset(2).images.data_ptr() == X.data_ptr()  # the whole is not copied
+    assert data().subset(1).files is None
+    with pytest.raises(ValueError, match="files must be 2, one per image; got 1"):
+        Data(X, Y, None, "toy", "all", ["x/1.png"])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from dcl.data import load
 
@@ -462,6 +462,15 @@ def test_three_hundred_files_of_every_kind(tmp_path, refused):
         wanted = np.broadcast_to(pixels, (S, S, 3)).transpose(2, 0, 1)
         assert np.abs(image.numpy().astype(float) - wanted).max() <= tolerance, file
     assert data.labels is None  # some lie loose
+
+
+def test_a_broken_tag_does_not_spoil_the_pixels(tmp_path, monkeypatch):
+    def broken(*_, **__):  # as PIL does for some tags, depending on its version
+        raise SyntaxError("not a TIFF file")
+
+    write(tmp_path / "a.png", picture(7))
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    assert one(tmp_path) == [7, 7, 7]
 
 
 def test_a_socket_does_not_hang(tmp_path, monkeypatch):

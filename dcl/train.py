@@ -133,66 +133,61 @@ def train(
     """
     world, rank = dist.world_size(), dist.rank()
     steps = len(images) // config.batch_size
-    if not steps:
-        raise ValueError(
-            f"batch_size must be at most the number of images, {len(images)}; "
-            f"got {config.batch_size}"
-        )
+    if not steps or config.batch_size < world:
+        bound = f"most the number of images, {len(images)}" if not steps else f"least {world}"
+        raise ValueError(f"batch_size must be at {bound}; got {config.batch_size}")
     objective.to(images.device)
     dist.together(objective)
     optimizer = make_optimizer(objective.parameter_groups(), config)
     lr = learning_rate(config, steps)
     cast, scaler = autocast(images.device, config.precision)
     saved = checkpoint.place(run_dir, stage) if run_dir else None
-    history: History = _resume(saved, objective, optimizer, scaler) if saved else []
-
-    for epoch in range(len(history), config.epochs):
-        started = time.perf_counter()
-        objective.train()
-        objective.before_epoch(epoch)
-        dist.agree(objective)
-        rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
-        own = rows.view(steps, -1)[:, rank::world]  # (steps,b): this process's part of each batch
-        weight = own.shape[1] * world / config.batch_size  # 1 when the parts are equal
-        total: dict[str, Tensor] = {}
-        broke = torch.full((), steps, device=images.device)  # first step with a bad loss
-        with own_draws(epoch):
-            for step, (x, i) in enumerate(batches(images, own.flatten(), own.shape[1])):
-                for group in optimizer.param_groups:
-                    group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
-                with cast:
-                    losses = objective(x, i)
-                scaler.scale(weight * losses["loss"]).backward()
-                dist.average(objective.parameters())
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-                objective.after_step()
-                # sums stay on the device: reading a loss here would make the GPU wait for the host
-                broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
-                for name, value in losses.items():
-                    part = weight * value.detach().float() / world
-                    total[name] = total.get(name, 0) + part
-        total = {name: dist.all_sum(value) for name, value in total.items()}
-        if (bad := -int(dist.all_max(-broke))) < steps:
-            raise FloatingPointError(
-                f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step {bad} of "
-                f"{steps}; lower lr ({config.lr}) or check the images."
-                + (
-                    f" The last good state, {epoch} epochs, is in {saved}."
-                    if history and saved
-                    else ""
+    with checkpoint.lock(run_dir) if run_dir else nullcontext():
+        history: History = _resume(saved, objective, optimizer, scaler) if saved else []
+        for epoch in range(len(history), config.epochs):
+            started = time.perf_counter()
+            objective.train()
+            objective.before_epoch(epoch)
+            dist.agree(objective)
+            rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
+            own = rows.view(steps, -1)[:, rank::world]  # (steps,b): this process's part
+            weight = own.shape[1] * world / config.batch_size  # 1 when the parts are equal
+            total: dict[str, Tensor] = {}
+            broke = torch.full((), steps, device=images.device)  # first step with a bad loss
+            with own_draws(epoch):
+                for step, (x, i) in enumerate(batches(images, own.flatten(), own.shape[1])):
+                    for group in optimizer.param_groups:
+                        group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
+                    with cast:
+                        losses = objective(x, i)
+                    scaler.scale(weight * losses["loss"]).backward()
+                    dist.average(objective.parameters())
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    objective.after_step()
+                    # sums stay on the device: reading a loss would make the GPU wait for the host
+                    broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
+                    for name, value in losses.items():
+                        part = weight * value.detach().float() / world
+                        total[name] = total.get(name, 0) + part
+            total = {name: dist.all_sum(value) for name, value in total.items()}
+            if (bad := -int(dist.all_max(-broke))) < steps:
+                kept = f" The last good state, {epoch} epochs, is in {saved}."
+                raise FloatingPointError(
+                    f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step "
+                    f"{bad} of {steps}; lower lr ({config.lr}) or check the images."
+                    + (kept if history and saved else "")
                 )
-            )
-        losses_mean = {name: float(value) / steps for name, value in total.items()}
-        seconds = time.perf_counter() - started
-        history.append({"epoch": epoch, **losses_mean, "seconds": seconds})
-        try:  # the monitor first: what it draws is part of the random state that is kept
-            if monitor:
-                monitor(stage, epoch, objective, losses_mean)
-        finally:
-            if saved and rank == 0:
-                _save(saved, objective, optimizer, scaler, history)
+            losses_mean = {name: float(value) / steps for name, value in total.items()}
+            seconds = time.perf_counter() - started
+            history.append({"epoch": epoch, **losses_mean, "seconds": seconds})
+            try:  # the monitor first: what it draws is part of the random state that is kept
+                if monitor:
+                    monitor(stage, epoch, objective, losses_mean)
+            finally:
+                if saved and rank == 0:
+                    _save(saved, objective, optimizer, scaler, history)
     objective.eval()
     return history
 

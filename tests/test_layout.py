@@ -17,7 +17,7 @@ LEVELS = [
     {"train"},
     {"evaluate", "pretrained", "features", "choose"},
     {"methods"},
-    {"plots", "show", "results"},
+    {"plots", "show", "results", "publish"},
     {"report"},
     {"run"},
     {"estimator", "cli"},

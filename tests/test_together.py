@@ -27,16 +27,15 @@ ALONE = {
     "scan": {"n_neighbors": 1, "scan_view": SAME, "strong": SAME, "threshold": 0.1,
              "scan": STEP, "selflabel": STEP},
     "swav": {"views": (SAME, replace(SAME, size=12)), "queue_length": 100, "queue_start": 0,
-             "freeze_steps": 2, "train": replace(STEP, optimizer="larc")},
+             "freeze_steps": 2, "train": STEP},
 }  # fmt: skip
 
 
 def smooth():
     """A network without corners: behind a ReLU or a maximum, rounding grows from step to step."""
     net = nn.Sequential(
-        # no bias: before a BatchNorm its gradient is rounding, which LARC would make a step of
-        nn.Conv2d(1, 8, 5, 3, bias=False), nn.BatchNorm2d(8), nn.Tanh(),
-        nn.Conv2d(8, 12, 2, bias=False), nn.BatchNorm2d(12), nn.Tanh(),
+        nn.Conv2d(1, 8, 5, 3), nn.BatchNorm2d(8), nn.Tanh(),
+        nn.Conv2d(8, 12, 2), nn.BatchNorm2d(12), nn.Tanh(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
     net.out_dim = 12

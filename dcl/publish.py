@@ -1,0 +1,202 @@
+"""Trained clusters to take along: one safetensors file, read without running any code from it."""
+
+import importlib
+import json
+import pkgutil
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dcl
+from dcl import checkpoint, evaluate
+from dcl.pretrained import architecture
+from dcl.train import Objective, extract
+
+FORMAT = "dcl clusters 1"
+PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
+
+
+def methods() -> dict[str, ModuleType]:
+    """The clustering methods by name: the files in `dcl/methods` whose Config has n_clusters."""
+    import dcl.methods
+
+    stems = [m.name for m in pkgutil.iter_modules(dcl.methods.__path__)]
+    found = {stem: importlib.import_module(f"dcl.methods.{stem}") for stem in stems}
+    return {s: m for s, m in found.items() if "n_clusters" in {f.name for f in fields(m.Config)}}
+
+
+def method(name: str) -> ModuleType:
+    """The module of a clustering method. Raises ValueError for an unknown name."""
+    known = methods()
+    if name not in known:
+        raise ValueError(f"method must be one of {', '.join(known)}; got {name!r}")
+    return known[name]
+
+
+class Assignment(NamedTuple):
+    """Where images belong."""
+
+    clusters: Tensor  # (N,) int64
+    confidence: Tensor  # (N,) the probability of that cluster, 1/K to 1
+    distance: Tensor  # (N,) 1 - cosine to the cluster's prototype, 0 to 2
+    probabilities: Tensor  # (N,K)
+    vectors: Tensor  # (N,D) what is clustered
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A fitted model and what it takes to use it again. Chapter: 06-your-images."""
+
+    model: Objective
+    method: str
+    config: Any
+    shape: tuple[int, int, int]
+    """(C,H,W) of the images it was trained on, and of those that it can assign."""
+    encoder: str = ""
+    """Empty: the method's own; else the architecture of `dcl.pretrained`, as name@size; "module"
+    for a network that came from Python."""
+    prototypes: Tensor = torch.empty(0)
+    """(K,D) of length 1: the vector of the image that stands for each cluster."""
+
+    @property
+    def n_clusters(self) -> int:
+        """K."""
+        return self.config.n_clusters
+
+    def assign(self, images: Tensor) -> Assignment:
+        """Cluster, confidence and distance of images uint8 (N,C,H,W), on the CPU.
+
+        Raises ValueError when they have another (C,H,W) than the images of the training.
+        """
+        if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 (N, {', '.join(map(str, self.shape))}) as in training; "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        p, z = (
+            extract(f, images).float().cpu() for f in (self.model.predict_proba, self.model.embed)
+        )
+        confidence, clusters = p.max(1)
+        own = self.prototypes[clusters] if len(self.prototypes) else torch.zeros_like(z)
+        distance = 1 - (F.normalize(z, dim=1) * own).sum(1)
+        return Assignment(clusters, confidence, distance.clamp(min=0), p, z)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into one safetensors file, atomically."""
+        from safetensors.torch import save
+
+        state = {
+            k: v.detach().cpu().contiguous().clone()
+            for k, v in self.model.state_dict().items()
+            if isinstance(v, Tensor) and k not in self.model.transient
+        }
+        about = {
+            "format": FORMAT,
+            "dcl": dcl.__version__,
+            "method": self.method,
+            "config": json.dumps(checkpoint.flat(self.config)),
+            "shape": json.dumps(self.shape),
+            "encoder": self.encoder,
+        }
+        checkpoint.write_atomic(path, save({PROTOTYPES: self.prototypes, **state}, about))
+
+
+def load(path: str | Path, *, encoder: nn.Module | None = None) -> Clusters:
+    """Read what `Clusters.save` wrote. Nothing in the file is run.
+
+    `encoder`: the network that was handed to `fit`, where it was one of your own.
+    Raises FileNotFoundError, and ValueError for a file that is damaged or is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be a file written by Clusters.save; no file at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"path must be a safetensors file; {path} is damaged: {error}") from error
+    if about.get("format") != FORMAT:
+        raise ValueError(f"path must hold {FORMAT!r}; {path} has {about.get('format')!r}")
+    module = method(about["method"])
+    config = unflat(module.Config, json.loads(about["config"]))
+    shape = tuple(json.loads(about["shape"]))
+    if about["encoder"] == "module" and encoder is None:
+        raise ValueError(f"encoder must be given: {path} was made with a network of your own")
+    if about["encoder"] not in ("", "module"):
+        name, size = about["encoder"].rsplit("@", 1)
+        encoder = architecture(name, int(size))
+    like = torch.zeros(1, *shape, dtype=torch.uint8)
+    model: Objective = module.model(like, config, encoder)
+    prototypes = tensors.pop(PROTOTYPES)
+    own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {*model.transient}
+    if own != tensors.keys():
+        raise ValueError(
+            f"path must fit its own description; {path} lacks {sorted(own - tensors.keys())} and "
+            f"has {sorted(tensors.keys() - own)} too many"
+        )
+    try:
+        model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"path must fit its own description; {path}: {error}") from error
+    model.requires_grad_(False).eval()
+    return Clusters(model, about["method"], config, shape, about["encoder"], prototypes)
+
+
+def fitted(
+    model: Objective, name: str, images: Tensor, encoder: str = ""
+) -> tuple[Clusters, Assignment]:
+    """A model that `fit` has returned as `Clusters`, and where the images it was trained on belong.
+
+    Uses no labels. `encoder` as in `Clusters`.
+    """
+    config = model.config  # type: ignore[assignment]
+    shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+    a = Clusters(model, name, config, shape, encoder).assign(images)
+    rows = evaluate.prototypes(a.vectors, a.probabilities)  # (K,), -1 where a cluster is empty
+    z = F.normalize(a.vectors, dim=1)
+    chosen = z[rows] * (rows >= 0)[:, None]
+    distance = (1 - (z * chosen[a.clusters]).sum(1)).clamp(min=0)
+    return Clusters(model, name, config, shape, encoder, chosen), a._replace(distance=distance)
+
+
+def unflat(kind: Any, values: dict[str, Any]) -> Any:
+    """The inverse of `checkpoint.flat`: a configuration of the dataclass `kind`.
+
+    A field that is missing takes its default. Raises ValueError for one that `kind` has not.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        at = nested
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return _build(kind, nested)
+
+
+def _build(kind: Any, value: Any) -> Any:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise ValueError(f"{kind.__module__}.Config has no field {', '.join(unknown)}")
+        return kind(**{k: _build(hints[k], v) for k, v in value.items()})
+    if origin in (typing.Union, types.UnionType) and isinstance(value, dict):
+        # of several recipes (RotNet or SimCLR) the one that has these very fields
+        return _build(
+            next(o for o in options if {f.name for f in fields(o)} == value.keys()), value
+        )
+    if origin is tuple:
+        inner = [options[0]] * len(value) if options[-1] is Ellipsis else options
+        return tuple(_build(o, v) for o, v in zip(inner, value, strict=True))
+    return value

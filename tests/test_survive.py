@@ -1,0 +1,84 @@
+"""The short form of `python tests/survive.py`: a few kills, cuts, flips and bad files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcl import checkpoint
+from dcl.data import load
+from dcl.methods import deepcluster, lsdc, scan, swav
+from survive import recipe
+
+MODULES = {m.__name__.split(".")[-1]: m for m in (deepcluster, lsdc, scan, swav)}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    found = tmp_path_factory.mktemp("survive") / "rows.json"
+    command = [sys.executable, Path(__file__).with_name("survive.py"), "--short"]
+    command += ["--kills", "4", "--flips", "6", "--json", found]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert found.exists(), done.stdout + done.stderr
+    print(done.stdout, done.stderr)
+    rows = {row["what"]: row for row in json.loads(found.read_text())}
+    assert done.returncode == 0 or any(r["good"] < r["tried"] for r in rows.values()) or (
+        rows["saved epochs lost"]["tried"]
+    )  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("what", "least"),
+    [
+        ("kill -9, gone on from", 8),
+        ("killed runs equal to the bit", 4),
+        ("damaged checkpoints recognised", 7 * 17),
+        ("both damaged, refused", 7 * 3),
+        ("gone on from damage, equal", 4),
+        ("bad files and names refused", 30),
+        ("second writers refused", 3),
+        ("full disks survived, equal", 1),
+    ],
+)
+def test_it_survives(table, what, least):
+    assert table[what]["good"] == table[what]["tried"] >= least, table[what]
+
+
+def test_no_saved_epoch_is_lost(table):
+    assert table["saved epochs lost"]["tried"] == 0
+
+
+WITHIN = {  # of each method's last stage: what it computes on the way, and no gradient does
+    "deepcluster": ("train", ("pseudo", "log", "top.weight")),
+    "lsdc": ("train", ("head.weight",)),
+    "swav": ("train", ("queue", "prototypes")),
+    "scan": ("selflabel", ("shadow.0.1.0.weight", "head.1.weight")),
+}
+
+
+@pytest.mark.parametrize("stem", MODULES)
+def test_a_checkpoint_holds_all_that_the_method_needs(stem, tmp_path):
+    """Pseudo-labels, queue and its counters, moving average, momentum or Adam's averages."""
+    MODULES[stem].fit(load("digits").subset(300).images, recipe(stem), run_dir=tmp_path)
+    stage, names = WITHIN[stem]
+    found = checkpoint.load(tmp_path / f"{stage}.pt")
+    for name in names:
+        assert name in found["objective"], sorted(found["objective"])
+        assert found["objective"][name].any()
+    settings = recipe(stem).selflabel if stem == "scan" else recipe(stem).train
+    slots = {"momentum_buffer"} if settings.optimizer != "adam" else {"exp_avg", "exp_avg_sq"}
+    assert found["optimizer"]["state"]
+    for slot in found["optimizer"]["state"].values():
+        assert slots <= slot.keys()
+    assert len(found["history"]) == settings.epochs
+    assert {"cpu", "python", "numpy"} <= found["random"].keys()
+    if stem == "deepcluster":
+        assert found["objective"]["pseudo"].unique().numel() > 2
+    if stem == "swav":
+        assert found["objective"]["_extra_state"] == {"steps": 8, "queued": 8 * 128}
+    if stem == "scan":  # the average is its own, not the network's
+        a, b = (found["objective"][n] for n in ("shadow.0.1.0.weight", "encoder.1.0.weight"))
+        assert a.shape == b.shape and not a.equal(b)

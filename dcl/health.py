@@ -1,11 +1,46 @@
 """Is a run healthy? A few numbers, none of which needs labels, and a sentence for each failure."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Row = Mapping[str, Any]
+"""One epoch of a log: {"stage", "epoch", "loss", ..., "seconds"}."""
+
+ROWS = 10_000
+"""Features beyond so many rows are thinned out evenly: rank and spread do not need them all."""
+
+ADVICE = {
+    "collapse": "Every image gets the same answer. In scan raise entropy_weight, in lsdc "
+    "threshold; in swav keep sinkhorn_iterations at 3 and lower epsilon. If the features have "
+    "collapsed too, begin there.",
+    "giant cluster": "Look at its contact sheet first. If its pictures belong together, your "
+    "images are unequal and nothing is wrong. If not, ask for more clusters, or start from an "
+    "encoder that already sees.",
+    "dead clusters": "An empty cluster does no harm, but you asked for more groups than were "
+    "found. Ask for fewer; in scan a larger entropy_weight fills them.",
+    "loss": "Training broke, and what follows it means nothing. Lower the learning rate ten "
+    "times; on a GPU try precision float32.",
+    "stuck": "The network has learned nothing: its answer does not depend on the image. Check on "
+    "the contact sheets that the images differ, then train longer or change the learning rate, "
+    "ten times up or down; in swav lower epsilon and keep sinkhorn_iterations at 3.",
+    "diverged": "The network is worse than one that knows nothing: it is sure, and wrong. Lower "
+    "the learning rate ten times.",
+    "nothing is confident": "No image clearly belongs anywhere, so take each assignment as a "
+    "guess. Train longer, ask for another number of clusters, or start from an encoder that "
+    "already sees.",
+    "collapsed features": "All images look alike to the encoder, and clusters of such features "
+    "cut noise. Check on the contact sheets that the images differ, lower the learning rate, or "
+    "start from an encoder that already sees; in swav lower epsilon.",
+    "features are not finite": "The encoder returns no numbers for some images. Lower the "
+    "learning rate ten times, or look for broken weights.",
+}
+"""What to do, for each warning: the key is how the warning begins."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +89,14 @@ def health(
     features: Tensor | None = None,
     loss: float | None = None,
     n_clusters: int | None = None,
+    log: Sequence[Row] | None = None,
 ) -> Health:
     """Look at a clustering without labels.
 
     assignments: probabilities (N,K) with rows that sum to 1, or cluster ids (N,) int64, for which
     `n_clusters` says how many there could be (default: the largest id + 1). features (N,D) float.
     loss: a cross-entropy over the K clusters, to compare with ln K; leave it out for others.
+    log: one mapping per epoch; each stage's last row is compared with what `chances` knows of it.
     Raises ValueError: shapes, rows that are no probabilities. Chapter 00-metrics.
     """
     if assignments.ndim not in (1, 2) or 0 in assignments.shape:
@@ -83,13 +120,17 @@ def health(
         mean = torch.bincount(labels, minlength=k).double() / len(labels)
     sizes = torch.bincount(labels, minlength=k)
     rank = spread = None
+    broken = 0
     if features is not None:
         if features.ndim != 2 or len(features) != len(labels):
             raise ValueError(
                 f"features must be ({len(labels)}, dimensions); got {tuple(features.shape)}"
             )
-        rank = effective_rank(features)
-        spread = 1 - float(F.normalize(features.detach().double(), dim=1).mean(0).square().sum())
+        few = features[:: -(-len(features) // ROWS)].detach().double()
+        few, broken = few[few.isfinite().all(1)], int((~features.isfinite().all(1)).sum())
+        if len(few):
+            rank = effective_rank(few)
+            spread = 1 - float(F.normalize(few, dim=1).mean(0).square().sum())
     state = Health(
         n_clusters=k,
         used=int((sizes > 0).sum()),
@@ -103,8 +144,93 @@ def health(
         feature_rank=rank,
         feature_spread=spread,
     )
-    state.warnings.extend(_warnings(state))
+    found = [*_warnings(state), *log_warnings(log or [], k)]
+    if broken:
+        found.append(f"features are not finite: {broken} of {len(labels)} rows")
+    # one light for one failure, although probabilities and log may both show it
+    state.warnings.extend({w.split(":")[0]: w for w in found}.values())
     return state
+
+
+def stages(log: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each stage by epoch; of an epoch that a resumed run repeated, the last."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in log:
+        rows = found.setdefault(str(row.get("stage", "train")), {})
+        rows[int(row.get("epoch", len(rows)))] = row
+    return {stage: [rows[epoch] for epoch in sorted(rows)] for stage, rows in found.items()}
+
+
+def chances(row: Row, n_clusters: int) -> dict[str, float]:
+    """The columns of a log's row that are cross-entropies, and what knowing nothing costs in each.
+
+    Only what the methods of this package log is known: in scan "consistency" and "entropy" are
+    both ln K for a network that knows nothing; its "selflabel" loss is over K clusters, that of
+    deepcluster over the pseudo-clusters in use, that of rotnet over four rotations. A row may say
+    itself over how many "classes" its loss is, such as swav's prototypes. Other losses (SimCLR's,
+    LSD-C's, SCAN's as a whole) have no such number. Chapter 00-metrics.
+    """
+    if {"consistency", "entropy"} <= row.keys():
+        return {"consistency": math.log(n_clusters), "entropy": math.log(n_clusters)}
+    if "confident" in row:
+        return {"loss": math.log(n_clusters)}
+    classes = row.get("classes") or row.get("clusters") or ("rotation" in row and 4)
+    return {"loss": math.log(classes)} if classes else {}
+
+
+def log_warnings(log: Sequence[Row], n_clusters: int) -> list[str]:
+    """What the losses of a run say: broken, stuck, or a self-labelling that nobody taught.
+
+    In scan, stuck means that disagreement *and* entropy are ln K; in swav, that the loss is its
+    floor, the entropy of the codes. Diverged: further above that number than chance explains.
+    """
+    found = []
+    for stage, rows in stages(log).items():
+        broken = [row for row in rows if not _finite(row.get("loss", 0.0))]
+        if broken:
+            found.append(
+                f"loss is {broken[0]['loss']} in epoch {broken[0].get('epoch')} of {stage}"
+            )
+            continue
+        last = rows[-1]
+        known = {k: c for k, c in chances(last, n_clusters).items() if c > 0 and _finite(last[k])}
+        if _finite(last.get("confident")) and last["confident"] < 0.01:
+            found.append(
+                f"nothing is confident: {last['confident']:.1%} of the images taught in the last "
+                f"epoch of {stage}"
+            )
+        elif known and all(abs(last[name] - c) < 0.01 * c for name, c in known.items()):
+            found.append(f"stuck: {_against(stage, last, known, 'is')}")
+        elif known and any(last[name] > 1.05 * c for name, c in known.items()):
+            found.append(f"diverged: {_against(stage, last, known, 'is above')}")
+        elif _finite(last.get("floor")) and last["loss"] - last["floor"] < max(
+            0.01 * last["loss"], 0.01
+        ):
+            found.append(
+                f"stuck: loss {last['loss']:.3f} of {stage} is its floor, {last['floor']:.3f}: "
+                "nothing is left to learn, as when all images get one code"
+            )
+    return found
+
+
+def _against(stage: str, row: Row, known: Mapping[str, float], how: str) -> str:
+    name, c = next(iter(known.items()))
+    return (
+        f"{name} {row[name]:.3f} of {stage} {how} ln {math.exp(c):.0f} = {c:.3f}, "
+        "what a network that knows nothing gets"
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def advice(warning: str) -> str:
+    """The sentence of `ADVICE` for a warning of `health`; KeyError for any other text."""
+    for start in sorted(ADVICE, key=len, reverse=True):
+        if warning.startswith(start):
+            return ADVICE[start]
+    raise KeyError(warning)
 
 
 def _warnings(h: Health) -> list[str]:
@@ -113,7 +239,7 @@ def _warnings(h: Health) -> list[str]:
         found.append(f"collapse: one cluster holds {h.largest:.1%} of the images")
     elif h.largest > 0.5 + 0.5 / h.n_clusters:
         found.append(f"giant cluster: {h.largest:.0%} of the images are in one of {h.n_clusters}")
-    elif h.used < 0.5 * min(h.n_clusters, sum(h.sizes)):
+    elif h.used <= 0.5 * min(h.n_clusters, sum(h.sizes)):
         found.append(f"dead clusters: only {h.used} of {h.n_clusters} hold any image")
     if h.loss is not None and not math.isfinite(h.loss):
         found.append(f"loss is {h.loss}")

@@ -1,10 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dcl.health import effective_rank, health
-from dcl.train import seeded
+from dcl.data import load
+from dcl.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
+from dcl.methods import deepcluster, lsdc, scan, simclr, swav
+from dcl.optim import with_epochs
+from dcl.train import Log, extract, seeded
 
 
 def healthy(n=500, k=10, seed=0):
@@ -42,6 +46,12 @@ def test_numbers_by_hand():
 def only(h, words):
     assert len(h.warnings) == 1, h.warnings
     assert h.warnings[0].startswith(words)
+    assert words.startswith(advised(h.warnings[0]))
+
+
+def advised(warning):
+    """The entry of ADVICE that a warning gets."""
+    return next(start for start, words in ADVICE.items() if words == advice(warning))
 
 
 def test_collapse_to_one_cluster():
@@ -66,6 +76,9 @@ def test_giant_cluster():
 
 def test_dead_clusters():
     only(health(torch.arange(300) % 3, n_clusters=10), "dead clusters: only 3 of 10")
+    only(health(torch.arange(300) % 5, n_clusters=10), "dead clusters: only 5 of 10")
+    assert health(torch.arange(300) % 6, n_clusters=10).warnings == []
+    assert health(torch.arange(3), n_clusters=5).warnings == [], "three images fill no five"
 
 
 def test_nothing_confident():
@@ -86,6 +99,175 @@ def test_features_on_a_line():
     p, _ = healthy()
     line = torch.linspace(-1, 1, 500)[:, None] * torch.arange(1.0, 9.0)
     only(health(p, line + 1e-6), "collapsed features")
+
+
+def test_features_that_are_no_numbers():
+    p, z = healthy()
+    z[3:5, 0] = math.nan
+    only(health(p, z), "features are not finite: 2 of 500 rows")
+    z[:] = math.inf
+    h = health(p, z)
+    only(h, "features are not finite: 500 of 500 rows")
+    assert h.feature_rank is None
+
+
+def test_many_features_are_thinned_out_evenly():
+    z = torch.eye(2).repeat(ROWS, 1)  # 2 * ROWS rows
+    assert health(torch.arange(len(z)) % 2, z).feature_rank == pytest.approx(1, abs=1e-6)
+    assert health(torch.arange(ROWS) % 2, z[:ROWS]).feature_rank == pytest.approx(2, abs=1e-6)
+
+
+def test_advice_for_each_warning_and_nothing_else():
+    assert advised("collapse: one cluster holds 99.5% of the images") == "collapse"
+    assert advised("collapsed features: effective rank 1.0") == "collapsed features"
+    assert advised("loss is nan in epoch 3 of scan") == "loss"
+    with pytest.raises(KeyError):
+        advice("all is well")
+
+
+# ---------------------------------------------------------------- the log
+
+LN10 = math.log(10)
+SCAN = {"stage": "scan", "epoch": 5, "loss": -9.2, "consistency": 0.3, "entropy": 2.28}
+SELF = {"stage": "selflabel", "epoch": 5, "loss": 0.07, "confident": 0.9, "empty": 0.0}
+DEEP = {"stage": "train", "epoch": 5, "loss": 1.1, "clusters": 30.0, "nmi": 0.7}
+SWAV = {"stage": "train", "epoch": 5, "loss": 0.6, "floor": 0.4}
+OTHER = [
+    {"stage": "train", "epoch": 5, "loss": LN10, "pairs": 0.3, "consistency": 0.01},  # lsdc
+    {"stage": "pretext", "epoch": 5, "loss": LN10, "positive": 0.9},  # simclr
+]
+
+
+def with_log(*rows):
+    p, z = healthy()
+    return health(p, z, log=rows)
+
+
+def test_what_knowing_nothing_costs():
+    assert chances(SCAN, 10) == {"consistency": LN10, "entropy": LN10}
+    assert chances(SELF, 10) == {"loss": LN10}
+    assert chances(DEEP, 10) == {"loss": math.log(30)}
+    assert chances({"loss": 1.0, "rotation": 0.5}, 10) == {"loss": math.log(4)}
+    assert chances({**SWAV, "classes": 300}, 10) == {"loss": math.log(300)}
+    assert [chances(row, 10) for row in (SWAV, *OTHER)] == [{}, {}, {}]
+
+
+def test_a_healthy_log_lights_nothing():
+    assert with_log(SCAN, SELF, *OTHER).warnings == []
+    assert with_log(DEEP).warnings == with_log(SWAV).warnings == []
+    assert with_log({**SCAN, "entropy": LN10}).warnings == []
+    first = {**DEEP, "epoch": 0, "loss": math.log(30)}  # every run begins there
+    assert with_log(first, DEEP).warnings == []
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({**SCAN, "consistency": LN10, "entropy": LN10}, "stuck: consistency 2.303 of scan is ln"),
+        ({**DEEP, "loss": math.log(30) + 0.01}, "stuck: loss 3.411 of train is ln 30 = 3.401"),
+        ({**SWAV, "loss": 3.401, "floor": 3.4}, "stuck: loss 3.401 of train is its floor"),
+        ({**SWAV, "loss": 0.001, "floor": 0.0}, "stuck: loss 0.001 of train is its floor"),
+        ({**SELF, "loss": 0.0, "confident": 0.0}, "nothing is confident: 0.0% of the images"),
+        ({**DEEP, "loss": 22.0}, "diverged: loss 22.000 of train is above ln 30 = 3.401"),
+        ({**SWAV, "loss": 4.6, "classes": 30}, "diverged: loss 4.600 of train is above ln 30"),
+        ({**SELF, "loss": math.nan}, "loss is nan in epoch 5 of selflabel"),
+        ({**SCAN, "loss": math.inf}, "loss is inf in epoch 5 of scan"),
+        ({**OTHER[0], "loss": None}, "loss is None in epoch 5 of train"),
+    ],
+)
+def test_a_log_lights_its_own_light(row, words):
+    only(with_log({**row, "epoch": 4, "loss": 1.0}, row), words)
+
+
+def test_one_light_for_one_failure():
+    p, z = healthy()
+    h = health(torch.full((500, 10), 0.1), z, log=[{**SELF, "confident": 0.0}])
+    assert [w.split(":")[0] for w in h.warnings] == ["collapse", "nothing is confident"]
+
+
+def test_an_epoch_that_a_resumed_run_repeats_counts_once():
+    rows = [{**DEEP, "epoch": e, "loss": v} for e, v in ((0, 3.0), (1, math.nan), (1, 2.0))]
+    assert [row["loss"] for row in stages([SCAN, *rows])["train"]] == [3.0, 2.0]
+    assert with_log(*rows).warnings == []
+
+
+# ---------------------------------------------------------------- driven on purpose
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits").subset(600).images
+
+
+@pytest.fixture(scope="module")
+def pretext(digits):
+    return simclr.fit(digits, with_epochs(simclr.PROFILES["quick"], 3))
+
+
+def lights(model, log, images):
+    """The state after a real run, from what each method offers."""
+    features = model.encoder
+    if isinstance(model, swav.SwAV):
+        features = model.embed
+        p = (extract(model.embed, images) @ model.centroids.T / model.config.temperature).softmax(1)
+    elif isinstance(model, deepcluster.DeepCluster):
+        rows = model.whitened(extract(model.features, images))
+        p = (-torch.cdist(rows, model.centroids).square() / 0.1).softmax(1)
+    else:
+        p = extract(model.predict_proba, images)
+    return {advised(w) for w in health(p, extract(features, images), log=log.history).warnings}
+
+
+def run(method, images, config, **also):
+    log = Log(every=1000)
+    return lights(method.fit(images, config, monitor=log, **also), log, images)
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, set()),
+        ({"entropy_weight": 0.0}, {"dead clusters"}),
+        ({"lr": 0.0}, {"nothing is confident"}),
+    ],
+    ids=["healthy", "no entropy", "lr 0"],
+)
+def test_scan_driven(digits, pretext, change, expected):
+    config = replace(scan.PROFILES["quick"], heads=2, n_neighbors=5)
+    rate = {"lr": change.pop("lr")} if "lr" in change else {}
+    config = replace(
+        config,
+        scan=replace(config.scan, epochs=4, **rate),
+        selflabel=replace(config.selflabel, epochs=2, **rate),
+        **change,
+    )
+    assert run(scan, digits, config, encoder=pretext) == expected
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({"sinkhorn_iterations": 0}, {"stuck", "collapsed features", "nothing is confident"}),
+        ({"epsilon": 100.0}, {"stuck", "nothing is confident"}),
+    ],
+    ids=["no Sinkhorn", "uniform codes"],
+)
+def test_swav_driven(digits, change, expected):
+    config = swav.PROFILES["quick"]
+    config = replace(config, train=replace(config.train, epochs=4, batch_size=64), **change)
+    assert run(swav, digits, config) == expected
+
+
+def test_deepcluster_driven(digits):
+    config = deepcluster.PROFILES["quick-digits"]
+    still = replace(config, train=replace(config.train, epochs=2, lr=0.0))
+    assert run(deepcluster, digits, still) == {"stuck"}
+
+
+def test_lsdc_driven(digits, pretext):
+    config = lsdc.PROFILES["quick"]
+    alike = replace(config, threshold=-1.0, train=replace(config.train, epochs=5, lr=3e-3))
+    assert run(lsdc, digits, alike, encoder=pretext) == {"collapse"}
 
 
 def test_spread_by_hand():

@@ -1,0 +1,284 @@
+"""The page about a run: what it shows, that it asks for nothing, and how it looks in a browser."""
+
+import base64
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcl import plots, report
+from dcl.evaluate import prototypes
+from dcl.health import health
+from dcl.train import seeded
+from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, browser  # noqa: F401
+
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+LOG = [
+    *({"stage": "scan", "epoch": e, "loss": -9.0, "consistency": 1.2 / (e + 1), "entropy": 1.3}
+      for e in range(3)),
+    *({"stage": "selflabel", "epoch": e, "loss": 0.2, "confident": 0.9, "seconds": 2.0}
+      for e in range(2)),
+]  # fmt: skip
+
+
+def case(n=60, k=4, channels=3, size=12):
+    """Images that tell their row: the top left pixel of image i is i."""
+    with seeded(0):
+        labels = torch.arange(n) % k
+        p = (4.0 * torch.eye(k)[labels] + torch.randn(n, k)).softmax(1)
+        z = torch.eye(k)[labels] + 0.3 * torch.randn(n, k)
+        images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8)
+    images[:, :, 0, 0] = torch.arange(n)[:, None]
+    return images, p, z
+
+
+def page(tmp_path, *arrays, **also):
+    return report.report(tmp_path / "report.html", *(arrays or case()), **also).read_text("utf-8")
+
+
+def pictures(html):
+    found = re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def rows_of(picture, count, columns, size, gap=1):
+    """The rows that are drawn in a sheet of grey images."""
+    pixels = np.asarray(picture)
+    step = size + gap
+    return [int(pixels[i // columns * step, i % columns * step]) for i in range(count)]
+
+
+def test_the_page_in_order(tmp_path):
+    html = page(tmp_path, title="My photos", log=LOG, about={"seed": 7, "command": "dcl fit"})
+    at = [
+        html.index(words)
+        for words in (
+            "<title>My photos</title>",
+            "<h1>60 images in 4 clusters</h1>",
+            "Healthy: no warning light is on",
+            "<h2>Health</h2>",
+            "<b>scan</b>, 3 epochs",
+            "<b>selflabel</b>, 2 epochs",
+            'id="c0"',
+            'id="c3"',
+            "<h2>Map</h2>",
+            "<h2>Facts</h2>",
+            "<td>seed</td><td>7</td>",
+        )
+    ]
+    assert at == sorted(at)
+    assert "15 images (25.0%), mean confidence" in html
+    assert "<td>training</td><td>5 epochs, 4 seconds</td>" in html
+    # panel, confidence, two stages, map; then each cluster's prototype, surest, least sure, sheet
+    assert len(pictures(html)) == 5 + 4 * 4
+    assert "Files in the run folder" not in html
+    (tmp_path / "config.json").write_text("{}")
+    again = page(tmp_path, log=LOG)
+    assert "Files in the run folder" in again and "assignments.csv" in again
+    assert list(tmp_path.glob("*.partial")) == list(tmp_path.glob(".*")) == []
+
+
+def test_the_pictures_are_the_right_rows(tmp_path):
+    images, p, z = case(channels=1)
+    confidence, cluster = p.max(1)
+    shown = [i for i in pictures(page(tmp_path, images, p, z)) if i.mode == "L"]
+    standing = prototypes(z, p)
+    for k in range(4):
+        mine = shown[4 * k : 4 * k + 4]
+        members = sorted((cluster == k).nonzero()[:, 0].tolist(), key=lambda i: -confidence[i])
+        others = [i for i in members if i != standing[k]]
+        assert rows_of(mine[0], 1, 1, 12) == [int(standing[k])]
+        assert rows_of(mine[1], 8, 8, 12) == others[:8]
+        low = others[8:][::-1]
+        assert rows_of(mine[2], len(low), len(low), 12) == low
+        assert rows_of(mine[3], len(members), 10, 12) == members
+
+
+def test_names_stand_in_the_order_of_the_sheet(tmp_path):
+    images, p, z = case()
+    html = page(tmp_path, images, p, z, files=[f"dir/{i}.jpg" for i in range(60)])
+    confidence, cluster = p.max(1)
+    members = sorted((cluster == 2).nonzero()[:, 0].tolist(), key=lambda i: -confidence[i])
+    section = html[html.index('id="c2"') : html.index('id="c3"')]
+    names = re.findall(r"<bdi>dir/(\d+).jpg</bdi> <span class='soft'>(\S+)</span>", section)
+    assert [int(i) for i, _ in names][-len(members) :] == members
+    assert names[-1][1] == f"{confidence[members[-1]]:.2f}"
+    assert "<bdi>image 7</bdi>" in page(tmp_path, images, p, z)
+
+
+def test_contact_sheet():
+    images, _, _ = case(channels=1, size=100)
+    html = report.contact_sheet(images, list(range(7)), 5, 32)
+    (sheet,) = pictures(html)
+    assert sheet.size == (5 * 64 + 4 * 2, 2 * 64 + 2)  # made smaller, with a gap of 2
+    assert np.asarray(sheet)[-1, -1] == 128, "nothing in the eighth place"
+    (small,) = pictures(report.contact_sheet(images[:, :, :10], [3], 5, 32))
+    assert small.size == (64, 6), "the shape is kept"
+
+
+def test_only_what_is_drawn_is_read(tmp_path):
+    n = 5000
+    with seeded(0):
+        p = (4.0 * torch.eye(2)[torch.arange(n) % 2] + torch.randn(n, 2)).softmax(1)
+        z = p + 0.1 * torch.randn(n, 2)
+    images = torch.zeros(1, dtype=torch.uint8).expand(n, 3, 8, 8)
+
+    class Counted(torch.Tensor):
+        read = 0
+
+        def __getitem__(self, row):
+            assert isinstance(row, int)
+            Counted.read += 1
+            return torch.Tensor(super().__getitem__(row).numpy()).byte()
+
+    page(tmp_path, images.as_subclass(Counted), p, z)
+    assert 200 <= Counted.read <= 2 * (100 + 8 + 8 + 1)
+
+
+FAILED = {
+    "collapse": lambda p, z: (torch.eye(4)[torch.zeros(60, dtype=torch.long)], z, []),
+    "giant cluster": lambda p, z: (p.index_fill(0, torch.arange(40), 0) + torch.eye(4)[0].where(
+        torch.arange(60)[:, None] < 40, torch.tensor(0.0)), z, []),
+    "nothing is confident": lambda p, z: ((0.05 * p).softmax(1), z, []),
+    "collapsed features": lambda p, z: (p, torch.ones_like(z), []),
+    "features are not finite": lambda p, z: (p, z.index_fill(0, torch.tensor([3]), math.nan), []),
+    "loss": lambda p, z: (p, z, [{"stage": "scan", "epoch": 0, "loss": math.nan}]),
+    "stuck": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": math.log(9), "classes": 9}]),
+    "diverged": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": 9.0, "classes": 9}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAILED)
+def test_each_light_comes_with_its_advice(tmp_path, kind):
+    from html import escape
+
+    from dcl.health import ADVICE
+
+    images, p, z = case()
+    p, z, log = FAILED[kind](p, z)
+    html = page(tmp_path, images, p, z, log=log)
+    (light,) = re.findall(r'<div class="light on"><b>(.*?)</b><br>(.*?)</div>', html)
+    assert light[0].startswith(kind) and light[1] == escape(ADVICE[kind])
+    assert "Not healthy. One warning light is on" in html and "Healthy:" not in html
+
+
+def test_an_empty_cluster_and_one_image(tmp_path):
+    p = torch.eye(3)[torch.tensor([0, 0, 0, 0, 2])]
+    images, _, z = case(n=5)
+    html = page(tmp_path, images, p, z)
+    assert 'id="c1"' not in html and "Without pictures here: 1 (0)" in html
+    assert "1 images (20.0%)" not in html and "1 image (20.0%)" in html
+    assert "No map" in html
+
+
+def test_many_clusters_stay_moderate(tmp_path):
+    k = report.SECTIONS + 20
+    labels = torch.cat([torch.arange(k), torch.arange(report.SECTIONS)])
+    images, _, _ = case(n=len(labels))
+    z = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
+    html = page(tmp_path, images, torch.eye(k)[labels], z)
+    assert html.count("<section") == report.SECTIONS
+    assert f"{k - 1} (1)" in html
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        (HOSTILE, "&lt;img src=x onerror=alert(1)&gt;.jpg"),
+        ('"><script>', "&quot;&gt;&lt;script&gt;"),
+        ("caf\udce9.jpg", r"caf\udce9.jpg"),
+        ("a\u202egpj.exe", r"a\u202egpj.exe"),
+        ("a\nb\x1b", r"a\nb\x1b"),
+        ("\u0645\u06cc\u200c\u062e \U0001f600", "\u0645\u06cc\u200c\u062e \U0001f600"),
+    ],
+)
+def test_any_name_is_shown_and_not_run(tmp_path, name, shown):
+    assert report.text(name) == shown
+    if name in (HOSTILE, "caf\udce9.jpg"):
+        html = page(tmp_path, files=[name] * 60, title=name, about={name: name})
+        assert shown in html and name not in html.replace(shown, "")
+        assert html.count(shown) > 60
+
+
+def test_nothing_foreign_is_asked_for(tmp_path):
+    html = page(tmp_path, log=LOG)
+    assert "default-src 'none'" in html and "<script" not in html
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html) and "url(" not in html
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"images": torch.zeros(60, 3, 4, 4)}, "images must be uint8"),
+        ({"images": torch.zeros(60, 2, 4, 4, dtype=torch.uint8)}, "images must be uint8"),
+        ({"probabilities": torch.full((59, 4), 0.25)}, r"probabilities must be \(60, K\)"),
+        ({"probabilities": torch.ones(60, 4)}, "rows that sum to 1"),
+        ({"features": torch.zeros(59, 4)}, r"features must be \(60"),
+        ({"files": ["a"]}, "files must name all 60 images; got 1"),
+    ],
+)
+def test_bad_input(tmp_path, change, words):
+    names = dict(zip(("images", "probabilities", "features"), case(), strict=True))
+    with pytest.raises(ValueError, match=words):
+        report.report(tmp_path / "report.html", **{**names, **change})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_closed_and_the_panel_is_the_chapters(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    seen = []
+    panel = plots.health_panel
+    monkeypatch.setattr(plots, "health_panel", lambda h: seen.append(h) or panel(h))
+    images, p, z = case()
+    page(tmp_path, images, p, z, log=LOG)
+    assert seen == [health(p, z, log=LOG)] and plt.get_fignums() == []
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.mark.parametrize("log", [[], LOG], ids=["bare", "log"])
+def test_in_a_browser(browser, tmp_path, log):  # noqa: F811
+    files = [HOSTILE, "caf\udce9.jpg", "long" * 60, *(f"{i}.jpg" for i in range(57))]
+    about = {"command": "dcl fit " + "x" * 300, "pretext.train.warmup_epochs": 3}
+    (tmp_path / "config.json").write_text("{}")
+    path = report.report(
+        tmp_path / "report.html", *case(), files=files, log=log, title=HOSTILE, about=about
+    )
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        tab = context.new_page()
+        seen, dialogs = Seen(tab, path.as_uri()), []
+        tab.on("dialog", lambda d, dialogs=dialogs: (dialogs.append(d.message), d.dismiss()))
+        tab.goto(path.as_uri(), wait_until="load")
+        tab.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        for width in (1280, 390):
+            tab.set_viewport_size({"width": width, "height": 900})
+            assert tab.evaluate(OVERFLOW) == [], f"sticks out at {width} px, {scheme}"
+        assert tab.evaluate(CONTRAST) == []
+        assert tab.evaluate(BROKEN_IMAGES) == []
+        assert HOSTILE in tab.inner_text("article") and HOSTILE in tab.title()
+        assert seen.foreign == seen.bad == seen.console == dialogs == []
+        context.close()
+
+
+def test_the_policy_stops_what_gets_through(browser, tmp_path):  # noqa: F811
+    """If a text did reach the page unescaped, nothing of it would run or be fetched."""
+    path = report.report(tmp_path / "report.html", *case())
+    hole = '<img src="https://example.invalid/a.png" onerror="alert(1)"><script>alert(2)</script>'
+    path.write_text(path.read_text("utf-8").replace("<h2>Map</h2>", hole), "utf-8")
+    context = browser.new_context()
+    tab = context.new_page()
+    dialogs, answered = [], []
+    tab.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+    tab.on("response", lambda r: answered.append(r.url) if r.url.startswith("http") else None)
+    seen = Seen(tab, path.as_uri())
+    tab.goto(path.as_uri(), wait_until="load")
+    assert dialogs == answered == []
+    assert any("Content Security Policy" in line for line in seen.console)
+    context.close()

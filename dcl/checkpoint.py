@@ -135,19 +135,19 @@ def _holder(root: Path) -> str:
     return f" ({pid})" if _alive(pid) else ""
 
 
-def claim(run_dir: str | os.PathLike, config: Any, checksum: str) -> None:
+def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
-    Writes `config.json` on first use. Raises ValueError with the differences listed when the
-    folder already holds a run with other settings or other data, ValueError when its
-    `config.json` can not be read, and what `lock` raises.
+    Writes `config.json` on first use, with `about` in it, which is not compared. Raises ValueError
+    with the differences listed when the folder already holds a run with other settings or other
+    data, ValueError when its `config.json` can not be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
     with lock(run_dir):
         if not path.exists():
             if dist.rank() == 0:
-                write_atomic(path, json.dumps(mine, indent=1).encode())
+                write_atomic(path, json.dumps({**mine, **about}, indent=1).encode())
             return
     try:
         theirs = json.loads(path.read_bytes())

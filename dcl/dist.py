@@ -162,6 +162,16 @@ def processes(device: str = "auto") -> Iterator[None]:
         td.destroy_process_group()
 
 
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Process 0 runs the block before the others do: it downloads, they find it there."""
+    if rank():
+        td.barrier()
+    yield
+    if _many() and rank() == 0:
+        td.barrier()
+
+
 @torch.no_grad()
 def all_max(x: Tensor) -> Tensor:
     """Elementwise maximum of x over all processes, same shape and dtype; no gradient."""

@@ -43,24 +43,38 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
 
 
+def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> Any:
+    """A configuration with `change` applied to every stage of training, at any depth."""
+    if isinstance(config, TrainConfig):
+        return change(config)
+    inner = {f.name: getattr(config, f.name) for f in fields(config)}
+    return replace(
+        config, **{k: with_stages(v, change) for k, v in inner.items() if is_dataclass(v)}
+    )
+
+
 def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
     """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
 
     Warm-up and milestones keep their share of the schedule. Chapter: 05-compare.
     """
-    if isinstance(config, TrainConfig):
-        after = epochs(config.epochs) if callable(epochs) else epochs
-        share = after / max(config.epochs, 1)
+
+    def change(stage: TrainConfig) -> TrainConfig:
+        after = epochs(stage.epochs) if callable(epochs) else epochs
+        share = after / max(stage.epochs, 1)
         return replace(
-            config,
+            stage,
             epochs=after,
-            warmup_epochs=round(config.warmup_epochs * share),
-            milestones=tuple(round(m * share) for m in config.milestones),
+            warmup_epochs=round(stage.warmup_epochs * share),
+            milestones=tuple(round(m * share) for m in stage.milestones),
         )
-    stages = {f.name: getattr(config, f.name) for f in fields(config)}
-    return replace(
-        config, **{k: with_epochs(v, epochs) for k, v in stages.items() if is_dataclass(v)}
-    )
+
+    return with_stages(config, change)
+
+
+def with_batches(config: Any, most: int) -> Any:
+    """A configuration without batches of more than `most`. Chapter: 06-your-images."""
+    return with_stages(config, lambda s: replace(s, batch_size=min(s.batch_size, most)))
 
 
 class LARC(torch.optim.SGD):

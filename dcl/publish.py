@@ -159,7 +159,7 @@ def fitted(
 
     Uses no labels. `encoder` as in `Clusters`.
     """
-    config = model.config  # type: ignore[assignment]
+    config = model.config
     shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
     a = Clusters(model, name, config, shape, encoder).assign(images)
     rows = evaluate.prototypes(a.vectors, a.probabilities)  # (K,), -1 where a cluster is empty
@@ -190,7 +190,7 @@ def _build(kind: Any, value: Any) -> Any:
         hints = typing.get_type_hints(kind)
         if unknown := sorted(value.keys() - hints.keys()):
             raise ValueError(f"{kind.__module__}.Config has no field {', '.join(unknown)}")
-        return kind(**{k: _build(hints[k], v) for k, v in value.items()})
+        return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
     if origin in (typing.Union, types.UnionType) and isinstance(value, dict):
         # of several recipes (RotNet or SimCLR) the one that has these very fields
         return _build(

@@ -274,6 +274,7 @@ PROFILES = {
     "smoke": replace(_SHAPES, width=8, train=replace(_FAST, epochs=2)),
     "quick": _SHAPES,
     "quick-digits": replace(_SHAPES, n_clusters=10, sobel=False, view=DIGIT_VIEW),
+    "photos": replace(_SHAPES, n_clusters=10, n_pseudo=60, view=_PHOTO),
     "gpu": Config(
         n_clusters=10, n_pseudo=200, encoder="resnet18", fc=512, view=_PHOTO, train=_LONG
     ),

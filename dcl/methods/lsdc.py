@@ -308,6 +308,7 @@ PROFILES = {
         pretext=simclr.PROFILES["smoke"], train=TrainConfig(3, 32, "adam", 5e-3)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
+    "photos": replace(_QUICK, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
     "paper": Config(),
 }  # fmt: skip

@@ -142,6 +142,7 @@ PROFILES = {
     "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, view=_SHAPE),
+    "photos": replace(_QUICK, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)),
     "gpu": replace(Config(), train=replace(Config.train, epochs=100)),
     "paper": Config(),
 }

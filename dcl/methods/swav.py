@@ -268,6 +268,8 @@ PROFILES = {
     "quick": QUICK,
     "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE),
         train=replace(QUICK.train, epochs=14)),
+    "photos": replace(QUICK, n_prototypes=60, views=(replace(SWAV_VIEW, scale=(0.2, 1)),) * 2,
+        train=replace(QUICK.train, epochs=40)),
     "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
         views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
         train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,

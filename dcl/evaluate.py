@@ -83,12 +83,12 @@ def prototypes(features: Tensor, probabilities: Tensor, share: float = 0.1) -> T
     (at least one image), the one nearest to their mean by cosine. No labels.
     Source: Van Gansbeke et al. 2020 (SCAN), prototypical behaviour. Chapter: 04-scan.
     """
-    z = F.normalize(features.float(), dim=1)
     confidence, cluster = probabilities.max(1)
     chosen = torch.full((probabilities.shape[1],), -1)
     for k in cluster.unique().tolist():
         members = (cluster == k).nonzero()[:, 0]
         surest = confidence[members].argsort(descending=True, stable=True)
         sure = members[surest[: max(1, round(share * len(members)))]]
-        chosen[k] = sure[(z[sure] @ z[sure].mean(0)).argmax()]
+        z = F.normalize(features[sure].float(), dim=1)  # only these: the set may be large
+        chosen[k] = sure[(z @ z.mean(0)).argmax()]
     return chosen

@@ -128,22 +128,6 @@ def health_panel(health: Any) -> Any:
     return figure
 
 
-def confidence(probabilities: Any) -> Any:
-    """How sure each image's assignment is: a histogram of the largest of its (N,K) numbers."""
-    p = _array(probabilities)
-    if p.ndim != 2 or 0 in p.shape:
-        raise ValueError(f"probabilities must be (images, clusters); got {p.shape}")
-    figure, axes = canvas(1, 1, (6.0, 2.4))
-    ax = axes[0, 0]
-    counts, edges = np.histogram(p.max(1), bins=25, range=(0, 1))
-    ax.bar(edges[:-1], counts, 0.036, align="edge", color=COLOURS[0])
-    ax.axvline(1 / p.shape[1], color=COLOURS[5], linestyle="--", linewidth=1.2)
-    ax.set_xlim(0, 1)
-    ax.set_xlabel(f"largest probability of an image (dashed: 1/{p.shape[1]}, a pure guess)")
-    ax.set_ylabel("images")
-    return figure
-
-
 def _number(value: float | None, reference: float | None = None) -> str:
     if value is None:
         return "-"

@@ -1,8 +1,5 @@
 """One self-contained page about a run: is it healthy, and what is in each cluster? No labels."""
 
-import base64
-import html
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,39 +13,10 @@ from dcl import plots
 from dcl.checkpoint import write_atomic
 from dcl.evaluate import prototypes
 from dcl.health import Health, Row, advice, chances, health, stages
+from dcl.page import confidence_histogram, contact_sheet, figure, page, table, text
 
 SECTIONS = 100
 """Clusters that get pictures, the largest ones; the others stand in the list only."""
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
-"""What the page may load: nothing but what is written in it."""
-
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1d2125; --soft: #59636e; --line: #d5dae0;
-  --box: #f5f7f9; --link: #1a65a3; --good: #00724f; --bad: #b04a00; }
-@media (prefers-color-scheme: dark) { :root { --page: #15181c; --text: #e4e7ea; --soft: #a4adb6;
-  --line: #353c44; --box: #1e2328; --link: #79bdf2; --good: #3ecf9d; --bad: #ff9c57; } }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-article { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .2rem 0 .6rem; } h2 { margin: 2.6rem 0 .6rem; }
-h3 { margin: 0; } p { margin: .5rem 0; max-width: 44rem; } a { color: var(--link); }
-.soft, figcaption { color: var(--soft); font-size: .9rem; } img { max-width: 100%; height: auto; }
-.light { border-left: .3rem solid var(--good); background: var(--box); padding: .6rem 1rem;
-  margin: .6rem 0; } .light b { color: var(--good); }
-.on { border-color: var(--bad); } .on b { color: var(--bad); }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  gap: 0 1.5rem; } figure { margin: 1rem 0; min-width: 0; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; } td { vertical-align: top;
-  padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
-td:last-child { overflow-wrap: anywhere; padding-right: 0; }
-nav { display: flex; flex-wrap: wrap; gap: .4rem; } nav a { padding: .15rem .6rem; background:
-  var(--box); border: 1px solid var(--line); border-radius: 1rem; text-decoration: none; }
-section { border-top: 1px solid var(--line); padding: 1rem 0; margin-top: 1rem; }
-.cluster { display: flex; flex-wrap: wrap; gap: 0 1.5rem; } .cluster figure { margin: .5rem 0; }
-.pixels { image-rendering: pixelated; } summary { cursor: pointer; padding: .3rem 0; }
-.names { columns: 16rem; padding-left: 3rem; font-size: .85rem; } code { font-size: .9em; }
-"""
 
 FILES = {
     "config.json": "the settings, and a checksum of the images",
@@ -94,95 +62,18 @@ def report(
     names = list(files) if files is not None else [f"image {row}" for row in range(n)]
     curves = "".join(_curve(stage, rows, state) for stage, rows in stages(log).items())
     headline = f"{n:,} images in {state.n_clusters} clusters"
-    page = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{text(title or headline)}</title><style>{STYLE}</style></head><body><article>
-<p class="soft">{text(title)}</p><h1>{headline}</h1>
+    body = f"""<p class="soft">{text(title)}</p><h1>{headline}</h1>
 {_lights(state)}
 <h2>Health</h2>{_health(state, p, z)}
 <h2>Losses</h2><div class="curves">{curves or NO_LOG}</div>
 <h2>Clusters</h2>{_clusters(images, p, z, names, state)}
 <h2>Map</h2>{_map(p, z)}
-<h2>Facts</h2>{_facts(images, log, about or {})}{_files(Path(path))}
-</article></body></html>
-"""
-    write_atomic(path, page.encode())
+<h2>Facts</h2>{_facts(images, log, about or {})}{_files(Path(path))}"""
+    write_atomic(path, page(title or headline, body).encode())
     return Path(path)
 
 
 NO_LOG = "<p>No log was kept of this run.</p>"
-
-
-def text(value: object) -> str:
-    """Any text as HTML that shows it: escaped, with what cannot be printed written out."""
-    joiners = "\u200c\u200d"  # part of correct spelling in several scripts
-    seen = (
-        c if c.isprintable() or c in joiners else c.encode("unicode_escape").decode()
-        for c in str(value)
-    )
-    return html.escape("".join(seen))
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def contact_sheet(
-    images: Tensor, rows: Sequence[int], columns: int, show: int, most: int = 64
-) -> str:
-    """Rows of images uint8 (N,C,H,W) as one picture, an <img> with the picture inside.
-
-    Each is kept at its size, or made smaller until its longer side has `most` pixels; on the page
-    it is `show` pixels wide. Grey sets become PNG, colours JPEG.
-    """
-    from PIL import Image
-
-    high, wide = images.shape[2:]
-    shrink = min(1.0, most / max(high, wide))
-    size = max(1, round(wide * shrink)), max(1, round(high * shrink))
-    mode, kind, how = ("L", "png", {}) if images.shape[1] == 1 else ("RGB", "jpeg", {"quality": 80})
-    columns = min(columns, len(rows))
-    gap = max(1, size[0] // 24)
-    across, down = size[0] + gap, size[1] + gap
-    area = columns * across - gap, -(-len(rows) // columns) * down - gap
-    sheet = Image.new(mode, area, (128,) * len(mode) if mode == "RGB" else 128)
-    for k, row in enumerate(rows):
-        a = images[row].cpu().numpy()
-        tile = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
-        if tile.size != size:
-            tile = tile.resize(size, Image.Resampling.LANCZOS)
-        sheet.paste(tile, (k % columns * across, k // columns * down))
-    data = io.BytesIO()
-    sheet.save(data, kind, optimize=True, **how)
-    shown = round(area[0] * show / size[0])
-    css = ' class="pixels"' if mode == "L" and show > 2 * size[0] else ""
-    alt = f"{len(rows)} images, {columns} in a row"
-    return f'<img{css} width="{shown}" alt="{alt}" src="{_uri(data, kind)}">'
-
-
-def _uri(data: io.BytesIO, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _figure(figure: Any, alt: str, caption: str, size: tuple[float, float] | None = None) -> str:
-    import matplotlib.pyplot as plt
-
-    data = io.BytesIO()
-    if size:  # of the chapters' figures, so that words stay large on a telephone
-        figure.set_size_inches(*size)
-    figure.savefig(data, format="png", dpi=150)
-    wide = round(figure.get_figwidth() * 100)
-    plt.close(figure)
-    image = f'<img width="{wide}" alt="{text(alt)}" src="{_uri(data, "png")}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    cells = ("".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows)
-    lines = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f'<div class="wide"><table>{lines}</table></div>'
 
 
 # ---------------------------------------------------------------- is it healthy?
@@ -218,15 +109,15 @@ def _health(h: Health, p: Tensor, z: Tensor) -> str:
         ]
     told = ", ".join(f"{name} {value}" for name, value, _ in readings)
     panel = "Left: how many images each cluster holds. Right: the readings."
-    sizes = _figure(plots.health_panel(h), told, panel)
+    sizes = figure(plots.health_panel(h), told, panel)
     above = (p.max(1).values > 0.9).float().mean()
-    histogram = _figure(
-        plots.confidence(p),
+    histogram = figure(
+        confidence_histogram(p),
         f"histogram of confidence, mean {sure:.2f}",
         f"How sure the assignments are: {above:.0%} of the images have more than 0.9.",
         (4.6, 2.4),
     )
-    return sizes + histogram + _table(readings)
+    return sizes + histogram + table(readings)
 
 
 def _curve(stage: str, rows: Sequence[Row], h: Health) -> str:
@@ -247,7 +138,7 @@ def _curve(stage: str, rows: Sequence[Row], h: Health) -> str:
         words = "This loss has no value to compare with. It should have settled."
     last = ", ".join(f"{k} {rows[-1][k]:.3f}" for k in keys or [])
     title = f"<b>{text(stage)}</b>, {len(rows)} epochs. {words}"
-    return _figure(
+    return figure(
         plots.loss_curve(rows, keys, chance), f"{stage}, last epoch: {last}", title, (4.6, 2.9)
     )
 
@@ -258,7 +149,7 @@ def _curve(stage: str, rows: Sequence[Row], h: Health) -> str:
 def _clusters(images: Tensor, p: Tensor, z: Tensor, names: Sequence[str], h: Health) -> str:
     confidence, cluster = p.max(1)
     by_confidence = confidence.argsort(descending=True, stable=True)
-    standing = prototypes(z.nan_to_num(), p).tolist()
+    standing = prototypes(z if z.isfinite().all() else z.nan_to_num(), p).tolist()
     by_size = sorted(range(h.n_clusters), key=lambda k: -h.sizes[k])
     drawn = {k for k in by_size[:SECTIONS] if h.sizes[k]}
     links = "".join(
@@ -315,13 +206,18 @@ def _map(p: Tensor, z: Tensor) -> str:
     z = z[rows].float()
     if len(z) < 30 or float((z - z.mean(0)).abs().max()) < 1e-5 * float(z.abs().max()):
         return "<p>No map: the features of the images are all equal, or there are too few.</p>"
-    figure = plots.embedding(z, p[rows].argmax(1), method="t-sne" if z.shape[1] > 2 else "pca")
+    method = "t-sne" if z.shape[1] > 2 else "pca"
+    drawing = plots.embedding(z, p[rows].argmax(1), method=method)
+    for label in drawing.axes[0].texts:  # which would squeeze the map to fit them in
+        label.set_in_layout(False)
     words = (
-        f"{len(z):,} of the images, placed by t-SNE so that neighbours in the features stay "
-        "neighbours; colours and numbers are the clusters. Distances between far groups, and the "
-        "sizes of groups, mean nothing."
+        "placed by t-SNE so that neighbours in the features stay neighbours. Distances between "
+        "far groups, and the sizes of groups, mean nothing."
+        if method == "t-sne"
+        else "placed by the two main directions of the features."
     )
-    return _figure(figure, "map of the features, coloured by cluster", words)
+    words = f"{len(z):,} of the images, {words} Colours and numbers are the clusters."
+    return figure(drawing, "map of the features, coloured by cluster", words)
 
 
 # ---------------------------------------------------------------- facts
@@ -335,10 +231,10 @@ def _facts(images: Tensor, log: Sequence[Row], about: Mapping[str, Any]) -> str:
         seconds = sum(float(row.get("seconds") or 0) for row in log)
         time = f", {seconds:,.0f} seconds" if seconds else ""
         facts.append(("training", f"{len(log)} epochs{time}"))
-    return _table([*facts, *about.items()])
+    return table([*facts, *about.items()])
 
 
 def _files(path: Path) -> str:
     if not (path.parent / "config.json").exists():  # the page stands alone
         return ""
-    return "<h2>Files in the run folder</h2>" + _table(list(FILES.items()))
+    return "<h2>Files in the run folder</h2>" + table(list(FILES.items()))

@@ -13,6 +13,7 @@ from PIL import Image
 from dcl import plots, report
 from dcl.evaluate import prototypes
 from dcl.health import health
+from dcl.page import confidence_histogram, contact_sheet, text
 from dcl.train import seeded
 from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, browser  # noqa: F401
 
@@ -112,11 +113,11 @@ def test_names_stand_in_the_order_of_the_sheet(tmp_path):
 
 def test_contact_sheet():
     images, _, _ = case(channels=1, size=100)
-    html = report.contact_sheet(images, list(range(7)), 5, 32)
+    html = contact_sheet(images, list(range(7)), 5, 32)
     (sheet,) = pictures(html)
     assert sheet.size == (5 * 64 + 4 * 2, 2 * 64 + 2)  # made smaller, with a gap of 2
     assert np.asarray(sheet)[-1, -1] == 128, "nothing in the eighth place"
-    (small,) = pictures(report.contact_sheet(images[:, :, :10], [3], 5, 32))
+    (small,) = pictures(contact_sheet(images[:, :, :10], [3], 5, 32))
     assert small.size == (64, 6), "the shape is kept"
 
 
@@ -197,7 +198,7 @@ def test_many_clusters_stay_moderate(tmp_path):
     ],
 )
 def test_any_name_is_shown_and_not_run(tmp_path, name, shown):
-    assert report.text(name) == shown
+    assert text(name) == shown
     if name in (HOSTILE, "caf\udce9.jpg"):
         html = page(tmp_path, files=[name] * 60, title=name, about={name: name})
         assert shown in html and name not in html.replace(shown, "")
@@ -226,6 +227,17 @@ def test_bad_input(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         report.report(tmp_path / "report.html", **{**names, **change})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_confidence_counts_the_largest_probability():
+    import matplotlib.pyplot as plt
+
+    p = torch.tensor([[0.5, 0.5], [0.98, 0.02], [0.01, 0.99], [1.0, 0.0]])
+    figure = confidence_histogram(p)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert sum(heights) == 4 and heights[-1] == 3 and heights[12] == 1
+    assert figure.axes[0].lines[0].get_xdata()[0] == 0.5
+    plt.close(figure)
 
 
 def test_figures_are_closed_and_the_panel_is_the_chapters(tmp_path, monkeypatch):

@@ -18,12 +18,14 @@ warning light is on in the report; 130 interrupted, and `dcl resume` goes on.
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
+from tyro.conf import Positional
 
 from dcl import dist, publish, run
 from dcl.optim import with_batches, with_epochs
@@ -127,14 +129,13 @@ def fit(args: Sequence[str]) -> int:
     profile = _peek(rest, "--profile", "auto")
     if profile == "auto":
         place = pick_device(_peek(rest, "--device", "auto")).type
-        profile = _profile(module, _peek(rest, "--data"), _peek(rest, "--encoder"), place)
+        encoder = bool(_peek(rest, "--encoder"))
+        profile = run.profile(module, _peek(rest, "--data"), encoder, place)
     if profile not in module.PROFILES:
         raise ValueError(f"profile must be one of {', '.join(module.PROFILES)}; got {profile!r}")
     asked, config = _settings(name, module, profile, rest)
-    changes: dict[str, Any] = {"seed": asked.seed}
-    if asked.clusters:
-        changes["n_clusters"] = asked.clusters
-    config = replace(config, **changes)
+    said = {"n_clusters": asked.clusters, "seed": asked.seed}
+    config = replace(config, **{k: v for k, v in said.items() if v})
     if asked.epochs:
         config = with_epochs(config, asked.epochs)
     folder = Path(asked.data).expanduser().is_dir()
@@ -166,40 +167,37 @@ def fit(args: Sequence[str]) -> int:
     )
 
 
-def _profile(module: Any, data: str, encoder: str, device: str) -> str:
-    own = {"digits": ("quick-digits", "quick"), "shapes": ("quick-shapes", "quick")}.get(data, ())
-    other = ("frozen", "gpu") if encoder else ("gpu",) if device == "cuda" else ("photos",)
-    return next(p for p in (*own, *other) if p in module.PROFILES)
-
-
 def _peek(args: Sequence[str], flag: str, default: str = "") -> str:
     """The value of a flag that decides about the defaults of the others."""
-    for k, arg in enumerate(args):
+    found = default
+    for arg, after in zip(args, [*args[1:], default]):
         if arg.startswith(flag + "="):
-            return arg.removeprefix(flag + "=")
-        if arg == flag and k + 1 < len(args):
-            return args[k + 1]
-    return default
+            found = arg.removeprefix(flag + "=")
+        elif arg == flag:
+            found = after
+    return found
 
 
 def _settings(name: str, module: Any, profile: str, args: Sequence[str]) -> tuple[Fit, Any]:
     """The common arguments, and the method's Config with what the command line changes."""
     import tyro
 
-    # a recipe that may be of two kinds (RotNet or SimCLR) keeps the kind that the profile has
-    kind = tyro.conf.configure(tyro.conf.AvoidSubcommands)(module.Config)
     config = module.PROFILES[profile]
-    whole = make_dataclass("Fit", [("config", kind, field(default_factory=lambda: config))],
-                           bases=(Fit,), kw_only=True)  # fmt: skip
+    settings = ("config", module.Config, field(default_factory=lambda: config))
+    whole = make_dataclass("Fit", [settings], bases=(Fit,), kw_only=True)
     title = (module.__doc__ or "").split("\n")[0]
     text = f"{title}\n\nSettings of the method begin with --config; shown is profile {profile!r}."
-    found: Any = tyro.cli(whole, args=args, prog=f"dcl fit {name}", description=text)
+    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the kind that the profile has
+    keep = (tyro.conf.AvoidSubcommands,)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate subcommand name")
+        found: Any = tyro.cli(
+            whole, args=args, prog=f"dcl fit {name}", description=text, config=keep
+        )
     return found, found.config
 
 
-def resume(
-    out: Annotated[Path, "positional"],
-) -> int:
+def resume(out: Positional[Path]) -> int:
     """Go on with an interrupted run, where its last whole epoch ended.
 
     Args:
@@ -209,7 +207,7 @@ def resume(
     return _follow(out, s.config, not s.encoder, lambda bar: run.resume(out, monitor=bar))
 
 
-def _follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], publish.Clusters]) -> int:
+def _follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object]) -> int:
     bar = Bar(run.epochs_of(config, pretext))
     bar.skip(len(run.read_log(out / "log.jsonl")))
     try:
@@ -236,16 +234,16 @@ def _tell(out: Path) -> int:
     skipped = out / "skipped.csv"
     if skipped.exists():
         print(f"{len(run.read_csv(skipped, 'file'))} files could not be read: {skipped}")
-    warnings = json.loads((out / "health.json").read_text())["warnings"]
-    for warning in warnings:
+    lights = json.loads((out / "health.json").read_text())["warnings"]
+    for warning in lights:
         print(f"warning: {warning}")
     print(f"look at {out / 'report.html'}")
-    return WARNING if warnings else OK
+    return WARNING if lights else OK
 
 
 def predict(
-    folder: Annotated[Path, "positional"],
-    data: Annotated[str, "positional"],
+    folder: Positional[Path],
+    data: Positional[str],
     out: Path | None = None,
     split: str = "",
     device: str = "auto",
@@ -276,7 +274,7 @@ def predict(
     return OK
 
 
-def report(folder: Annotated[Path, "positional"], device: str = "auto") -> int:
+def report(folder: Positional[Path], device: str = "auto") -> int:
     """Make report.html again, from the trained network and the images.
 
     Args:
@@ -287,7 +285,7 @@ def report(folder: Annotated[Path, "positional"], device: str = "auto") -> int:
     return _tell(folder)
 
 
-def evaluate(folder: Annotated[Path, "positional"], labels: str) -> int:
+def evaluate(folder: Positional[Path], labels: str) -> int:
     """ACC, NMI, ARI and purity of a run against labels; they were not used before.
 
     Args:
@@ -301,7 +299,7 @@ def evaluate(folder: Annotated[Path, "positional"], labels: str) -> int:
 
 
 def choose_k(
-    data: Annotated[str, "positional"],
+    data: Positional[str],
     encoder: str = "",
     size: int = 0,
     split: str = "",

@@ -81,6 +81,8 @@ class Lines:
         """Write the epoch's line."""
         now = time.perf_counter()
         row = {"stage": stage, "epoch": epoch, **losses, "seconds": round(now - self.started, 3)}
+        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
+            row["classes"] = classes  # what the loss is a cross-entropy over: see dcl.health
         self.started = now
         self.rows[stage, epoch] = row
         if dist.rank() == 0:
@@ -119,46 +121,57 @@ def epochs_of(config: Any, pretext: bool = True) -> int:
 # ---------------------------------------------------------------- fit
 
 
+def profile(module: Any, data: str, encoder: bool, device: str) -> str:
+    """The recipe that fits: of a method's PROFILES, for a set's name or a folder, and a device."""
+    own = {"digits": ("quick-digits", "quick"), "shapes": ("quick-shapes", "quick")}.get(data, ())
+    other = ("frozen", "gpu") if encoder else ("gpu",) if device == "cuda" else ("photos",)
+    return next(p for p in (*own, *other) if p in module.PROFILES)
+
+
 def fit(
     method: str,
     data: Data,
     config: Any,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     source: Source | None = None,
     encoder: str | nn.Module = "",
     device: str = "auto",
     monitor: Monitor | None = None,
-) -> Clusters:
+) -> tuple[Clusters, Assignment]:
     """Cluster images and leave a run folder at `out`; go on with the one that is there.
 
     method: a file of `dcl.methods`, `config` its Config; source: where the data came from, for
     `resume`; encoder: a name for `dcl.pretrained.pretrained`, or a module that maps images to
-    (B,D). Labels that the data have are not used. Raises ValueError when `out` holds a run of
-    other settings or other images, RuntimeError when another process writes into it. Chapter:
-    06-your-images.
+    (B,D). Without `out` nothing is written. Labels that the data have are not used. Raises
+    ValueError when `out` holds a run of other settings or other images, RuntimeError when another
+    process writes into it. Chapter: 06-your-images.
     """
     module = publish.method(method)
-    place = pick_device(device)
+    images = data.images.to(pick_device(device))
     network, spec, said = _encoder(encoder, data)
-    images = data.images.to(place)
-    settings = {"method": method, "encoder": said, "config": asdict(config)}
-    about = {"source": asdict(source or Source("")), "device": device, "dcl": dcl.__version__}
+    if out is None:
+        model = module.fit(images, config, encoder=network, monitor=monitor)
+        return publish.fitted(model, method, images, spec)
     out = Path(out)
     with checkpoint.lock(out):
-        checkpoint.claim(out, settings, data.checksum, **about)
+        checkpoint.claim(
+            out,
+            {"method": method, "encoder": said, "config": asdict(config)},
+            data.checksum,
+            source=asdict(source or Source("")),
+            device=device,
+            dcl=dcl.__version__,
+        )
+        follow = all_of(Lines(out / "log.jsonl"), monitor)
         model = module.fit(
-            images,
-            config,
-            encoder=network,
-            monitor=all_of(Lines(out / "log.jsonl"), monitor),
-            run_dir=out / "checkpoint",
+            images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
         )
         clusters, assignment = publish.fitted(model, method, images, spec)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
             write(out, data, assignment, method)
-    return clusters
+    return clusters, assignment
 
 
 def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, str, str]:
@@ -271,7 +284,7 @@ def settings(out: str | Path) -> Settings:
         raise ValueError(f"{path} is damaged or not of a run ({error})") from error
 
 
-def resume(out: str | Path, *, monitor: Monitor | None = None) -> Clusters:
+def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters, Assignment]:
     """Go on with an interrupted run, with the settings and the images that it began with."""
     s = settings(out)
     if s.encoder == "module" or not s.source.data:

@@ -133,7 +133,7 @@ def train(
     """
     world, rank = dist.world_size(), dist.rank()
     steps = len(images) // config.batch_size
-    if not steps or config.batch_size < world:
+    if config.epochs and (not steps or config.batch_size < world):
         bound = f"most the number of images, {len(images)}" if not steps else f"least {world}"
         raise ValueError(f"batch_size must be at {bound}; got {config.batch_size}")
     objective.to(images.device)
@@ -254,23 +254,26 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def check_fit(images: Any, config: Any, run_dir: str | Path | None = None) -> None:
+def check_fit(
+    images: Any, config: Any, run_dir: str | Path | None = None, encoder: nn.Module | None = None
+) -> None:
     """Refuse what can not be trained on, before any work: called first in every `fit`.
 
     Raises TypeError or ValueError naming the argument, what came and what was expected;
-    with `run_dir`, claims it for this configuration and these images.
+    with `run_dir`, claims it for this configuration and these images. With an `encoder` the
+    pretext, which is not trained then, is not looked at.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     n, k = len(images), getattr(config, "n_clusters", None)
     if k is not None and not 2 <= k <= n:
         raise ValueError(f"n_clusters must be between 2 and the number of images, {n}; got {k}")
     for stage, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
-        if isinstance(value, TrainConfig) and value.batch_size > n:
+        if isinstance(value, TrainConfig) and value.epochs and value.batch_size > n:
             raise ValueError(
                 f"{stage}.batch_size must be at most the number of images, {n}; "
                 f"got {value.batch_size}"
             )
-        if is_dataclass(value) and not isinstance(value, type | TrainConfig):
+        if encoder is None and is_dataclass(value) and not isinstance(value, type | TrainConfig):
             check_fit(images, value)
     if run_dir:
         checkpoint.claim(run_dir, config, data.checksum)

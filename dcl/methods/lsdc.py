@@ -287,7 +287,7 @@ def fit(
     `encoder`: any trained module with `out_dim`, or a fitted `simclr.SimCLR` or
     `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: 02-lsdc.
     """
-    check_fit(images, config, run_dir)
+    check_fit(images, config, run_dir, encoder)
     with seeded(config.seed):
         if encoder is None:  # pretext
             inner = Path(run_dir) / "pretext" if run_dir else None

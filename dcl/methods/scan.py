@@ -276,7 +276,7 @@ def fit(
     `encoder`: a trained pretext, a `simclr.SimCLR` (mined in its embedding) or any module with
     `out_dim` (mined in its features); a copy is trained. Chapter: 04-scan.
     """
-    check_fit(images, config, run_dir)
+    check_fit(images, config, run_dir, encoder)
     if not 1 <= config.n_neighbors < len(images):
         raise ValueError(f"n_neighbors must be 1 to {len(images) - 1}; got {config.n_neighbors}")
     with seeded(config.seed):

@@ -1,0 +1,137 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dcl import publish
+from dcl.checkpoint import flat
+from dcl.data import load
+from dcl.evaluate import prototypes
+
+METHODS = sorted(publish.methods())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load("digits").subset(200).images
+
+
+@pytest.fixture(scope="module")
+def fitted(images):
+    done = {}
+
+    def fit(name):
+        if name not in done:
+            module = publish.method(name)
+            model = module.fit(images, module.PROFILES["smoke"])
+            done[name] = publish.fitted(model, name, images)
+        return done[name]
+
+    return fit
+
+
+def test_methods_are_the_files_that_cluster():
+    assert METHODS == ["deepcluster", "lsdc", "scan", "swav"]
+    with pytest.raises(ValueError, match="method must be one of deepcluster.*got 'simclr'"):
+        publish.method("simclr")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_recipe_comes_back_from_json(name):
+    module = publish.method(name)
+    for config in module.PROFILES.values():
+        assert publish.unflat(module.Config, json.loads(json.dumps(flat(config)))) == config
+    with pytest.raises(ValueError, match="Config has no field nonsense"):
+        publish.unflat(module.Config, {"nonsense": 1})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_saved_assigns_as_before(name, fitted, images, tmp_path):
+    clusters, assignment = fitted(name)
+    clusters.save(tmp_path / "m.safetensors")
+    again = publish.load(tmp_path / "m.safetensors")
+    assert (again.method, again.shape, again.config) == (name, (1, 16, 16), clusters.config)
+    for a, b in zip(assignment, again.assign(images), strict=True):
+        assert torch.equal(a, b)
+    one = again.assign(images[7:8])  # a new image does not need the others
+    assert one.clusters[0] == assignment.clusters[7]
+    assert one.distance[0] == pytest.approx(float(assignment.distance[7]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_assignment_says_what_it_means(name, fitted):
+    clusters, a = fitted(name)
+    assert torch.allclose(a.probabilities.sum(1), torch.ones(200), atol=1e-5)
+    assert torch.equal(a.clusters, a.probabilities.argmax(1))
+    assert torch.equal(a.confidence, a.probabilities.amax(1))
+    rows = prototypes(a.vectors, a.probabilities)
+    for k, row in enumerate(rows.tolist()):
+        if row < 0:
+            assert not clusters.prototypes[k].any()
+        else:  # the prototype is no distance from itself, and distances are 1 - cosine
+            assert a.distance[row] == pytest.approx(0, abs=1e-6)
+            member = int((a.clusters == k).nonzero()[-1])
+            cosine = nn.functional.cosine_similarity(a.vectors[member], a.vectors[row], dim=0)
+            assert a.distance[member] == pytest.approx(1 - float(cosine), abs=1e-5)
+
+
+def test_nothing_of_the_training_set_is_published(fitted, tmp_path):
+    for name in METHODS:
+        fitted(name)[0].save(tmp_path / name)
+        longest = max(len(v) for v in load_file(tmp_path / name).values() if v.ndim)
+        assert longest < 200, name  # pseudo-labels and queues are as long as the set
+
+
+def test_another_size_is_refused(fitted, images):
+    clusters, _ = fitted("scan")
+    for wrong in (images[:, :, :8], images.expand(-1, 3, -1, -1), images.float()):
+        with pytest.raises(ValueError, match=r"images must be uint8 \(N, 1, 16, 16\)"):
+            clusters.assign(wrong)
+
+
+def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
+    scan = publish.method("scan")
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
+    own.out_dim = 12
+    model = scan.fit(images, replace(scan.PROFILES["frozen"], n_clusters=4), encoder=own)
+    clusters, a = publish.fitted(model, "scan", images, "module")
+    clusters.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="encoder must be given"):
+        publish.load(tmp_path / "m")
+    fresh = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
+    fresh.out_dim = 12
+    assert torch.equal(publish.load(tmp_path / "m", encoder=fresh).assign(images).clusters, a[0])
+    wrong = nn.Sequential(nn.Flatten(), nn.Linear(256, 13))
+    wrong.out_dim = 13
+    with pytest.raises(ValueError, match="path must fit its own description"):
+        publish.load(tmp_path / "m", encoder=wrong)
+
+
+def test_what_is_no_published_model_is_refused(fitted, tmp_path):
+    clusters, _ = fitted("scan")
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        publish.load(path)
+    clusters.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        publish.load(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="path must hold 'dcl clusters 1'"):
+        publish.load(path)
+    torch.save({"x": Malicious()}, path)  # a pickle is not even opened
+    with pytest.raises(ValueError, match="must be a safetensors file"):
+        publish.load(path)
+    assert not Malicious.ran
+
+
+class Malicious:
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Malicious, "ran", True))

@@ -211,8 +211,10 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words.tolist()), gauss))
     key, *rest = state["numpy"]
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
-    for device, cuda in zip(range(torch.cuda.device_count()), state.get("cuda", [])):
-        torch.cuda.set_rng_state(cuda, device)
+    cuda = state.get("cuda", [])
+    for device, own in zip(range(torch.cuda.device_count()), cuda):
+        # what all processes draw alike, the one that saved has drawn on its GPU, the first
+        torch.cuda.set_rng_state(own if dist.world_size() == 1 else cuda[0], device)
 
 
 # ---------------------------------------------------------------- checkpoints

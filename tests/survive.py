@@ -244,7 +244,7 @@ def kills(number, seed, root, whole):
     return [
         row("kill -9, gone on from", n, n if equal == runs else 0,
             f"at random moments {died['random']}, inside a write: {inside}"),
-        row("killed runs equal to the bit", runs, equal, "weights and assignments"),
+        row("these runs equal to the bit", runs, equal, "weights and assignments"),
         row("saved epochs lost", epochs_lost, epochs_lost, "must be 0"),
     ]  # fmt: skip
 

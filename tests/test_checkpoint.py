@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcl import checkpoint
+from dcl import checkpoint, dist
 from dcl.optim import TrainConfig
 from dcl.train import Objective, train
 
@@ -346,6 +346,19 @@ def test_the_lock_is_held_until_the_outermost_block_ends(tmp_path):
     assert subprocess.run(command, capture_output=True).returncode == 0
 
 
+def test_under_torchrun_the_first_process_locks_and_writes_the_others_compare(
+    tmp_path, monkeypatch
+):
+    with checkpoint.lock(tmp_path):
+        checkpoint.claim(tmp_path, Config(), "abc")
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    checkpoint.claim(tmp_path / "new", Config(), "abc")
+    assert not (tmp_path / "new").exists()
+    checkpoint.claim(tmp_path, Config(), "abc")
+    with pytest.raises(ValueError, match="checksum: there 'abc', now 'abd'"):
+        checkpoint.claim(tmp_path, Config(), "abd")
+
+
 # ---------------------------------------------------------------- random state
 
 
@@ -361,6 +374,17 @@ def test_every_random_state_goes_back_also_through_a_file(tmp_path):
     checkpoint.set_random_state(checkpoint.load(tmp_path / "a.pt")["random"])
     assert draws() == first
     assert draws() != first
+
+
+@pytest.mark.parametrize(("world", "expected"), [(1, {0: "a", 1: "b"}), (2, {0: "a", 1: "a"})])
+def test_each_gpu_gets_its_state_and_each_process_that_of_the_first(monkeypatch, world, expected):
+    """Three GPUs are in the checkpoint and two are here."""
+    given = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda own, k: given.update({k: own}))
+    monkeypatch.setattr(dist, "world_size", lambda: world)
+    checkpoint.set_random_state({**checkpoint.random_state(), "cuda": ["a", "b", "c"]})
+    assert given == expected
 
 
 class Noisy(Objective):

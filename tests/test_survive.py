@@ -34,7 +34,7 @@ def table(tmp_path_factory):
     ("what", "least"),
     [
         ("kill -9, gone on from", 8),
-        ("killed runs equal to the bit", 4),
+        ("these runs equal to the bit", 4),
         ("damaged checkpoints recognised", 7 * 17),
         ("both damaged, refused", 7 * 3),
         ("gone on from damage, equal", 4),

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcl.download import data_root, download
-from dcl.folder import Progress, folder, printable
+from dcl.folder import Progress, folder
+from dcl.listing import printable
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default

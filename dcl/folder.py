@@ -1,9 +1,8 @@
 """Images from a folder: every file below it, decoded by a few threads into one uint8 tensor."""
 
 import os
-import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from math import prod
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor
 
 from dcl import cache
+from dcl.listing import ENDINGS, Bad, File, listed, one_line, printable
 
-ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
-ENDINGS |= {".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}  # the last need a recent PIL
 BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
 Progress = Callable[[int, int], object]  # called with the images done, and all
 
 
-Bad = tuple[str, str]  # a file and the reason, in one line, why it has no image
 Shape = tuple[int, int, int]
 
 
@@ -34,14 +31,6 @@ class Found(NamedTuple):
     classes: list[str] | None
     files: list[str]
     skipped: list[Bad]
-
-
-class _File(NamedTuple):
-    """A file as the cache knows it: another size or time is another file."""
-
-    name: str
-    size: int
-    changed: int
 
 
 def folder(
@@ -74,7 +63,7 @@ def folder(
     """
     if not path.is_dir():
         raise FileNotFoundError(f"folder:PATH must name an existing folder; got {path}")
-    files, refused = _files(path, parts)
+    files, refused = listed(path, parts)
     if not files and not refused:
         raise ValueError(
             f"folder:PATH must have images ({' '.join(sorted(ENDINGS))}); found none below {path}"
@@ -94,15 +83,6 @@ def folder(
     )
 
 
-def printable(name: str) -> str:
-    """A file name as text that can be written as UTF-8; most are, and stay as they are.
-
-    Other bytes, such as an accent from another encoding, come from the system as lone surrogates,
-    which no file or page takes: each becomes a backslash, u and four digits.
-    """
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:
     if any(len(path) == 1 for path in paths):
         return None, None
@@ -111,69 +91,7 @@ def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:
     return torch.tensor([number[path[0]] for path in paths]), [*map(printable, classes)]
 
 
-def _files(top: Path, parts: list[str]) -> tuple[list[_File], list[Bad]]:
-    """The images below a folder, sorted part by part, and what can be refused without opening."""
-    files: list[_File] = []
-    refused: list[Bad] = []
-    for part in parts:
-        found: list[_File] = []
-        for name in _names(top / part, refused, top):
-            try:
-                info = os.stat(top / name)
-            except OSError as error:  # or a link to itself, or without permission
-                refused.append((name, "broken link" if error.errno == 2 else _line(error)))
-                continue
-            if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                refused.append((name, "no file, but a pipe, socket or device"))
-            elif not info.st_size:
-                refused.append((name, "empty file"))
-            elif not os.access(top / name, os.R_OK):
-                refused.append((name, "Permission denied"))
-            else:
-                found.append(_File(name, info.st_size, info.st_mtime_ns))
-        files += sorted(found)
-    return files, refused
-
-
-def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
-    """Paths relative to `top` of what looks like an image below `start`, each folder once."""
-
-    def relative(path: str) -> str:
-        return Path(path).relative_to(top).as_posix()
-
-    def identity(path: str | Path) -> tuple[int, int]:
-        return (info := os.stat(path)).st_dev, info.st_ino
-
-    def unreadable(error: OSError) -> None:
-        refused.append((relative(error.filename), f"folder: {_line(error)}"))
-
-    holders = {identity(path) for path in (start.resolve(), *start.resolve().parents)}
-    seen: set[tuple[int, int]] = set()
-    used: set[str] = set()
-    misnamed: list[str] = []
-    waiting = deque([str(start)])  # links come after the tree, so that a folder's own name wins
-    while waiting:
-        for here, folders, names in os.walk(waiting.popleft(), onerror=unreadable):
-            if identity(here) in seen:
-                folders.clear()
-                continue
-            seen.add(identity(here))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in folders:
-                inner = os.path.join(here, name)
-                if os.path.islink(inner) and identity(inner) not in holders:
-                    waiting.append(inner)
-                if Path(name).suffix.lower() in ENDINGS:
-                    misnamed.append(relative(inner))
-            for name in names:
-                if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
-                    found = relative(os.path.join(here, name))
-                    used.update(path.as_posix() for path in Path(found).parents)
-                    yield found
-    refused += [(name, "a folder, not a file") for name in misnamed if name not in used]
-
-
-def _first(top: Path, files: list[_File], refused: list[Bad]) -> tuple[str, Shape]:
+def _first(top: Path, files: list[File], refused: list[Bad]) -> tuple[str, Shape]:
     """Name and shape of the first image that can be read."""
     bad = []
     for file in files:
@@ -206,7 +124,7 @@ def _in_memory(blocks: cache.Blocks, count: int, shape: Shape) -> tuple[Tensor, 
 
 def _blocks(
     top: Path,
-    files: list[_File],
+    files: list[File],
     size: int | None,
     first: str,
     shape: Shape,
@@ -286,10 +204,4 @@ def decode(path: Path, size: int | None) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise ValueError("not an image, or of a kind that PIL can not read") from error
     except Exception as error:  # a damaged file makes PIL's readers raise nearly anything
-        raise ValueError(_line(error)) from error
-
-
-def _line(error: Exception) -> str:
-    """An error in one line, without the path that the system's errors name."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(printable(text).split())[:200]
+        raise ValueError(one_line(error)) from error

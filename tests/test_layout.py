@@ -27,7 +27,7 @@ LEVELS = [
 PARTS = {
     "augment": {"warp", "color", "randaugment", "ricap"},
     "report": {"page"},
-    "data": {"shapes", "folder", "download", "cache"},
+    "data": {"shapes", "folder", "download", "cache", "listing"},
 }
 """Files split off so that each fits on its page: they belong to the level of their file."""
 

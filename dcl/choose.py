@@ -68,6 +68,18 @@ class Choice:
     cloud: list[Row]
     """The same for the clouds without clusters: of each number the larger (score 0)."""
 
+    def __str__(self) -> str:
+        """The table, and the verdict in words."""
+        head = (
+            f"{'k':>4} {'score':>6} {'stability':>10} {'silhouette':>11} {'bend':>6} {'balance':>8}"
+        )
+        rows = [
+            f"{r.k:>4} {r.score:>6.2f} {r.stability:>10.3f} {r.silhouette:>11.3f} "
+            f"{r.bend:>6.2f} {r.balance:>8.2f}"
+            for r in self.table
+        ]
+        return "\n".join([head, *rows, self.sentence])
+
 
 def choose_k(z: Any, candidates: Iterable[int] = range(2, 21), *, seed: int = 0) -> Choice:
     """Rank numbers of clusters for features z (N,D) float, by the sweep that this module explains.

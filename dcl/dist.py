@@ -7,7 +7,7 @@ function here then returns what it was given. The page *Many GPUs* says what eac
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -143,19 +143,36 @@ def average(parameters: Iterable[torch.nn.Parameter]) -> None:
         g.copy_(part.view_as(g))
 
 
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def first_speaks() -> Iterator[bool]:
+    """Only process 0 prints inside the block; the value says whether this is the one."""
+    if not rank():
+        yield True
+        return
+    with open(os.devnull, "w") as nobody, redirect_stdout(nobody):
+        yield False
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[None]:
     """Join the processes that torchrun started, for the time of the block; alone, do nothing.
 
-    `device` cpu: gloo; else NCCL, with the GPU of this process's number as the current one.
+    `device` cpu: gloo alone; else NCCL for what is on GPUs, with the GPU of this process's number
+    as the current one.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or td.is_initialized():
+    if not launched() or td.is_initialized():
         yield
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    td.init_process_group("nccl" if cuda else "gloo")
+    # gloo too: `dcl resume` of a run that began on the CPU stays there
+    td.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield
     finally:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dcl import metrics, publish, run
 from dcl.data import Data
+from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.publish import Clusters
-from dcl.train import pick_device
 
 
 class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):

@@ -1,5 +1,6 @@
 """Networks. An encoder maps float images (B,C,H,W) in [0,1] to features (B,out_dim)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ class Standardize(nn.Module):
 
     def __init__(self, images: Any):
         super().__init__()
-        sample = images[torch.arange(0, len(images), max(1, len(images) // 4096))].float() / 255
+        most = max(16, min(4096, 2**26 // math.prod(images.shape[1:])))  # 256 MB of floats
+        sample = images[torch.arange(0, len(images), max(1, len(images) // most))].float() / 255
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
         self.register_buffer("mean", mean[:, None, None])
         self.register_buffer("std", std.clamp(min=1e-3)[:, None, None])

@@ -3,10 +3,26 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
+
+
+def check_config(config: Any, **bounds: float | tuple[float, float]) -> None:
+    """Hold a configuration to its Literal fields, and named numbers to least[, below] values.
+
+    Raises ValueError naming the field, what came and what was expected.
+    """
+    for f in fields(config):
+        value, allowed = getattr(config, f.name), get_args(f.type)
+        if get_origin(f.type) is Literal and value not in allowed:
+            raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
+    for name, bound in bounds.items():
+        least, below = bound if isinstance(bound, tuple) else (bound, math.inf)
+        if not least <= (value := getattr(config, name)) < below:
+            upper = "" if below == math.inf else f" and below {below}"
+            raise ValueError(f"{name} must be at least {least}{upper}; got {value}")
 
 
 @dataclass(frozen=True)
@@ -33,14 +49,7 @@ class TrainConfig:
     """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 0, "batch_size": 2, "lr": 0.0, "weight_decay": 0.0}.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
-                raise ValueError(f"{name} must be at least {least}; got {value}")
-        for name in ("optimizer", "schedule", "precision"):
-            allowed = TrainConfig.__annotations__[name].__args__
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
+        check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)
 
 
 def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> Any:

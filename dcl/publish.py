@@ -25,9 +25,7 @@ PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
 
 def methods() -> dict[str, ModuleType]:
     """The clustering methods by name: the files in `dcl/methods` whose Config has n_clusters."""
-    import dcl.methods
-
-    stems = [m.name for m in pkgutil.iter_modules(dcl.methods.__path__)]
+    stems = [m.name for m in pkgutil.iter_modules(importlib.import_module("dcl.methods").__path__)]
     found = {stem: importlib.import_module(f"dcl.methods.{stem}") for stem in stems}
     return {s: m for s, m in found.items() if "n_clusters" in {f.name for f in fields(m.Config)}}
 

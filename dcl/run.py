@@ -12,32 +12,29 @@
 No labels anywhere. Chapter: 06-your-images.
 """
 
-import csv
-import io
 import json
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import dcl
 from dcl import checkpoint, dist, publish, results
+from dcl.assignments import csv_bytes, names, read_csv, table
 from dcl.choose import Choice, choose_k
 from dcl.data import Data, load
+from dcl.device import pick_device
 from dcl.download import data_root
-from dcl.features import features
+from dcl.features import features, fingerprint
 from dcl.health import health
-from dcl.metrics import purity, scores
-from dcl.optim import TrainConfig
+from dcl.methods import simclr
+from dcl.optim import with_batches
 from dcl.pretrained import Pretrained, as_encoder, pretrained
+from dcl.progress import Lines, all_of, read_log
 from dcl.publish import Assignment, Clusters
 from dcl.report import report
-from dcl.train import Monitor, Objective, pick_device
-
-Row = dict[str, Any]
+from dcl.train import Monitor, extract
 
 
 @dataclass(frozen=True)
@@ -60,62 +57,6 @@ class Source:
         with dist.one_first():
             data = load(name, self.split or None, size=self.size or None)
         return data.subset(self.limit) if 0 < self.limit < len(data) else data
-
-
-# ---------------------------------------------------------------- monitors
-
-
-class Lines:
-    """A monitor that keeps `log.jsonl`: one JSON line for each epoch, in the order of training.
-
-    An epoch that is trained again, after a crash, replaces its line.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.rows = Path(path), {(r["stage"], r["epoch"]): r for r in read_log(path)}
-        self.started = time.perf_counter()
-
-    def __call__(
-        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
-    ) -> None:
-        """Write the epoch's line."""
-        now = time.perf_counter()
-        row = {"stage": stage, "epoch": epoch, **losses, "seconds": round(now - self.started, 3)}
-        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
-            row["classes"] = classes  # what the loss is a cross-entropy over: see dcl.health
-        self.started = now
-        self.rows[stage, epoch] = row
-        if dist.rank() == 0:
-            text = "".join(json.dumps(r) + "\n" for r in self.rows.values())
-            checkpoint.write_atomic(self.path, text.encode())
-
-
-def read_log(path: str | Path) -> list[Row]:
-    """The lines of a log, one dict for each epoch; none when there is no such file."""
-    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def all_of(*monitors: Monitor | None) -> Monitor:
-    """One monitor that calls several in turn."""
-
-    def call(stage: str, epoch: int, objective: Objective, losses: dict[str, float]) -> None:
-        for monitor in monitors:
-            if monitor:
-                monitor(stage, epoch, objective, losses)
-
-    return call
-
-
-def epochs_of(config: Any, pretext: bool = True) -> int:
-    """All epochs of a configuration, those of its pretext included if there is one to train."""
-    total = 0
-    for value in (getattr(config, f.name) for f in fields(config)):
-        if isinstance(value, TrainConfig):
-            total += value.epochs
-        elif is_dataclass(value) and pretext:
-            total += epochs_of(value)
-    return total
 
 
 # ---------------------------------------------------------------- fit
@@ -179,7 +120,8 @@ def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, st
     if isinstance(encoder, nn.Module):
         if isinstance(encoder, Pretrained):
             return encoder, f"{encoder.spec}@{encoder.size}", encoder.spec
-        return as_encoder(encoder, data.images), "module", "module"
+        found = as_encoder(encoder, data.images)
+        return found, "module", f"module {fingerprint(found)}"
     if not encoder:
         return None, "", ""
     small = 64  # below, the network sees enlarged images: it has learned from objects of 224 px
@@ -194,7 +136,7 @@ def write(out: Path, data: Data, assignment: Assignment, title: str = "") -> Non
     checkpoint.write_atomic(out / "health.json", json.dumps(asdict(state), indent=1).encode())
     checkpoint.write_atomic(out / "assignments.csv", table(files, assignment))
     if data.skipped:
-        checkpoint.write_atomic(out / "skipped.csv", _csv(("file", "reason"), data.skipped))
+        checkpoint.write_atomic(out / "skipped.csv", csv_bytes(("file", "reason"), data.skipped))
     kept = json.loads((out / "config.json").read_bytes())
     about = {
         "data": data.name,
@@ -216,42 +158,6 @@ def write(out: Path, data: Data, assignment: Assignment, title: str = "") -> Non
         title=f"{title} on {data.name}",
         about=about,
     )
-
-
-def names(data: Data) -> list[str]:
-    """The files of a folder; numbers, as texts, for the rows of any other set."""
-    return data.files if data.files is not None else [str(row) for row in range(len(data))]
-
-
-def table(files: Sequence[str], a: Assignment) -> bytes:
-    """An assignment as CSV, a line for each image: file, cluster, confidence, distance."""
-    columns = zip(files, a.clusters.tolist(), a.confidence.tolist(), a.distance.tolist())
-    return _csv(
-        ("file", "cluster", "confidence", "distance"),
-        ((f, c, f"{p:.4f}", f"{d:.4f}") for f, c, p, d in columns),
-    )
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([head, *rows])
-    return text.getvalue().encode("utf-8", "surrogateescape")  # as the file system spells names
-
-
-def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
-    """The named columns of a CSV file. Raises FileNotFoundError, and ValueError without them."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there must be a CSV file at {path}; there is none") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [c for c in columns if c not in (reader.fieldnames or [])]
-    if missing:
-        raise ValueError(
-            f"{path} must have the columns {', '.join(columns)}; got {reader.fieldnames}"
-        )
-    return [tuple(row[c] for c in columns) for row in reader]
 
 
 # ---------------------------------------------------------------- a run that is there
@@ -287,7 +193,7 @@ def settings(out: str | Path) -> Settings:
 def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters, Assignment]:
     """Go on with an interrupted run, with the settings and the images that it began with."""
     s = settings(out)
-    if s.encoder == "module" or not s.source.data:
+    if s.encoder.startswith("module") or not s.source.data:
         raise ValueError(
             "resume needs data and encoder by name; this run began in Python: call "
             "dcl.run.fit again with the same arguments and it goes on"
@@ -309,6 +215,20 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
     return found
 
 
+def summary(out: str | Path) -> tuple[list[str], list[str]]:
+    """What a finished run has found, in lines, and the warning lights that are on."""
+    found = json.loads((Path(out) / "health.json").read_text())
+    sizes = " ".join(map(str, sorted(found["sizes"], reverse=True)))
+    lines = [
+        f"{sum(found['sizes'])} images in {found['used']} of {found['n_clusters']} clusters; "
+        f"sizes {sizes}"
+    ]
+    skipped = Path(out) / "skipped.csv"
+    if skipped.exists():
+        lines.append(f"{len(read_csv(skipped, 'file'))} files could not be read: {skipped}")
+    return lines, found["warnings"]
+
+
 def rewrite(out: str | Path, *, device: str = "auto") -> None:
     """Write the assignments and the report of a finished run again, from its model and images."""
     s, found = settings(out), clusters(out, device=device)
@@ -319,46 +239,35 @@ def rewrite(out: str | Path, *, device: str = "auto") -> None:
             write(Path(out), data, assignment, s.method)
 
 
-def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
-    """ACC, NMI, ARI and purity of `assignments.csv`, and the number of images that were compared.
-
-    labels: a CSV file with the columns file and label, of which files that the run does not know
-    are left out; or "folders": an image's label is the name of the folder that it lies in.
-    Raises ValueError when no file has a label.
-    """
-    rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
-    if str(labels) == "folders":
-        known = {file: PurePosixPath(file).parent.name for file, _ in rows}
-    else:
-        known = dict(read_csv(labels, "file", "label"))  # type: ignore[arg-type]
-    both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
-    if not both:
-        raise ValueError(f"labels must name files of the run; none of {len(known)} does")
-    number = {name: k for k, name in enumerate(sorted({name for name, _ in both}))}
-    truth, found = [number[name] for name, _ in both], [cluster for _, cluster in both]
-    return {**scores(truth, found), "purity": purity(truth, found), "images": len(both)}
-
-
 def choose(
     data: str, encoder: str = "", size: int = 0, split: str = "", limit: int = 0, most: int = 20,
     seed: int = 0, device: str = "auto",
 ) -> Choice:  # fmt: skip
-    """How many clusters, of a folder, a named set, or the images of a run folder by its features.
+    """How many clusters, of a folder, a named set, or the images of a run folder by its vectors.
 
-    Without an encoder the pixels are compared, which says little about photographs. Features of an
-    encoder are computed once and kept below `data_root`. Raises as `choose_k`.
+    encoder: as in `fit`, its features being computed once and kept below `data_root`; "pixels"; or
+    nothing: then SimCLR is trained twice, on 4,000 images at most, and both embeddings count.
+    Raises as `choose_k`. Chapter: 06-your-images.
     """
     place = pick_device(device)
     if (Path(data) / "config.json").is_file():
         found, s = clusters(data, device=device), settings(data)
-        z = found.assign(s.source.load().images.to(place)).vectors
-    else:
-        folder = Path(data).expanduser().is_dir()
-        side = size or (0 if not folder else 224 if encoder else 32)
-        images = Source(data, split, side, limit).load()
+        z: Any = found.assign(s.source.load().images.to(place)).vectors
+        return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
+    learned = encoder not in ("", "pixels")
+    folder = Path(data).expanduser().is_dir()
+    side = size or (0 if not folder else 224 if learned else 32)
+    images = Source(data, split, side, limit or (0 if encoder else 4000)).load()
+    if learned:
         network, _, _ = _encoder(encoder, images)
-        if network is None:
-            z = images.images.flatten(1).float() / 255
-        else:
-            z = features(network.to(place), images.images, cache=data_root() / "features")
-    return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
+        assert network is not None
+        z = features(network.to(place), images.images, cache=data_root() / "features")
+    elif encoder:
+        z = images.images.flatten(1).float() / 255
+    else:
+        kind = "quick-shapes" if data == "shapes" else "quick" if images.channels == 1 else "photos"
+        recipe = with_batches(simclr.PROFILES[kind], len(images))
+        shown = images.images.to(place)
+        looks = [simclr.fit(shown, replace(recipe, seed=seed + k)) for k in range(2)]
+        z = [extract(look.embed, shown) for look in looks]
+    return choose_k(z, range(2, min(most, len(images) // 2) + 1), seed=seed)

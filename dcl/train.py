@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dcl import checkpoint, dist
 from dcl.data import Data
+from dcl.device import autocast
 from dcl.optim import TrainConfig, learning_rate, make_optimizer
 
 History = list[dict[str, Any]]
@@ -70,10 +71,13 @@ class Objective(nn.Module):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Everything drawn inside comes from `seed`; the caller's random state is put back after."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    """What torch draws inside comes from `seed`; the caller's random state is put back after."""
+    before = checkpoint.random_state()
+    torch.manual_seed(seed)
+    try:
         yield
+    finally:
+        checkpoint.set_random_state(before)
 
 
 def own_draws(epoch: int) -> AbstractContextManager:
@@ -99,17 +103,6 @@ def batches(images: Any, rows: Tensor, batch_size: int) -> Iterator[tuple[Tensor
 def unit(x: Tensor) -> Tensor:
     """Images uint8 (B,C,H,W) as float in [0,1]; vectors, float (B,D), as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
-
-
-def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torch.amp.GradScaler]:
-    """The arithmetic of a run: an autocast context and the gradient scaler that belongs to it."""
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        precision = "bfloat16" if fast else "float16" if device.type == "cuda" else "float32"
-    dtype = getattr(torch, precision)
-    enabled = dtype != torch.float32
-    context = torch.autocast(device.type, dtype if enabled else None, enabled=enabled)
-    return context, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
 def train(
@@ -169,27 +162,29 @@ def train(
                     # sums stay on the device: reading a loss would make the GPU wait for the host
                     broke = torch.where(losses["loss"].isfinite(), broke, broke.clamp(max=step))
                     for name, value in losses.items():
-                        part = weight * value.detach().float() / world
-                        total[name] = total.get(name, 0) + part
-            total = {name: dist.all_sum(value) for name, value in total.items()}
+                        total[name] = total.get(name, 0) + value.detach().float() * weight / world
+            mean = {name: float(dist.all_sum(value)) / steps for name, value in total.items()}
             if (bad := -int(dist.all_max(-broke))) < steps:
-                kept = f" The last good state, {epoch} epochs, is in {saved}."
-                raise FloatingPointError(
-                    f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step "
-                    f"{bad} of {steps}; lower lr ({config.lr}) or check the images."
-                    + (kept if history and saved else "")
-                )
-            losses_mean = {name: float(value) / steps for name, value in total.items()}
-            seconds = time.perf_counter() - started
-            history.append({"epoch": epoch, **losses_mean, "seconds": seconds})
+                raise _diverged(stage, epoch, bad, steps, config.lr, saved)
+            history.append({"epoch": epoch, **mean, "seconds": time.perf_counter() - started})
             try:  # the monitor first: what it draws is part of the random state that is kept
                 if monitor:
-                    monitor(stage, epoch, objective, losses_mean)
+                    monitor(stage, epoch, objective, mean)
             finally:
                 if saved and rank == 0:
                     _save(saved, objective, optimizer, scaler, history)
     objective.eval()
     return history
+
+
+def _diverged(
+    stage: str, epoch: int, step: int, steps: int, lr: float, saved: Path | None
+) -> FloatingPointError:
+    kept = f" The last good state, {epoch} epochs, is in {saved}." if saved and epoch else ""
+    return FloatingPointError(
+        f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step {step} of "
+        f"{steps}; lower lr ({lr}) or check the images.{kept}"
+    )
 
 
 def _save(path: Path, objective: nn.Module, optimizer: Any, scaler: Any, history: History) -> None:
@@ -216,13 +211,17 @@ def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> Hi
 
 
 @torch.no_grad()
-def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int = 512) -> Tensor:
+def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int = 0) -> Tensor:
     """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).
 
     `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode;
-    every submodule's mode is put back afterwards. Several processes share the images out between
-    them: every one must call this, and gets all rows.
+    every submodule's mode is put back afterwards. batch_size 0: 512, fewer above 32 px, so that
+    the maps of a network fit into memory. Several processes share the images out between them:
+    every one must call this, and gets all rows.
     """
+    if not batch_size:
+        pixels = math.prod(images.shape[2:])
+        batch_size = min(512, max(16, 2**19 // pixels))
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     modes = [m.training for m in modules]
@@ -240,18 +239,6 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
 def predict(objective: Objective, images: Any) -> Tensor:
     """The cluster (N,) int64 of every image, on the CPU."""
     return extract(objective.predict, images).cpu()
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The GPU when there is one, for "auto". Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device must be auto, cpu or a GPU that is here; got {name!r}") from e
-    return device
 
 
 def check_fit(

@@ -13,12 +13,12 @@ PACKAGE = ROOT / "dcl"
 
 LEVELS = [
     {"dist", "augment", "nets", "data", "metrics", "kmeans", "neighbors"},
-    {"sinkhorn", "optim", "health", "checkpoint"},
+    {"sinkhorn", "optim", "health", "checkpoint", "device"},
     {"train"},
     {"evaluate", "pretrained", "features", "choose"},
     {"methods"},
     {"plots", "show", "results", "publish"},
-    {"report"},
+    {"report", "progress", "assignments"},
     {"run"},
     {"estimator", "cli"},
 ]
@@ -27,11 +27,12 @@ LEVELS = [
 PARTS = {
     "augment": {"warp", "color", "randaugment", "ricap"},
     "report": {"page"},
+    "cli": {"cli_fit"},
     "data": {"shapes", "folder", "download", "cache", "listing"},
 }
 """Files split off so that each fits on its page: they belong to the level of their file."""
 
-CORE = [path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+CORE = [path for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
 METHODS = [path for path in (PACKAGE / "methods").glob("*.py") if path.stem != "__init__"]
 
 

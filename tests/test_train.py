@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dcl import checkpoint
 from dcl.optim import TrainConfig, with_epochs
-from dcl.train import Log, Objective, batches, check_fit, extract, pick_device, seeded, train
+from dcl.train import Log, Objective, batches, check_fit, extract, seeded, train
 
 
 class Mean(Objective):
@@ -204,13 +204,6 @@ def test_the_batch_must_fit(images):
 def test_bad_images_are_named(images, error, text):
     with pytest.raises(error, match=text):
         check_fit(images, TrainConfig())
-
-
-def test_a_device_that_is_not_there():
-    assert pick_device("cpu").type == "cpu"
-    for name in ("warp", "cuda:97"):
-        with pytest.raises(ValueError, match=f"device must be .*{name}"):
-            pick_device(name)
 
 
 def test_settings_are_checked():

@@ -48,7 +48,7 @@ Differences from the released code:
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ from dcl import nets
 from dcl.augment import DEEPCLUSTER_VIEW, DIGIT_VIEW, View
 from dcl.kmeans import kmeans, whiten, whitening
 from dcl.metrics import nmi
-from dcl.optim import TrainConfig
+from dcl.optim import TrainConfig, check_config
 from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
 
 
@@ -82,7 +82,7 @@ class Config:
     """Dimensions kept by the whitening, or fewer where the features have fewer."""
     reassign: int = 1
     """Epochs from one k-means to the next."""
-    balance: str = "sample"
+    balance: Literal["sample", "weight", "none"] = "sample"
     """What keeps giant clusters from ruling: "sample" draws images uniformly over clusters,
     "weight" divides the loss by the cluster's size (the same in expectation), "none"."""
     official_indexing: bool = False
@@ -90,10 +90,7 @@ class Config:
     train: TrainConfig = TrainConfig(epochs=500, batch_size=256, lr=0.05, weight_decay=1e-5)
 
     def __post_init__(self) -> None:
-        if min(self.pca, self.reassign) < 1:
-            raise ValueError(f"pca, reassign must be 1 or more; got {self.pca}, {self.reassign}")
-        if self.balance not in ("sample", "weight", "none"):
-            raise ValueError(f"balance must be sample, weight or none; got {self.balance!r}")
+        check_config(self, pca=1, reassign=1)
         if self.train.optimizer != "sgd":  # another would remember the top layer it lost
             raise ValueError(f"train.optimizer must be sgd; got {self.train.optimizer!r}")
 

@@ -48,7 +48,7 @@ from torch.nn import functional as F
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
 from dcl.dist import all_rows, rank
 from dcl.methods import rotnet, simclr
-from dcl.optim import TrainConfig, with_epochs
+from dcl.optim import TrainConfig, check_config, with_epochs
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
 
@@ -89,12 +89,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        size, rules = self.train.batch_size, ("cosine", "l2", "sne", "knn")
+        check_config(self, ramp=1)
+        size = self.train.batch_size
         for name, good, expected in (
-            ("labeler", self.labeler in rules, f"one of {', '.join(rules)}"),
             ("k", self.labeler != "knn" or 2 <= self.k <= size, f"in 2 to batch_size, {size}"),
             ("temperature", self.temperature > 0, "above 0"),
-            ("ramp", self.ramp >= 1, "at least 1"),
         ):
             if not good:
                 raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")

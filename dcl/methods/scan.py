@@ -51,9 +51,9 @@ from torch import Tensor, nn
 from dcl.augment import DIGIT_VIEW, SCAN_STRONG, View
 from dcl.dist import all_rows
 from dcl.methods import simclr
-from dcl.neighbors import mine
+from dcl.neighbors import draw, mine
 from dcl.nets import identity
-from dcl.optim import TrainConfig, ema, with_epochs
+from dcl.optim import TrainConfig, check_config, ema, with_epochs
 from dcl.train import Monitor, Objective, check_fit, extract, seeded, train, unit
 
 
@@ -96,11 +96,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, top in (("heads", 1, 10**6), ("threshold", 0, 1), ("ema_decay", 0, 1)):
-            if not least <= (value := getattr(self, name)) < top:
-                raise ValueError(f"{name} must be at least {least} and below {top}; got {value}")
-        if self.ema not in ("off", "teacher", "official"):
-            raise ValueError(f"ema must be off, teacher or official; got {self.ema!r}")
+        check_config(self, heads=1, threshold=(0, 1), ema_decay=(0, 1))
 
 
 def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
@@ -159,12 +155,6 @@ def head_losses(log_p: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
     columns = [torch.logsumexp(log_p + log_p[j], dim=2).mean(0) for j in neighbors.T]  # k x (H,)
     entropy = torch.stack([mean_entropy(head) for head in log_p.unbind(1)])  # (H,)
     return -torch.stack(columns).mean(0) - entropy_weight * entropy
-
-
-def draw(neighbors: Tensor, i: Tensor, include_own: bool = False) -> Tensor:
-    """One random neighbour (B,) of each of the rows i (B,), from neighbors (N,k)."""
-    column = torch.randint(neighbors.shape[1] + include_own, (len(i), 1), device=i.device)
-    return torch.cat([neighbors[i], i[:, None]], 1).gather(1, column)[:, 0]  # the own row is last
 
 
 def head(width: int, config: Config) -> nn.Sequential:
@@ -236,9 +226,8 @@ class SelfLabel(Objective):
         config, live = self.config, self.live()
         labeller = self.shadow if self.shadow and config.ema == "teacher" else live
         with torch.no_grad():
-            weak = labeller(config.weak(x)).float()
-        strong = live(config.strong(x)).float()
-        weak, strong = all_rows(weak), all_rows(strong)
+            weak = all_rows(labeller(config.weak(x)).float())
+        strong = all_rows(live(config.strong(x)).float())
         loss, mask = self_label_loss(weak, strong, config.threshold, config.balance)
         return {"loss": loss, "confident": mask.float().mean(), "empty": (~mask.any()).float()}
 
@@ -259,8 +248,8 @@ def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> S
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
     pretext = encoder or simclr.model(images, config.pretext)
     trunk = copy.deepcopy(getattr(pretext, "encoder", pretext)).to(images.device)
-    width: int = trunk.out_dim  # type: ignore[assignment]
-    return SelfLabel(trunk, head(width, config).to(images.device), config)
+    top = head(trunk.out_dim, config).to(images.device)  # type: ignore[arg-type]
+    return SelfLabel(trunk, top, config)
 
 
 def fit(
@@ -282,13 +271,12 @@ def fit(
     with seeded(config.seed):
         if encoder is None:  # 1. pretext
             first = replace(config.pretext, seed=config.seed)
-            place = run_dir and Path(run_dir) / "pretext"
-            encoder = simclr.fit(images, first, monitor=monitor, run_dir=place)
+            inner = run_dir and Path(run_dir) / "pretext"
+            encoder = simclr.fit(images, first, monitor=monitor, run_dir=inner)
         pretext = copy.deepcopy(encoder).to(images.device)
 
         embed = getattr(pretext, "embed", pretext)  # 2. mining
-        z = extract(embed, images)
-        neighbors = mine(z, config.n_neighbors)
+        neighbors = mine(z := extract(embed, images), config.n_neighbors)
 
         trunk = getattr(pretext, "encoder", pretext)  # 3. clustering
         seen, eyes = images, trunk

@@ -52,7 +52,7 @@ from dcl import nets
 from dcl.augment import DIGIT_VIEW, SWAV_VIEW, View, multi_crop
 from dcl.dist import all_rows, rank, world_size
 from dcl.kmeans import kmeans
-from dcl.optim import TrainConfig
+from dcl.optim import TrainConfig, check_config
 from dcl.sinkhorn import sinkhorn
 from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
 
@@ -96,11 +96,11 @@ class Config:
     # fmt: on
 
     def __post_init__(self) -> None:
-        ones = ("n_prototypes", "hidden", "dim", "n_assign", "temperature", "epsilon")
-        for name in (*ones, "sinkhorn_iterations", "freeze_steps", "queue_length", "queue_start"):
-            value, positive = getattr(self, name), name in ones
-            if not (value > 0 if positive else value >= 0):
-                raise ValueError(f"{name} must be {'above 0' if positive else '>= 0'}; got {value}")
+        check_config(self, n_prototypes=1, hidden=1, dim=1, n_assign=1, sinkhorn_iterations=0)
+        check_config(self, freeze_steps=0, queue_length=0, queue_start=0)
+        for name in ("temperature", "epsilon"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"{name} must be above 0; got {value}")
         if not 2 <= len(self.views) >= self.n_assign:
             least = max(2, self.n_assign)
             raise ValueError(f"views must be {least} recipes or more; got {len(self.views)}")

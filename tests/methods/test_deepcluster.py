@@ -423,9 +423,9 @@ def test_predict_before_the_clusters_are_fitted(images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pca": 0}, "pca, reassign must be 1 or more; got 0, 1"),
-        ({"reassign": 0}, "pca, reassign must be 1 or more; got 256, 0"),
-        ({"balance": "yes"}, "balance must be sample, weight or none; got 'yes'"),
+        ({"pca": 0}, "pca must be at least 1; got 0"),
+        ({"reassign": 0}, "reassign must be at least 1; got 0"),
+        ({"balance": "yes"}, "balance must be one of sample, weight, none; got 'yes'"),
         ({"train": TrainConfig(optimizer="adam")}, "train.optimizer must be sgd; got 'adam'"),
     ],
 )

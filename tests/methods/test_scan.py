@@ -377,7 +377,7 @@ def test_prototypes_by_hand():
     [
         ({"heads": 0}, "heads must be at least 1"),
         ({"threshold": 1.0}, "threshold must be at least 0 and below 1; got 1.0"),
-        ({"ema": "yes"}, "ema must be off, teacher or official; got 'yes'"),
+        ({"ema": "yes"}, "ema must be one of off, teacher, official; got 'yes'"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -356,8 +356,8 @@ def test_fit_clusters_leaves_a_network_in_training_as_it_was():
     [
         ({"temperature": 0.0}, "temperature must be above 0; got 0.0"),
         ({"epsilon": -1.0}, "epsilon must be above 0"),
-        ({"n_prototypes": 0}, "n_prototypes must be above 0"),
-        ({"sinkhorn_iterations": -1}, "sinkhorn_iterations must be >= 0; got -1"),
+        ({"n_prototypes": 0}, "n_prototypes must be at least 1; got 0"),
+        ({"sinkhorn_iterations": -1}, "sinkhorn_iterations must be at least 0; got -1"),
         ({"views": (View(),)}, "views must be 2 recipes or more; got 1"),
         ({"n_assign": 4}, "views must be 4 recipes or more; got 3"),
         ({"queue_length": 3}, "queue_length must be 0 or >= 4; got 3"),

@@ -1,0 +1,67 @@
+"""Assignments as CSV: written for every image of a run, and read with the labels of others."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from dcl.data import Data
+from dcl.metrics import purity, scores
+from dcl.publish import Assignment
+
+
+def names(data: Data) -> list[str]:
+    """The files of a folder; numbers, as texts, for the rows of any other set."""
+    return data.files if data.files is not None else [str(row) for row in range(len(data))]
+
+
+def table(files: Sequence[str], a: Assignment) -> bytes:
+    """An assignment as CSV, a line for each image: file, cluster, confidence, distance."""
+    columns = zip(files, a.clusters.tolist(), a.confidence.tolist(), a.distance.tolist())
+    return csv_bytes(
+        ("file", "cluster", "confidence", "distance"),
+        ((f, c, f"{p:.4f}", f"{d:.4f}") for f, c, p, d in columns),
+    )
+
+
+def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows under a head, as CSV; file names are spelled as the file system does."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([head, *rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
+    """The named columns of a CSV file. Raises FileNotFoundError, and ValueError without them."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there must be a CSV file at {path}; there is none") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [c for c in columns if c not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(
+            f"{path} must have the columns {', '.join(columns)}; got {reader.fieldnames}"
+        )
+    return [tuple(row[c] for c in columns) for row in reader]
+
+
+def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
+    """ACC, NMI, ARI and purity of `assignments.csv`, and the number of images that were compared.
+
+    labels: a CSV file with the columns file and label, of which files that the run does not know
+    are left out; or "folders": an image's label is the name of the folder that it lies in.
+    Raises ValueError when no file has a label.
+    """
+    rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
+    if str(labels) == "folders":
+        known = {file: PurePosixPath(file).parent.name for file, _ in rows}
+    else:
+        known = dict(read_csv(labels, "file", "label"))  # type: ignore[arg-type]
+    both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
+    if not both:
+        raise ValueError(f"labels must name files of the run; none of {len(known)} does")
+    number = {name: k for k, name in enumerate(sorted({name for name, _ in both}))}
+    truth, found = [number[name] for name, _ in both], [cluster for _, cluster in both]
+    return {**scores(truth, found), "purity": purity(truth, found), "images": len(both)}

@@ -1,0 +1,118 @@
+"""What is told after each epoch: log.jsonl, a line with the time left, curves for TensorBoard."""
+
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dcl import checkpoint, dist
+from dcl.optim import TrainConfig
+from dcl.train import Monitor, Objective
+
+Row = dict[str, Any]
+
+
+class Lines:
+    """A monitor that keeps `log.jsonl`: one JSON line for each epoch, in the order of training.
+
+    An epoch that is trained again, after a crash, replaces its line.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.rows = Path(path), {(r["stage"], r["epoch"]): r for r in read_log(path)}
+        self.started = time.perf_counter()
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """Write the epoch's line."""
+        now = time.perf_counter()
+        row = {"stage": stage, "epoch": epoch, **losses, "seconds": round(now - self.started, 3)}
+        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
+            row["classes"] = classes  # what the loss is a cross-entropy over: see dcl.health
+        self.started = now
+        self.rows[stage, epoch] = row
+        if dist.rank() == 0:
+            text = "".join(json.dumps(r) + "\n" for r in self.rows.values())
+            checkpoint.write_atomic(self.path, text.encode())
+
+
+def read_log(path: str | Path) -> list[Row]:
+    """The lines of a log, one dict for each epoch; none when there is no such file.
+
+    Raises ValueError for a file that is something else.
+    """
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must have one JSON object a line; {error}: remove it") from error
+
+
+def all_of(*monitors: Monitor | None) -> Monitor:
+    """One monitor that calls several in turn."""
+
+    def call(stage: str, epoch: int, objective: Objective, losses: dict[str, float]) -> None:
+        for monitor in monitors:
+            if monitor:
+                monitor(stage, epoch, objective, losses)
+
+    return call
+
+
+def epochs_of(config: Any, pretext: bool = True) -> int:
+    """All epochs of a configuration, those of its pretext included if there is one to train."""
+    total = 0
+    for value in (getattr(config, f.name) for f in fields(config)):
+        if isinstance(value, TrainConfig):
+            total += value.epochs
+        elif is_dataclass(value) and pretext:
+            total += epochs_of(value)
+    return total
+
+
+class Bar:
+    """A monitor that shows a line with the time left; silent when stderr is not a terminal."""
+
+    def __init__(self, epochs: int):
+        from tqdm import tqdm
+
+        hidden = not sys.stderr.isatty() or dist.rank() > 0
+        self.bar = tqdm(total=epochs, unit="epoch", disable=hidden, dynamic_ncols=True)
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """One epoch on."""
+        self.bar.set_description(stage)
+        self.bar.set_postfix(loss=f"{losses['loss']:.3f}")
+        self.bar.update()
+
+    def skip(self, epochs: int) -> None:
+        """Epochs that an earlier process has done."""
+        self.bar.update(epochs)
+        self.bar.unpause()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.bar.close()
+
+
+def tensorboard(folder: Path) -> Monitor:
+    """A monitor that writes each loss as a curve for TensorBoard. ValueError without it."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("tensorboard must be installed for --tensorboard: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder)) if dist.rank() == 0 else None
+
+    def write(stage: str, epoch: int, objective: Objective, losses: dict[str, float]) -> None:
+        if writer:
+            for name, value in losses.items():
+                writer.add_scalar(f"{stage}/{name}", value, epoch)
+            writer.flush()
+
+    return write

@@ -1,0 +1,62 @@
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dcl.methods import scan
+from dcl.optim import with_epochs
+from dcl.progress import Bar, Lines, all_of, epochs_of, read_log, tensorboard
+
+
+def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = Lines(path)
+    for epoch in range(3):
+        first("scan", epoch, None, {"loss": 3.0 - epoch})
+    second = Lines(path)  # goes on where the checkpoint was: epoch 2 is trained again
+    second("scan", 2, None, {"loss": 9.0})
+    second("selflabel", 0, None, {"loss": 0.5})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["stage"], r["epoch"], r["loss"]) for r in rows] == [
+        ("scan", 0, 3.0), ("scan", 1, 2.0), ("scan", 2, 9.0), ("selflabel", 0, 0.5),
+    ]  # fmt: skip
+    assert read_log(path) == rows and read_log(tmp_path / "none") == []
+    path.write_text("{}\nnot json\n")
+    with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
+        read_log(path)
+
+
+def test_epochs_of_every_stage_are_counted():
+    config = with_epochs(scan.PROFILES["quick"], 3)
+    assert epochs_of(config) == 9  # pretext, scan, self-labelling
+    assert epochs_of(config, pretext=False) == 6
+    assert epochs_of(replace(config, selflabel=replace(config.selflabel, epochs=0))) == 6
+
+
+def test_several_monitors_are_called_in_turn():
+    seen = []
+    monitor = all_of(lambda *row: seen.append(row), None, lambda *row: seen.append("b"))
+    monitor("train", 1, None, {"loss": 2.0})
+    assert seen == [("train", 1, None, {"loss": 2.0}), "b"]
+
+
+def test_the_bar_is_silent_where_nobody_looks(capfd, monkeypatch):
+    bar = Bar(4)
+    bar("train", 0, None, {"loss": 1.0})
+    bar.close()
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = Bar(4)
+    bar.skip(2)
+    bar("train", 2, None, {"loss": 1.25})
+    bar.close()
+    assert "train" in (text := capfd.readouterr().err) and "3/4" in text and "loss=1.25" in text
+
+
+def test_curves_for_tensorboard(tmp_path, monkeypatch):
+    tensorboard(tmp_path)("train", 0, None, {"loss": 1.0})
+    assert list(tmp_path.glob("events*"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tensorboard must be installed"):
+        tensorboard(tmp_path)

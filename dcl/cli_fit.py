@@ -10,7 +10,7 @@ from typing import Any
 from dcl import dist, publish, run
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
-from dcl.progress import Bar, all_of, epochs_of, read_log, tensorboard
+from dcl.progress import Bar, Reading, all_of, epochs_of, read_log, tensorboard
 
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
@@ -72,7 +72,7 @@ def fit(args: Sequence[str]) -> int:
     folder = Path(asked.data).expanduser().is_dir()
     size = asked.size or (0 if not folder else 224 if asked.encoder else 32)
     source = run.Source(asked.data, asked.split, size, asked.limit)
-    data = source.load()
+    data = source.load(Reading())
     if len(data) < max(2, config.n_clusters):
         raise ValueError(
             f"data must have at least as many images as clusters, {config.n_clusters}; "

@@ -78,10 +78,7 @@ class Bar:
     """A monitor that shows a line with the time left; silent when stderr is not a terminal."""
 
     def __init__(self, epochs: int):
-        from tqdm import tqdm
-
-        hidden = not sys.stderr.isatty() or dist.rank() > 0
-        self.bar = tqdm(total=epochs, unit="epoch", disable=hidden, dynamic_ncols=True)
+        self.bar = _bar(epochs, "epoch")
 
     def __call__(
         self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
@@ -99,6 +96,28 @@ class Bar:
     def close(self) -> None:
         """Leave the line as it is."""
         self.bar.close()
+
+
+class Reading:
+    """Called as files of a folder are decoded: a line with the time left, on a terminal only."""
+
+    bar: Any = None
+
+    def __call__(self, done: int, of: int) -> None:
+        """`done` files have been read, `of` there are."""
+        if self.bar is None:
+            self.bar = _bar(of, "image")
+            self.bar.set_description("reading")
+        self.bar.update(done - self.bar.n)
+        if done >= of:
+            self.bar.close()
+
+
+def _bar(total: int, unit: str) -> Any:
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty() or dist.rank() > 0
+    return tqdm(total=total, unit=unit, disable=hidden, dynamic_ncols=True)
 
 
 def tensorboard(folder: Path) -> Monitor:

@@ -13,6 +13,7 @@ No labels anywhere. Chapter: 06-your-images.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,12 @@ class Source:
     limit: int = 0
     """So many images at most, a random choice; 0: all."""
 
-    def load(self) -> Data:
-        """The images. Raises as `dcl.data.load`."""
+    def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
+        """The images. `progress` and what is raised as for `dcl.data.load`."""
         folder = Path(self.data).expanduser()
         name = f"folder:{folder}" if folder.is_dir() else self.data
         with dist.one_first():
-            data = load(name, self.split or None, size=self.size or None)
+            data = load(name, self.split or None, size=self.size or None, progress=progress)
         return data.subset(self.limit) if 0 < self.limit < len(data) else data
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dcl.methods import scan
 from dcl.optim import with_epochs
-from dcl.progress import Bar, Lines, all_of, epochs_of, read_log, tensorboard
+from dcl.progress import Bar, Lines, Reading, all_of, epochs_of, read_log, tensorboard
 
 
 def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
@@ -52,6 +52,16 @@ def test_the_bar_is_silent_where_nobody_looks(capfd, monkeypatch):
     bar("train", 2, None, {"loss": 1.25})
     bar.close()
     assert "train" in (text := capfd.readouterr().err) and "3/4" in text and "loss=1.25" in text
+
+
+def test_reading_shows_how_many_files_are_left(capfd, monkeypatch):
+    Reading()(5, 5)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    told = Reading()
+    for done in (64, 100):
+        told(done, 100)
+    assert "reading" in (text := capfd.readouterr().err) and "100/100" in text
 
 
 def test_curves_for_tensorboard(tmp_path, monkeypatch):

@@ -229,8 +229,14 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
         m.training = False
     try:
         rows = dist.share(torch.arange(len(images)))
-        found = [function(x) for x, _ in batches(images, rows, batch_size)]
-        return dist.all_rows(torch.cat(found))
+        found, at = torch.empty(0), 0
+        for x, i in batches(images, rows, batch_size):
+            y = function(x)
+            if not at:  # one block from the start: thousands of small ones would riddle the heap
+                found = y.new_empty(len(rows), *y.shape[1:])
+            found[at : at + len(i)] = y
+            at += len(i)
+        return dist.all_rows(found)
     finally:
         for m, mode in zip(modules, modes, strict=True):
             m.training = mode

@@ -33,7 +33,7 @@ SUBSAMPLES = 6
 SHARE = 0.8  # of the sample in each subsample
 EXCESS = 0.03  # silhouette above the clouds' that counts as structure
 MEASURES = ("stability", "silhouette", "bend", "balance")
-LEAD = 0.1  # in score, from the first to the second, that counts as clear
+LEAD = 0.2  # in score, from the first to the second, that counts as clear
 
 
 @dataclass(frozen=True)
@@ -245,4 +245,7 @@ def _verdict(
             f"Perhaps {first.k} clusters, else {others}; not sure, because "
             f"{' and '.join(doubts)} ({numbers})."
         )
-    return "clear", f"{first.k} clusters, clearly ({numbers})."
+    return "clear", (
+        f"{first.k} groups stand out in these features ({numbers}). A class may be several groups: "
+        "look at the report."
+    )

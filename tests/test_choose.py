@@ -21,7 +21,7 @@ def test_it_finds_well_separated_groups(k, d):
     choice = choose_k(blobs(k, d), range(2, 9))
     assert choice.best == choice.ranked[0] == k
     assert choice.sure == "clear"
-    assert choice.sentence.startswith(f"{k} clusters, clearly")
+    assert choice.sentence.startswith(f"{k} groups stand out")
     row = choice.table[k - 2]
     assert row.stability > 0.99 and row.balance > 0.95 and row.score > 0.99
     assert row.bend > 1 and row.silhouette > 0.4

@@ -65,11 +65,12 @@ def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> An
 def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
     """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
 
-    Warm-up and milestones keep their share of the schedule. Chapter: 05-compare.
+    A number leaves a stage of 0 epochs off. Warm-up and milestones keep their share of the
+    schedule. Chapter: 05-compare.
     """
 
     def change(stage: TrainConfig) -> TrainConfig:
-        after = epochs(stage.epochs) if callable(epochs) else epochs
+        after = epochs(stage.epochs) if callable(epochs) else epochs * (stage.epochs > 0)
         share = after / max(stage.epochs, 1)
         return replace(
             stage,

@@ -237,3 +237,4 @@ def test_with_epochs_reaches_every_stage_and_keeps_the_shape_of_the_schedule():
     assert config.inner.train.epochs == 20 and config.head.epochs == 5 and config.inner.k == 3
     assert config.inner.train.warmup_epochs == 1 and config.inner.train.milestones == (6, 12)
     assert with_epochs(Outer(), 1).inner.train.epochs == 1
+    assert with_epochs(TrainConfig(epochs=0), 5).epochs == 0  # a stage that is off

@@ -19,8 +19,9 @@ class Standardize(nn.Module):
 
     def __init__(self, images: Any):
         super().__init__()
-        most = max(16, min(4096, 2**26 // math.prod(images.shape[1:])))  # 256 MB of floats
-        sample = images[torch.arange(0, len(images), max(1, len(images) // most))].float() / 255
+        most = max(16, min(4096, 2**24 // math.prod(images.shape[1:])))  # 64 MB of floats
+        rows = torch.arange(0, len(images), max(1, len(images) // most))
+        sample = images[rows].float().div_(255)
         std, mean = torch.std_mean(sample, dim=(0, 2, 3))
         self.register_buffer("mean", mean[:, None, None])
         self.register_buffer("std", std.clamp(min=1e-3)[:, None, None])

@@ -66,9 +66,9 @@ def all_rows(x: Tensor) -> Tensor:
     counts[rank()] = len(x)
     td.all_reduce(counts)
     before, total = int(counts[: rank()].sum()), int(counts.sum())
-    above = x.new_zeros(before, *x.shape[1:])
-    below = x.new_zeros(total - before - len(x), *x.shape[1:])
-    return all_sum(torch.cat([above, x, below]))
+    whole = x.new_zeros(total, *x.shape[1:])
+    whole[before : before + len(x)] = x
+    return all_sum(whole)
 
 
 def share(rows: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The command under torchrun, two processes: it runs, one of them is killed, it goes on."""
+"""The command under torchrun, two processes: it runs, one of them is killed, it goes on.
+
+Three launches of some ten seconds each: what takes the time is the start.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ STAGES = ("pretext", "scan", "selflabel")
 EPOCHS = 12  # of each stage: long enough for a kill to land in the stage that is waited for
 LIMIT = 60  # seconds
 FIT = ("fit", "scan", "--data", "digits", "--limit", "120", "--profile", "smoke",
+       "--config.scan.batch-size", "40",  # steps within an epoch: between them nothing is sent out
        "--epochs", str(EPOCHS), "--device", "cpu", "--out")  # fmt: skip
 
 
@@ -97,19 +101,16 @@ def test_two_processes_leave_one_run_folder_and_speak_once(whole):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks processes up in /proc")
 def test_a_killed_process_stops_the_others_and_the_run_goes_on_to_the_same_end(whole, tmp_path):
     folder = tmp_path / "run"
-    # rank 1, which writes nothing, in the second stage; then rank 0, which writes, in the third
-    for rank, stage, args in ((1, "scan", (*FIT, folder)), (0, "selflabel", ("resume", folder))):
-        process = start(*args)
-        until(stage, folder, process)
-        os.kill(worker(process, rank), signal.SIGKILL)
-        killed = time.monotonic()
-        code, out, err = end(process)
-        seconds = time.monotonic() - killed
-        print(f"rank {rank} killed in stage {stage}: torchrun ended with {code}, {seconds:.1f} s")
-        assert code != 0 and seconds < LIMIT
-        assert "images in" not in out and not (folder / "model.safetensors").exists()
-        assert {row["stage"] for row in log(folder)} == {*STAGES[: STAGES.index(stage) + 1]}
-        assert len(log(folder)) < EPOCHS * (STAGES.index(stage) + 1)  # and not at its end
+    process = start(*FIT, folder)
+    until("scan", folder, process)
+    os.kill(worker(process, rank=1), signal.SIGKILL)
+    killed = time.monotonic()
+    code, out, _ = end(process)
+    seconds = time.monotonic() - killed
+    print(f"torchrun ended with {code}, {seconds:.1f} s after the kill")  # pytest -s shows it
+    assert code != 0 and seconds < LIMIT
+    assert "images in" not in out and not (folder / "model.safetensors").exists()
+    assert EPOCHS + 2 <= len(log(folder)) < 2 * EPOCHS  # within the second stage
     code, _, err = end(start("resume", folder))
     assert code == 0, err
     assert numbers(folder) == numbers(whole[0])

@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import random
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -44,6 +42,8 @@ def write_atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():  # renaming would put a file in a device's place
+            raise OSError(errno.EINVAL, "what is there is no file")
         partial.unlink(missing_ok=True)  # of an earlier process with this number
         with open(partial, "xb") as f:  # x: a link laid in its place is not followed
             for part in parts:
@@ -182,39 +182,6 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return result
-
-
-# ---------------------------------------------------------------- random state
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every default generator: torch's on CPU and GPUs, Python's, NumPy's.
-
-    dcl draws from torch alone; the others are for encoders and monitors from outside.
-    """
-    version, words, gauss = random.getstate()
-    _, key, *rest = np.random.get_state()
-    state: dict[str, Any] = {
-        "cpu": torch.get_rng_state(),
-        "python": [version, torch.tensor(words), gauss],
-        "numpy": [torch.from_numpy(np.asarray(key, np.int64)), *rest],
-    }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned; what is of GPUs that are not here is left out."""
-    torch.set_rng_state(state["cpu"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    key, *rest = state["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
-    cuda = state.get("cuda", [])
-    for device, own in zip(range(torch.cuda.device_count()), cuda):
-        # what all processes draw alike, the one that saved has drawn on its GPU, the first
-        torch.cuda.set_rng_state(own if dist.world_size() == 1 else cuda[0], device)
 
 
 # ---------------------------------------------------------------- checkpoints

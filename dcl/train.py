@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from dcl import checkpoint, dist
 from dcl.data import Data
 from dcl.device import autocast
 from dcl.optim import TrainConfig, learning_rate, make_optimizer
+from dcl.randomness import random_state, seeded, set_random_state
 
 History = list[dict[str, Any]]
 
@@ -67,17 +68,6 @@ class Objective(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; a group may override its settings."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """What torch draws inside comes from `seed`; the caller's random state is put back after."""
-    before = checkpoint.random_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        checkpoint.set_random_state(before)
 
 
 def own_draws(epoch: int) -> AbstractContextManager:
@@ -192,7 +182,7 @@ def _save(path: Path, objective: nn.Module, optimizer: Any, scaler: Any, history
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
-        "random": checkpoint.random_state(),
+        "random": random_state(),
         "history": history,
     }
     checkpoint.save(path, state)
@@ -206,7 +196,7 @@ def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> Hi
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    checkpoint.set_random_state(state["random"])
+    set_random_state(state["random"], shared=True)
     return state["history"]
 
 

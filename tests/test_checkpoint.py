@@ -367,26 +367,6 @@ def draws():
             np.random.randn()]  # fmt: skip
 
 
-def test_every_random_state_goes_back_also_through_a_file(tmp_path):
-    random.gauss(0, 1), np.random.randn()  # both keep the second of a pair for later
-    checkpoint.save(tmp_path / "a.pt", {"random": checkpoint.random_state()})
-    first = draws()
-    checkpoint.set_random_state(checkpoint.load(tmp_path / "a.pt")["random"])
-    assert draws() == first
-    assert draws() != first
-
-
-@pytest.mark.parametrize(("world", "expected"), [(1, {0: "a", 1: "b"}), (2, {0: "a", 1: "a"})])
-def test_each_gpu_gets_its_state_and_each_process_that_of_the_first(monkeypatch, world, expected):
-    """Three GPUs are in the checkpoint and two are here."""
-    given = {}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda own, k: given.update({k: own}))
-    monkeypatch.setattr(dist, "world_size", lambda: world)
-    checkpoint.set_random_state({**checkpoint.random_state(), "cuda": ["a", "b", "c"]})
-    assert given == expected
-
-
 class Noisy(Objective):
     """Its forward pass draws from every generator, as an encoder from outside may."""
 
@@ -453,3 +433,10 @@ def test_momentum_and_the_steps_of_adam_come_back(tmp_path, optimizer):
     keys = {"exp_avg", "exp_avg_sq", "step"} if optimizer == "adam" else {"momentum_buffer"}
     assert found.keys() == keys and all(v.any() for v in found.values())
     assert run(run_dir=tmp_path) == run()
+
+
+def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="could not write 1 bytes to .*pipe': what is there is no"):
+        checkpoint.write_atomic(tmp_path / "pipe", b"x")
+    assert (tmp_path / "pipe").is_fifo() and [*tmp_path.iterdir()] == [tmp_path / "pipe"]

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dcl"
 
 LEVELS = [
     {"dist", "augment", "nets", "data", "metrics", "kmeans", "neighbors"},
-    {"sinkhorn", "optim", "health", "checkpoint", "device"},
+    {"sinkhorn", "optim", "health", "checkpoint", "device", "randomness"},
     {"train"},
     {"evaluate", "pretrained", "features", "choose"},
     {"methods"},

@@ -51,14 +51,19 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     """ACC, NMI, ARI and purity of `assignments.csv`, and the number of images that were compared.
 
     labels: a CSV file with the columns file and label, of which files that the run does not know
-    are left out; or "folders": an image's label is the name of the folder that it lies in.
-    Raises ValueError when no file has a label.
+    and empty labels are left out; or "folders": an image's label is the name of the folder that it
+    lies in. Raises ValueError when no file has a label, or one has two.
     """
     rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
     if str(labels) == "folders":
-        known = {file: PurePosixPath(file).parent.name for file, _ in rows}
+        given = [(file, PurePosixPath(file).parent.name) for file, _ in rows]
     else:
-        known = dict(read_csv(labels, "file", "label"))  # type: ignore[arg-type]
+        given = [(file, label) for file, label in read_csv(labels, "file", "label")]
+    pairs = {(file, label) for file, label in given if label}
+    known = dict(pairs)
+    if len(pairs) > len(known):
+        twice = next(file for file, label in sorted(pairs) if known[file] != label)
+        raise ValueError(f"labels must give a file one label; {twice!r} has several")
     both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
     if not both:
         raise ValueError(f"labels must name files of the run; none of {len(known)} does")

@@ -16,6 +16,7 @@ warning light is on in the report; 130 interrupted, and `dcl resume` goes on. to
 also for 3, and with 1 for all others.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tyro.conf import Positional
 from dcl import assignments, checkpoint, dist, publish, run
 from dcl.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
 from dcl.device import pick_device
+from dcl.source import Source
 
 # ---------------------------------------------------------------- commands
 
@@ -57,15 +59,17 @@ def predict(
         split: Part of a set that has parts.
         device: auto, cpu, cuda.
     """
+    if out and out.exists() and not out.is_file():
+        raise ValueError(f"out must be a file, or a place for one; got {str(out)!r}")
     clusters = run.clusters(folder, device=device)
-    source = run.settings(folder).source
-    new = run.Source(data, split, clusters.shape[1] if source.size else 0).load()
+    _, height, width = clusters.shape
+    new = Source(data, split, height if height == width else 0).load()
     found = clusters.assign(new.images.to(pick_device(device)))
     for file, reason in new.skipped or ():
         say(f"skipped {file}: {reason}")
     lines = assignments.table(assignments.names(new), found)
     if out and dist.rank() == 0:
-        checkpoint.write_atomic(out, lines)
+        checkpoint.write_atomic(out.resolve(), lines)  # through a link, not in its place
     elif not out:
         sys.stdout.buffer.write(lines)
         sys.stdout.flush()
@@ -143,9 +147,19 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command `dcl`; returns the exit code."""
+    try:
+        try:
+            return _main(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has read enough; nor may the end of Python fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _main(args: list[str]) -> int:
     import tyro
 
-    args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(__doc__)
         return OK if args else IMPOSSIBLE
@@ -159,7 +173,9 @@ def main(args: Sequence[str] | None = None) -> int:
             return _unless_launched(
                 tyro.cli(COMMANDS[name], args=rest, prog=f"dcl {name}", console_outputs=first)
             )
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "run_dir" not in str(error):
             raise
         say(f"{error}")

@@ -1,5 +1,6 @@
 """`dcl fit METHOD`: the arguments, every setting of the method, and what is told at the end."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from dcl import dist, publish, run
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.progress import Bar, Reading, all_of, epochs_of, read_log, tensorboard
+from dcl.source import Source
 
+SMALLEST = 8  # pixels: of fewer the networks leave none
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -69,9 +72,14 @@ def fit(args: Sequence[str]) -> int:
     config = replace(config, **{k: v for k, v in said.items() if v})
     if asked.epochs:
         config = with_epochs(config, asked.epochs)
+    out = _writable(asked.out.expanduser())
+    if config.n_clusters < 2:
+        raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
     folder = Path(asked.data).expanduser().is_dir()
     size = asked.size or (0 if not folder else 224 if asked.encoder else 32)
-    source = run.Source(asked.data, asked.split, size, asked.limit)
+    if 0 < size < SMALLEST:
+        raise ValueError(f"size must be at least {SMALLEST}; got {size}")
+    source = Source(asked.data, asked.split, size, asked.limit)
     data = source.load(Reading())
     if len(data) < max(2, config.n_clusters):
         raise ValueError(
@@ -79,23 +87,30 @@ def fit(args: Sequence[str]) -> int:
             f"got {len(data)}"
         )
     config = with_batches(config, len(data))
-    board = tensorboard(asked.out / "tensorboard") if asked.tensorboard else None
+    board = tensorboard(out / "tensorboard") if asked.tensorboard else None
     say(f"{name}, profile {profile}")
     return follow(
-        asked.out,
+        out,
         config,
         not asked.encoder,
         lambda bar: run.fit(
             name,
             data,
             config,
-            asked.out,
+            out,
             source=source,
             encoder=asked.encoder,
             device=asked.device,
             monitor=all_of(bar, board),
         ),
     )
+
+
+def _writable(out: Path) -> Path:
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is none")
+    return out
 
 
 def peek(args: Sequence[str], flag: str, default: str = "") -> str:

@@ -15,6 +15,7 @@ from dcl.data import Data
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.publish import Clusters
+from dcl.source import Source
 
 
 class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -135,7 +136,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
             return X
         if isinstance(X, str | Path):
             side = size or self.size or (224 if self.encoder else 32)
-            return run.Source(str(X), size=side).load()
+            return Source(str(X), size=side).load()
         return Data(images_of(X), None, None, name="array", split="all")
 
 

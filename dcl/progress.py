@@ -47,8 +47,11 @@ def read_log(path: str | Path) -> list[Row]:
     """
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
+        rows = [json.loads(line) for line in lines]
+        if any(not row.keys() >= {"stage", "epoch", "loss"} for row in rows):
+            raise ValueError("an epoch lacks its stage, number or loss")
+        return rows
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} must have one JSON object a line; {error}: remove it") from error
 
 

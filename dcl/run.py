@@ -13,7 +13,6 @@ No labels anywhere. Chapter: 06-your-images.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import dcl
 from dcl import checkpoint, dist, publish, results
 from dcl.assignments import csv_bytes, names, read_csv, table
 from dcl.choose import Choice, choose_k
-from dcl.data import Data, load
+from dcl.data import Data
 from dcl.device import pick_device
 from dcl.download import data_root
 from dcl.features import features, fingerprint
@@ -35,30 +34,8 @@ from dcl.pretrained import Pretrained, as_encoder, pretrained
 from dcl.progress import Lines, all_of, read_log
 from dcl.publish import Assignment, Clusters
 from dcl.report import report
+from dcl.source import Source
 from dcl.train import Monitor, extract
-
-
-@dataclass(frozen=True)
-class Source:
-    """The images of a run, by words that can be written down."""
-
-    data: str
-    """A folder, or the name of a set."""
-    split: str = ""
-    """Empty: the first that there is."""
-    size: int = 0
-    """Side in pixels to which images are brought; 0: as they are."""
-    limit: int = 0
-    """So many images at most, a random choice; 0: all."""
-
-    def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
-        """The images. `progress` and what is raised as for `dcl.data.load`."""
-        folder = Path(self.data).expanduser()
-        name = f"folder:{folder}" if folder.is_dir() else self.data
-        with dist.one_first():
-            data = load(name, self.split or None, size=self.size or None, progress=progress)
-        return data.subset(self.limit) if 0 < self.limit < len(data) else data
-
 
 # ---------------------------------------------------------------- fit
 
@@ -97,6 +74,8 @@ def fit(
         return publish.fitted(model, method, images, spec)
     out = Path(out)
     with checkpoint.lock(out):
+        config_file, inner = out / "config.json", out / "checkpoint"
+        fresh = not config_file.exists() and not inner.exists()
         checkpoint.claim(
             out,
             {"method": method, "encoder": said, "config": asdict(config)},
@@ -106,9 +85,13 @@ def fit(
             dcl=dcl.__version__,
         )
         follow = all_of(Lines(out / "log.jsonl"), monitor)
-        model = module.fit(
-            images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
-        )
+        try:
+            model = module.fit(images, config, encoder=network, monitor=follow, run_dir=inner)
+        except (ValueError, TypeError):
+            if fresh and dist.rank() == 0 and not (out / "log.jsonl").exists():
+                for claimed in (config_file, *inner.rglob("config.json")):
+                    claimed.unlink()  # the folder is free for better settings
+            raise
         clusters, assignment = publish.fitted(model, method, images, spec)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
@@ -231,9 +214,15 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
 
 
 def rewrite(out: str | Path, *, device: str = "auto") -> None:
-    """Write the assignments and the report of a finished run again, from its model and images."""
+    """Write the assignments and the report of a finished run again, from its model and images.
+
+    Raises ValueError when they are not the images any more that the run was made from.
+    """
     s, found = settings(out), clusters(out, device=device)
     data = s.source.load()
+    kept = json.loads((Path(out) / "config.json").read_bytes())["data"]["checksum"]
+    if data.checksum != kept:  # the assignments there would be written over
+        raise ValueError(f"data must be the images of the run; {s.source.data} has changed")
     assignment = found.assign(data.images.to(pick_device(device)))
     if dist.rank() == 0:
         with checkpoint.lock(out):
@@ -251,14 +240,19 @@ def choose(
     Raises as `choose_k`. Chapter: 06-your-images.
     """
     place = pick_device(device)
+    if most < 3:
+        raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
     if (Path(data) / "config.json").is_file():
         found, s = clusters(data, device=device), settings(data)
         z: Any = found.assign(s.source.load().images.to(place)).vectors
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
+    fewest = 6  # half of the images, for 2 and 3
     learned = encoder not in ("", "pixels")
     folder = Path(data).expanduser().is_dir()
     side = size or (0 if not folder else 224 if learned else 32)
     images = Source(data, split, side, limit or (0 if encoder else 4000)).load()
+    if len(images) < fewest:
+        raise ValueError(f"data must have at least {fewest} images; got {len(images)}")
     if learned:
         network, _, _ = _encoder(encoder, images)
         assert network is not None

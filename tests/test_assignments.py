@@ -53,3 +53,21 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("name,class\n1,2\n")
     with pytest.raises(ValueError, match=r"must have the columns file, label; got .*'name'"):
         assignments.read_csv(tmp_path / "a.csv", "file", "label")
+
+
+def test_labels_that_say_nothing_or_two_things(tmp_path):
+    (tmp_path / "assignments.csv").write_bytes(assignments.table(NAMES, assignment()))
+    with pytest.raises(ValueError, match="labels must name files"):  # nothing lies in a folder
+        assignments.evaluate(flat(tmp_path / "flat"), "folders")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\n=1+1.png,x\n../up.png\nひらがな.png,\n=1+1.png,x\n")
+    assert assignments.evaluate(tmp_path, labels)["images"] == 1
+    labels.write_text("file,label\n=1+1.png,x\n=1+1.png,y\n")
+    with pytest.raises(ValueError, match=r"a file one label; '=1\+1\.png' has several"):
+        assignments.evaluate(tmp_path, labels)
+
+
+def flat(out):
+    out.mkdir()
+    (out / "assignments.csv").write_bytes(assignments.table([*"abcde"], assignment()))
+    return out

@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dcl import publish
-from dcl.cli import IMPOSSIBLE, OK, main
+from dcl.cli import IMPOSSIBLE, OK, WARNING, main
 from photos import fit, photos_in
 
 
@@ -18,7 +22,13 @@ def photos(tmp_path_factory):
         (["predict", "nowhere", "digits"], "must hold a finished run"),
         (["resume", "nowhere"], "must be a run folder"),
         (["evaluate", "nowhere", "--labels", "x"], "there must be a CSV file"),
-        (["choose-k", "nothing"], "name must be one of digits"),
+        (["choose-k", "nothing"], "data must be a folder that is there, seen from"),
+        (["choose-k", "digits", "--most", "2"], "most must be at least 3"),
+        (["choose-k", "digits", "--limit", "5"], "data must have at least 6 images; got 5"),
+        (["choose-k", "digits", "--limit", "-3"], "limit must be at least 0; got -3"),
+        (["evaluate", "nowhere", "--labels", "folders"], "there must be a CSV file"),
+        (["predict", "nowhere", "digits", "--out", os.curdir], "out must be a file"),
+        (["predict", "nowhere", "digits", "--out", os.devnull], "out must be a file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(args, message, capfd):
@@ -48,6 +58,42 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
             main(["fit", "scan", *wrong])
         assert stop.value.code == IMPOSSIBLE
     assert "threshold must be at least 0 and below 1; got 3.0" in capfd.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_images_are_read(tmp_path, capfd):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert fit(tmp_path / "unread", out) == IMPOSSIBLE
+        assert f"out must be a folder that can be written; '{tmp_path / 'file'}'" in (
+            capfd.readouterr().err
+        )
+    assert fit(tmp_path / "unread", tmp_path / "x", "--clusters", "1") == IMPOSSIBLE
+    assert "clusters must be at least 2; got 1" in capfd.readouterr().err
+    assert fit(tmp_path / "unread", tmp_path / "x", "--size", "7") == IMPOSSIBLE
+    assert "size must be at least 8; got 7" in capfd.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "x").exists()
+    assert main(["evaluate", str(tmp_path), "--labels", str(tmp_path)]) == IMPOSSIBLE
+
+
+def test_refused_settings_do_not_keep_the_folder(photos, tmp_path, capfd):
+    out = tmp_path / "x"
+    (out / "other").mkdir(parents=True)
+    (out / "other" / "config.json").write_text("mine")
+    assert fit(photos, out, "--size", "16", "--config.n-neighbors", "500") == IMPOSSIBLE
+    assert fit(photos, out, "--size", "16", "--epochs", "1") in (OK, WARNING)
+    assert (out / "other" / "config.json").read_text() == "mine"
+    assert fit(photos, out, "--size", "16", "--config.n-neighbors", "500") == IMPOSSIBLE
+    assert "n_neighbors: there 20, now 500" in capfd.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    end, start = os.pipe()
+    os.close(end)
+    done = subprocess.run(
+        [sys.executable, "-m", "dcl", "--help"], stdout=start, stderr=subprocess.PIPE, timeout=100
+    )
+    os.close(start)
+    assert (done.returncode, done.stderr) == (OK, b"")
 
 
 def test_help_teaches(capfd):

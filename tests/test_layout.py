@@ -18,7 +18,7 @@ LEVELS = [
     {"evaluate", "pretrained", "features", "choose"},
     {"methods"},
     {"plots", "show", "results", "publish"},
-    {"report", "progress", "assignments"},
+    {"report", "progress", "assignments", "source"},
     {"run"},
     {"estimator", "cli"},
 ]

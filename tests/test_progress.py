@@ -22,9 +22,10 @@ def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
         ("scan", 0, 3.0), ("scan", 1, 2.0), ("scan", 2, 9.0), ("selflabel", 0, 0.5),
     ]  # fmt: skip
     assert read_log(path) == rows and read_log(tmp_path / "none") == []
-    path.write_text("{}\nnot json\n")
-    with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
-        read_log(path)
+    for text in ("not json\n", "[1]\n", "{}\n", '{"stage": "scan", "epoch": 0}\n'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
+            read_log(path)
 
 
 def test_epochs_of_every_stage_are_counted():

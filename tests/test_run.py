@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from dcl.assignments import evaluate
 from dcl.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
 from dcl.methods import scan
 from dcl.optim import with_epochs
+from dcl.source import Source
 from photos import fit, photos_in
 
 
@@ -65,7 +68,7 @@ def test_labels_in_the_folders_change_nothing(done, photos, tmp_path):
     for k, row in enumerate(sorted(r["file"] for r in rows(done / "assignments.csv"))):
         (flat / f"{k:03}.png").write_bytes((photos / row).read_bytes())
     config = run.settings(done).config
-    a, b = (run.Source(str(f), size=16).load() for f in (photos, flat))
+    a, b = (Source(str(f), size=16).load() for f in (photos, flat))
     assert a.labels is not None and b.labels is None and torch.equal(a.images, b.images)
     _, found = run.fit("scan", b, config)
     wanted = [int(r["cluster"]) for r in rows(done / "assignments.csv")]
@@ -93,6 +96,22 @@ def test_report_and_resume_of_a_finished_run_change_no_cluster(done):
     assert main(["resume", str(done)]) in (OK, WARNING)
     assert (done / "assignments.csv").read_bytes() == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in weights(done).items())
+
+
+def test_a_report_of_images_that_have_changed_is_refused(photos, tmp_path, capfd):
+    own = tmp_path / "own"
+    shutil.copytree(photos, own)
+    assert fit(own, tmp_path / "x", "--size", "16", "--epochs", "1") in (OK, WARNING)
+    before = (tmp_path / "x" / "assignments.csv").read_bytes()
+    next(own.glob("class 4/*.png")).unlink()
+    assert main(["report", str(tmp_path / "x")]) == IMPOSSIBLE
+    assert f"{own} has changed" in capfd.readouterr().err
+    assert (tmp_path / "x" / "assignments.csv").read_bytes() == before
+    own.rename(tmp_path / "moved")
+    assert main(["resume", str(tmp_path / "x")]) == IMPOSSIBLE
+    assert f"data must be a folder that is there, seen from {os.getcwd()!r}" in (
+        capfd.readouterr().err
+    )
 
 
 def test_evaluate(done, tmp_path, capfd):
@@ -164,7 +183,7 @@ def test_settings_reach_the_method_and_small_sets_get_small_batches(photos, tmp_
 
 def test_a_network_from_python(photos, tmp_path):
     """An encoder that already sees, frozen: heads on features, once; and the folder works."""
-    data = run.Source(str(photos), size=16).load()
+    data = Source(str(photos), size=16).load()
     torch.manual_seed(0)
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 8), torch.nn.Tanh())
     calls = []

@@ -33,6 +33,7 @@ assert not heavy, heavy
 
 def test_every_module_imports_without_what_only_some_functions_need():
     names = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "dcl").rglob("*.py")]
+    names = [name for name in names if name.stem != "estimator"]  # it is a scikit-learn class
     modules = ", ".join(".".join(name.parts) for name in names if name.stem != "__init__")
     code = f"""
 import sys

@@ -159,8 +159,8 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
             "same settings can not be told. Restore it, or choose another run_dir."
         ) from e
     differences = [
-        f"  {part}.{key}: there {theirs[part].get(key)!r}, now {mine[part].get(key)!r}"
-        for part in mine
+        f"  {before}{key}: there {theirs[part].get(key)!r}, now {mine[part].get(key)!r}"
+        for part, before in (("config", ""), ("data", "data."))
         for key in sorted(mine[part].keys() | theirs[part].keys())
         if mine[part].get(key) != theirs[part].get(key)
     ]

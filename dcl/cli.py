@@ -50,7 +50,7 @@ def predict(
 ) -> int:
     """The clusters of new images, as CSV: file, cluster, confidence, distance to the prototype.
 
-    A large distance together with a low confidence means: like nothing in the training.
+    A large distance means: like nothing in the training, however high the confidence.
 
     Args:
         folder: The run folder.
@@ -114,8 +114,8 @@ def choose_k(
 
     Args:
         data: A folder of images, the name of a set, or a run folder, whose features are taken.
-        encoder: A network that already sees, such as resnet50, or the word pixels. Without one
-            two small networks are trained on at most 4,000 of the images, which takes minutes.
+        encoder: A network that already sees, such as resnet50, or the word pixels; empty: two small
+            networks are trained on at most 4,000 of the images, which takes minutes.
         size: Side in pixels to which images are brought.
         split: Part of a set that has parts.
         limit: So many images at most, chosen at random; 0: all.

@@ -31,8 +31,8 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     config, a whole Config that replaces profile and epochs; device; random_state, an integer;
     run_dir, a folder in which an interrupted fit goes on and the report is left.
 
-    After fit: labels_ (N,) int, probabilities_ (N,K), n_features_in_ (numbers per image),
-    clusters_ (`dcl.publish.Clusters`). Labels never enter fit; y is there for pipelines and is
+    After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
+    image), ``clusters_`` (`dcl.publish.Clusters`). Labels never enter fit; y is there for pipelines and is
     ignored. Chapter: 06-your-images.
     """
 

@@ -92,8 +92,7 @@ def evaluate(folder: Positional[Path], labels: str) -> int:
 
     Args:
         folder: The run folder.
-        labels: A CSV file with the columns file and label, or the word folders: each image is
-            labelled by the folder it lies in.
+        labels: A CSV file with columns file and label, or folders: the folder of each image.
     """
     for name, value in assignments.evaluate(folder, labels).items():
         print(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
@@ -114,8 +113,7 @@ def choose_k(
 
     Args:
         data: A folder of images, the name of a set, or a run folder, whose features are taken.
-        encoder: A network that already sees, such as resnet50, or the word pixels; empty: two small
-            networks are trained on at most 4,000 of the images, which takes minutes.
+        encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
         size: Side in pixels to which images are brought.
         split: Part of a set that has parts.
         limit: So many images at most, chosen at random; 0: all.

@@ -32,8 +32,8 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     run_dir, a folder in which an interrupted fit goes on and the report is left.
 
     After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
-    image), ``clusters_`` (`dcl.publish.Clusters`). Labels never enter fit; y is there for pipelines and is
-    ignored. Chapter: 06-your-images.
+    image), ``clusters_`` (`dcl.publish.Clusters`). Labels never enter fit; y is there for
+    pipelines and is ignored. Chapter: 06-your-images.
     """
 
     def __init__(

@@ -33,7 +33,8 @@ class Fit:
     with an encoder, where the method has it; else gpu on a GPU and photos on a CPU."""
     encoder: str = ""
     """A network that already sees, such as resnet50 or resnet50:weights.pth. For a few hundred or
-    thousand photographs nothing trained from scratch is good."""
+    thousand photographs nothing trained from scratch is good. It is fine-tuned, unless the
+    profile is frozen: then heads are trained on its features."""
     size: int = 0
     """Side in pixels to which images are brought. 0: 224 with an encoder, else 32; a named set
     keeps its own."""

@@ -49,10 +49,10 @@ class Sobel(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
 
 
-def identity(width: int) -> nn.Identity:
-    """An encoder for what has been encoded already: vectors (B,width) come back as they are."""
+def identity(encoder: nn.Module) -> nn.Identity:
+    """An encoder for what `encoder` has encoded already: its features come back as they are."""
     same = nn.Identity()
-    same.out_dim = width  # type: ignore[assignment]
+    same.out_dim = encoder.out_dim
     return same
 
 

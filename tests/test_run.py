@@ -193,6 +193,10 @@ def test_a_network_from_python(photos, tmp_path):
     config = replace(config, scan=replace(config.scan, batch_size=40))
     clusters, found = run.fit("scan", data, config, tmp_path / "x", encoder=own)
     assert len(calls) <= 6  # the check, mining and the end; not once for every batch and epoch
+    assert len(list((tmp_path / "x" / "checkpoint").glob("features-*.safetensors"))) == 1
+    calls.clear()
+    assert torch.equal(run.fit("scan", data, config, tmp_path / "x", encoder=own)[1][0], found[0])
+    assert len(calls) <= 3  # the check and the end: what was extracted is read again
     again = publish.load(tmp_path / "x" / "model.safetensors", encoder=own)
     assert torch.equal(again.assign(data.images).clusters, found.clusters)
     with pytest.raises(ValueError, match="this run began in Python"):

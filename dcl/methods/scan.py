@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from dcl.augment import DIGIT_VIEW, SCAN_STRONG, View
 from dcl.dist import all_rows
+from dcl.features import features
 from dcl.methods import simclr
 from dcl.neighbors import draw, mine
 from dcl.nets import identity
@@ -276,14 +277,14 @@ def fit(
         pretext = copy.deepcopy(encoder).to(images.device)
 
         embed = getattr(pretext, "embed", pretext)  # 2. mining
-        neighbors = mine(z := extract(embed, images), config.n_neighbors)
+        trunk = getattr(pretext, "encoder", pretext)
+        frozen = config.freeze_encoder and config.scan_view == View()  # every look is the same
+        seen = features(trunk, images, cache=run_dir).to(images.device) if frozen else images
+        z = seen if frozen and embed is trunk else extract(embed, images)
+        neighbors = mine(z, config.n_neighbors)
 
-        trunk = getattr(pretext, "encoder", pretext)  # 3. clustering
-        seen, eyes = images, trunk
-        if config.freeze_encoder and config.scan_view == View():  # every look would be the same
-            seen = z if embed is trunk else extract(trunk, images)
-            eyes = identity(trunk.out_dim)  # type: ignore[arg-type]
-        scan = Scan(eyes, seen, neighbors, config)
+        # 3. clustering
+        scan = Scan(identity(trunk) if frozen else trunk, seen, neighbors, config)
         train(scan, seen, config.scan, stage="scan", monitor=monitor, run_dir=run_dir)
         scan.select()  # 4. the head with the lowest loss
 

@@ -388,3 +388,26 @@ def test_bad_settings_are_refused(change, message):
 def test_too_many_neighbours_are_refused_before_training(digits):
     with pytest.raises(ValueError, match="n_neighbors must be 1 to 159; got 160"):
         fit(digits.images, replace(PROFILES["smoke"], n_neighbors=160), monitor=1 / 1)
+
+
+class Unchanged(View):
+    """As `View()`, but not known to change nothing."""
+
+    def __call__(self, x):
+        return x
+
+
+def test_heads_on_features_are_those_that_looking_again_every_time_would_give(tmp_path):
+    images = load("digits").subset(150).images
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.BatchNorm1d(12), nn.Tanh())
+    own.out_dim = 12
+    step = TrainConfig(3, 50, "adam", 5e-3, precision="float32")
+    once = replace(PROFILES["frozen"], n_clusters=5, heads=2, n_neighbors=4, scan=step)
+    again = replace(once, scan_view=Unchanged())
+    a = fit(images, once, encoder=own, run_dir=tmp_path)
+    b = fit(images, again, encoder=own)
+    assert list(tmp_path.glob("features-*")) and not a.encoder.training
+    for (name, x), (_, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert torch.allclose(x, y, atol=1e-5), name
+    assert torch.equal(own[1].weight, a.encoder[1].weight)  # frozen

@@ -100,7 +100,7 @@ class View:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Draw one view of each image of `x` (B,C,H,W); `View()` lets vectors (B,D) pass."""
-        if x.ndim == 2 and self == View():
+        if isinstance(x, Tensor) and x.ndim == 2 and self == View():
             return x
         check_images(x)
         with torch.autocast(x.device.type, enabled=False):

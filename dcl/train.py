@@ -221,7 +221,10 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
         rows = dist.share(torch.arange(len(images)))
         found, at = torch.empty(0), 0
         for x, i in batches(images, rows, batch_size):
-            y = function(x)
+            if len(y := function(x)) != len(i):
+                raise ValueError(
+                    f"function must give a row for each of {len(i)} images; got {len(y)}"
+                )
             if not at:  # one block from the start: thousands of small ones would riddle the heap
                 found = y.new_empty(len(rows), *y.shape[1:])
             found[at : at + len(i)] = y

@@ -23,16 +23,18 @@ PARTS: dict[str, list[list[str | Path]]] = {
         [sys.executable, "book/notebooks.py", "check"],
         [*PYTEST, *(f"tests/{name}" for name in SITE_PARTS)],
     ],
-    "unit and contract": [
-        [*PYTEST, *TWO, "tests", *(f"--ignore=tests/{name}" for name in (*SITE_PARTS, *SLOW))]
+    "unit and contract": [  # by file: what a file sets up once is then set up once
+        [*PYTEST, *TWO, "--dist", "loadfile", "tests"]
+        + [f"--ignore=tests/{name}" for name in (*SITE_PARTS, *SLOW)]
     ],
     "book build": [
         [BIN / "jupyter-book", "build", "book", "--all", "-W", "-n", "-q", "--keep-going"]
     ],
     "browser": [[*PYTEST, "tests/test_site.py"]],
-    "papermill": [[*PYTEST, *TWO, "tests/test_papermill.py"]],
     "nbval": [[*PYTEST, *TWO, "--dist", "loadscope", "--nbval", "book"]],
-    "sabotage": [[*PYTEST, *TWO, "tests/test_sabotage.py"]],
+    "papermill and sabotage": [
+        [*PYTEST, *TWO, "--dist", "worksteal", *(f"tests/{name}" for name in SLOW[:2])]
+    ],
 }
 
 

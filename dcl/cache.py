@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import closing
 from math import prod
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ VERSION = 1  # of the file and of the decoding: another number, and everything i
 BUDGET = 2**30
 Block = tuple[np.ndarray, dict[int, str]]  # images (B,C,H,W), and why some others are missing
 Blocks = Generator[Block, None, None]
+MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address, while in use
 
 
 def budget(given: int | None = None) -> int:
@@ -120,7 +122,34 @@ def _mapped(path: Path) -> np.ndarray:
             memory = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | reserve_nothing)
         else:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return np.frombuffer(memory, np.uint8)
+    array = np.frombuffer(memory, np.uint8)
+    MAPPED[array.ctypes.data] = memory
+    return array
+
+
+def forget(images: object) -> None:
+    """Give back the memory that mirrors the file under `stored` images; it is read again at need.
+
+    The system would do so when memory is short; a process that reads on and on need not wait for
+    that. Nothing happens for other images, for those that somebody has written to, whose changes
+    are in memory only, and on systems other than Linux.
+    """
+    if not (sys.platform == "linux" and isinstance(images, Tensor)) or images.is_cuda:
+        return
+    start = images.data_ptr()
+    memory = MAPPED.get(start)
+    if memory is not None and not _written(start):
+        memory.madvise(mmap.MADV_DONTNEED)
+
+
+def _written(start: int) -> bool:
+    """Whether pages of the mapping that begins at an address have been written to."""
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            if line.startswith(f"{start:x}-"):
+                amount = next(line for line in maps if line.startswith("Anonymous:"))
+                return int(amount.split()[1]) > 0
+    return True  # unknown
 
 
 def _write(place: Path, key: str, size: int, shape: tuple[int, ...], blocks: Blocks) -> None:

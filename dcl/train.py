@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dcl import checkpoint, dist
+from dcl.cache import forget
 from dcl.data import Data
 from dcl.device import autocast
 from dcl.optim import TrainConfig, learning_rate, make_optimizer
@@ -85,9 +86,11 @@ def batches(images: Any, rows: Tensor, batch_size: int) -> Iterator[tuple[Tensor
     The one place that knows how images are stored: anything with `len` and
     integer-array indexing that returns uint8 (B,C,H,W), or vectors.
     """
-    for i in rows.split(batch_size):
-        x = unit(images[i])
-        yield x, i.to(x.device)
+    for n, i in enumerate(rows.split(batch_size)):
+        x = images[i]
+        if n * x.nbytes % 2**26 < x.nbytes:  # every 64 MB, and what lies around them
+            forget(images)
+        yield unit(x), i.to(x.device)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -222,9 +225,7 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
         found, at = torch.empty(0), 0
         for x, i in batches(images, rows, batch_size):
             if len(y := function(x)) != len(i):
-                raise ValueError(
-                    f"function must give a row for each of {len(i)} images; got {len(y)}"
-                )
+                raise ValueError(f"function must give a row for each image; gave {len(y)}")
             if not at:  # one block from the start: thousands of small ones would riddle the heap
                 found = y.new_empty(len(rows), *y.shape[1:])
             found[at : at + len(i)] = y

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dcl import cache, folder
 from dcl.data import load
+from dcl.train import batches
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 N = 150  # several blocks
@@ -346,3 +347,32 @@ def test_the_notes_are_plain(photos):
     read(photos)
     note = json.loads(data_file(photos).with_suffix(".json").read_text())
     assert note["shape"] == [135, 3, 4, 4] and len(note["reasons"]) == 15
+
+
+@linux
+def test_what_was_read_is_given_back_unless_somebody_wrote(tmp_path):
+    def resident(address):
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = next(k for k, line in enumerate(lines) if line.startswith(f"{address:x}-"))
+        return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1])
+
+    (tmp_path / "images").write_bytes(bytes(range(256)) * 2**15)  # 8 MiB
+    images = torch.from_numpy(cache._mapped(tmp_path / "images")).view(-1, 1, 64, 64)
+    total = int(images.sum(dtype=torch.int64))
+    assert resident(images.data_ptr()) == 2**13
+    cache.forget(images)
+    assert resident(images.data_ptr()) == 0
+    assert int(images.sum(dtype=torch.int64)) == total
+    images[3] = 7
+    cache.forget(images)
+    assert (images[3] == 7).all() and resident(images.data_ptr()) > 0
+    cache.forget(torch.zeros(3))
+    cache.forget([1, 2])
+
+
+def test_a_pass_over_the_images_gives_them_back(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("dcl.train.forget", calls.append)
+    images = torch.zeros(3000, 3, 100, 100, dtype=torch.uint8)  # 90 MB
+    assert sum(len(x) for x, _ in batches(images, torch.arange(3000), 300)) == 3000
+    assert len(calls) == 2 and calls[0] is images  # at the start, and after 72 MB

@@ -259,7 +259,7 @@ def test_what_is_no_encoder():
         as_encoder(3, uint8())
     for net, words in (
         (nn.Identity(), r"for 3 images it gave \(3, 3, 20, 20\)"),
-        (nn.Flatten(0), "must give a row for each of 3 images; got 3600"),
+        (nn.Flatten(0), "must give a row for each image; gave 3600"),
         (nn.Conv2d(1, 4, 3), r"it raised RuntimeError.*1 channels|it raised RuntimeError"),
     ):
         with pytest.raises(ValueError, match=r"images \(B,3,20,20\) to features \(B,D\).*" + words):

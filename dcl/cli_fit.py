@@ -12,7 +12,7 @@ from dcl import dist, publish, run
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.progress import Bar, Reading, all_of, epochs_of, read_log, tensorboard
-from dcl.source import Source
+from dcl.source import Source, side
 
 SMALLEST = 8  # pixels: of fewer the networks leave none
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
@@ -76,8 +76,7 @@ def fit(args: Sequence[str]) -> int:
     out = _writable(asked.out.expanduser())
     if config.n_clusters < 2:
         raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
-    folder = Path(asked.data).expanduser().is_dir()
-    size = asked.size or (0 if not folder else 224 if asked.encoder else 32)
+    size = side(asked.data, asked.size, bool(asked.encoder))
     if 0 < size < SMALLEST:
         raise ValueError(f"size must be at least {SMALLEST}; got {size}")
     source = Source(asked.data, asked.split, size, asked.limit)

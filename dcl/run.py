@@ -34,7 +34,7 @@ from dcl.pretrained import Pretrained, as_encoder, pretrained
 from dcl.progress import Lines, all_of, read_log
 from dcl.publish import Assignment, Clusters
 from dcl.report import report
-from dcl.source import Source
+from dcl.source import Source, side
 from dcl.train import Monitor, extract
 
 # ---------------------------------------------------------------- fit
@@ -248,9 +248,9 @@ def choose(
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
     fewest = 6  # half of the images, for 2 and 3
     learned = encoder not in ("", "pixels")
-    folder = Path(data).expanduser().is_dir()
-    side = size or (0 if not folder else 224 if learned else 32)
-    images = Source(data, split, side, limit or (0 if encoder else 4000)).load()
+    images = Source(
+        data, split, side(data, size, learned), limit or (0 if encoder else 4000)
+    ).load()
     if len(images) < fewest:
         raise ValueError(f"data must have at least {fewest} images; got {len(images)}")
     if learned:

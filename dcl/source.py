@@ -8,6 +8,12 @@ from dcl import dist
 from dcl.data import SPLITS, Data, load
 
 
+def side(data: str, size: int, encoder: bool) -> int:
+    """`size` if it is given; else 224 for a folder with an encoder, 32 without, 0 for a set."""
+    folder = Path(data).expanduser().is_dir()
+    return size or (0 if not folder else 224 if encoder else 32)
+
+
 @dataclass(frozen=True)
 class Source:
     """The images of a run, by words that can be written down."""

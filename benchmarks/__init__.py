@@ -1,43 +1,85 @@
-"""Measurements that anybody can repeat: `python -m benchmarks NAME`.
+"""Measurements that anybody can repeat: `python -m benchmarks`, or some by name.
 
 Each file beside this one is a benchmark: its first line says what it measures, and its
-`run(rounds)` returns the candidates' times, the claims they should meet, and the settings.
+`run(rounds)` returns an `Outcome`: the candidates' times, the figures and the bounds they should
+keep, and the settings. What it cannot do without and does not find, it says by raising `Absent`.
+A figure is a ratio inside one run: candidates take turns, and each round gives one ratio.
 """
 
+import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
+
+Work = dict[str, Callable[[], object]]  # the candidates by name
+Times = dict[str, list[float]]  # milliseconds by name, one for each round
+
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pillow"),
+    *("kornia", "lightly", "POT"),
+)
+ROUNDS = 15
+CPU, WALL = "milliseconds of CPU time, one thread", "milliseconds of wall time"
+
+
+class Absent(Exception):
+    """The benchmark needs what this machine lacks; the message says what. It is skipped."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate's times in milliseconds: middle, quartiles, number of measurements."""
+    """One candidate's times: middle, quartiles, number of measurements."""
 
     name: str
     median: float
     low: float
     high: float
     n: int
+    group: str = ""
+    """The work that the candidates of one table did, such as "k-means, K = 100"."""
+    ratio: tuple[float, float, float] | None = None
+    """Its time over that of the first candidate of its group, round by round: middle, quartiles."""
+    cpu: float | None = None
+    """Middle of the CPU time of the process and its children, in the unit of the others."""
+    unit: str | None = None
+    """Where it differs from the outcome's."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a benchmark asserts: a value and the bound it is to keep."""
+    """A figure with its spread, and the bound it is to keep, if any."""
 
     text: str
     value: float
-    at_most: float
+    at_most: float | None = None
+    at_least: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    spread: str = "quartiles"
+    """What low and high are."""
 
     @property
     def holds(self) -> bool:
-        """Whether the bound is kept."""
-        return self.value <= self.at_most
+        """Whether the bound is kept; a figure without one has nothing to keep."""
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    @property
+    def bound(self) -> str:
+        """The bound in words; empty without one."""
+        words = [("at most", self.at_most), ("at least", self.at_least)]
+        return " and ".join(f"{word} {number(b)}" for word, b in words if b is not None)
 
 
 @dataclass(frozen=True)
@@ -48,37 +90,156 @@ class Outcome:
     claims: list[Claim]
     settings: dict[str, object]
     remarks: list[str]
-    unit: str = "milliseconds of CPU time, one thread"
+    unit: str = CPU
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Points behind a figure: (size, value)."""
 
 
-def cpu_times(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def cpu_times(candidates: Work, rounds: int) -> Times:
     """CPU time of this process, in milliseconds, of each candidate in each of `rounds`.
 
     The candidates take turns, so that a load on the machine meets all of them alike, and each
     repeats its work until 50 ms have passed: a shorter stretch would measure the clock. Wall
     time is left alone, because it also counts what other programs do.
     """
+    (times,) = _turns(candidates, rounds, (time.process_time,))
+    return times
+
+
+def wall_times(candidates: Work, rounds: int) -> tuple[Times, Times]:
+    """Wall time and CPU time of each candidate in each of `rounds`, in milliseconds.
+
+    For work on several threads or processes. As in `cpu_times` the candidates take turns. The CPU
+    time is that of the process and of its children (see `cpu_seconds`): what a pipeline gains on
+    the clock by using more cores shows there. It counts in steps of 10 ms.
+    """
+    wall, cpu = _turns(candidates, rounds, (time.perf_counter, cpu_seconds))
+    return wall, cpu
+
+
+def _turns(candidates: Work, rounds: int, clocks: tuple[Callable[[], float], ...]) -> list[Times]:
     repeats: dict[str, int] = {}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times: list[Times] = [{name: [] for name in candidates} for _ in clocks]
+    said = begun = time.perf_counter()
     for name, work in candidates.items():
+        since = time.perf_counter()
         for _ in range(3):  # warm up: first calls load code and grow the heap
-            start = time.process_time()
+            start = clocks[0]()
             work()
-            once = time.process_time() - start
+            once = clocks[0]() - start
+            if time.perf_counter() - since > 1:
+                break
         repeats[name] = max(1, round(0.05 / max(once, 1e-6)))
-    for _ in range(rounds):
+    for done in range(rounds):
         for name, work in candidates.items():
-            start = time.process_time()
+            starts = [clock() for clock in clocks]
             for _ in range(repeats[name]):
                 work()
-            times[name].append((time.process_time() - start) / repeats[name] * 1e3)
+            for kept, clock, start in zip(times, clocks, starts):
+                kept[name].append((clock() - start) / repeats[name] * 1e3)
+        if time.perf_counter() - said > 10:
+            said = time.perf_counter()
+            progress(f"round {done + 1} of {rounds}, {said - begun:.0f} s")
     return times
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and its children: the ended and, on Linux, the living."""
+    total = time.process_time()
+    # Asking for the living also takes leave of those that ended: after it they are in os.times.
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # ended since, or no Linux
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ended = os.times()
+    return total + ended.children_user + ended.children_system
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Within it torch, faiss, scikit-learn and numpy use n threads. Import them before."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        with threadpool_limits(n):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peer(module: str, remarks: list[str], name: str = "") -> ModuleType | None:
+    """Import a package to compare with; None, and a remark, where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        remarks.append(f"{name or module} is not installed: not compared")
+        return None
+
+
+def progress(text: str) -> None:
+    """Say on stderr how far a long benchmark is."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Middle and quartiles (inclusive)."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
 
 
 def row(name: str, times: list[float]) -> Row:
     """Middle and quartiles of some times."""
-    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Row(name, round(statistics.median(times), 3), round(low, 3), round(high, 3), len(times))
+    middle, low, high = (round(value, 3) for value in quartiles(times))
+    return Row(name, middle, low, high, len(times))
+
+
+def rows(times: Times, group: str = "", cpu: Times | None = None) -> list[Row]:
+    """The candidates of one piece of work, beside the first of them."""
+    first = next(iter(times))
+    found = []
+    for name, values in times.items():
+        ratio = None
+        if name != first:
+            middle, low, high = quartiles([a / b for a, b in zip(values, times[first])])
+            ratio = round(middle, 4), round(low, 4), round(high, 4)
+        plain = asdict(row(name, values))
+        spent = round(statistics.median(cpu[name]), 3) if cpu else None
+        found.append(Row(**plain | {"group": group, "ratio": ratio, "cpu": spent}))
+    return found
+
+
+def ratio(
+    text: str,
+    over: list[float],
+    under: list[float],
+    at_most: float | None = None,
+    at_least: float | None = None,
+) -> Claim:
+    """The figure over / under: the middle of the rounds' ratios and their quartiles."""
+    middle, low, high = quartiles([a / b for a, b in zip(over, under, strict=True)])
+    spread = {"low": round(low, 4), "high": round(high, 4), "n": len(over)}
+    return Claim(text, round(middle, 4), at_most, at_least, **spread)
+
+
+def exponent(text: str, points: list[tuple[float, float]], at_most: float | None = None) -> Claim:
+    """The figure b of value = a size^b: least squares in logarithms, with its 95 % interval.
+
+    points (size, value), at least three of different sizes; the interval is Student's.
+    """
+    import numpy as np
+    from scipy.stats import linregress, t
+
+    x, y = np.log(np.asarray(points, float)).T
+    fit = linregress(x, y)
+    half = float(t.ppf(0.975, len(points) - 2) * fit.stderr)
+    b = float(fit.slope)
+    spread = {"low": round(b - half, 3), "high": round(b + half, 3), "n": len(points)}
+    return Claim(text, round(b, 3), at_most, spread="95 % interval", **spread)
 
 
 def installed(*packages: str) -> dict[str, str]:
@@ -92,6 +253,14 @@ def installed(*packages: str) -> dict[str, str]:
     return found
 
 
+def machine() -> dict[str, object]:
+    """Processor, cores, and GPU ("none" without one)."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"processor": processor(), "cores": os.cpu_count(), "gpu": gpu}
+
+
 def processor() -> str:
     """The processor's name, as the system gives it."""
     info = Path("/proc/cpuinfo")
@@ -102,26 +271,53 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def number(value: float) -> str:
+    """A number with three digits that count: 0.0123, 1.23, 123, 12,300."""
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 2 - int(f"{value:e}".split("e")[1]))
+    return f"{value:.{digits}f}"
+
+
 def show(outcome: Outcome) -> str:
-    """The outcome as a text table."""
-    lines = [f"{'':44}{'median':>9}{'quartiles':>19}{'n':>5}"]
+    """The outcome as text tables."""
+    lines = [outcome.unit]
+    group = None
     for r in outcome.rows:
-        lines.append(f"{r.name:44}{r.median:6.2f} ms{r.low:9.2f} ..{r.high:7.2f}{r.n:5}")
+        if r.group != group:
+            lines += ["", r.group] if r.group else []
+            lines.append(f"{'':36}{'median':>10}{'quartiles':>20}{'n':>4}{'ratio':>8}{'CPU':>9}")
+            group = r.group
+        between = f"{number(r.low)} .. {number(r.high)}"
+        beside = number(r.ratio[0]) if r.ratio else ""
+        spent = "" if r.cpu is None else number(r.cpu)
+        unit = f" {r.unit}" if r.unit else ""
+        text = f"{r.name:36}{number(r.median):>10}{between:>20}{r.n:4}{beside:>8}{spent:>9}{unit}"
+        lines.append(text.rstrip())
+    lines += [""] if outcome.claims else []
     for claim in outcome.claims:
-        verdict = "holds" if claim.holds else "FAILS"
-        lines.append(f"{claim.text}: {claim.value:.3f}, at most {claim.at_most:.3f}: {verdict}")
+        text = f"{claim.text}: {number(claim.value)}"
+        if claim.low is not None and claim.high is not None:
+            text += f" ({claim.spread} {number(claim.low)} .. {number(claim.high)}, n={claim.n})"
+        if claim.bound:
+            text += f", {claim.bound}: {'reached' if claim.holds else 'MISSED'}"
+        lines.append(text)
     return "\n".join(lines + outcome.remarks)
 
 
-def save(name: str, outcome: Outcome, folder: Path) -> Path:
+def save(name: str, outcome: Outcome, folder: Path, command: str = "") -> Path:
     """Write the outcome as JSON, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": name,
-        "command": f"python -m benchmarks {name}",
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
-        "versions": installed("torch", "torchvision", "pillow", "kornia"),
+        "command": command or f"python -m benchmarks {name}",
+        "machine": machine(),
+        "versions": installed(*PACKAGES),
         **asdict(outcome),
+        "claims": [
+            asdict(claim) | {"bound": claim.bound, "reached": claim.holds}
+            for claim in outcome.claims
+        ],
     }
     path, draft = folder / f"{name}.json", folder / f".{name}.json.part"
     draft.write_text(json.dumps(content, indent=1) + "\n")

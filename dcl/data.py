@@ -134,7 +134,8 @@ def load(
 ) -> Data:
     """Load a set by name, or the images below a folder with ``folder:PATH``.
 
-    split: one of `SPLITS` (default: the first); size: resize to size x size; root: where
+    split: one of `SPLITS` (default: the first), which may stand in the name as well, as in
+    ``mnist:train+test``; size: resize to size x size; root: where
     downloads are, see `data_root`. A folder whose decoded images take more than `cache_bytes`
     (default `dcl.cache.budget`) is decoded once into a file below root, and `images` reads from
     there; progress(done, all) is called now and then while a folder is decoded.
@@ -152,9 +153,12 @@ def load(
         found = folder(path, parts, size, place=place, cache_bytes=cache_bytes, progress=progress)
         shown = printable(path.resolve().name)
         return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
+    name, _, part = name.partition(":")
+    if part and split and part != split:
+        raise ValueError(f"split must be that of the name, {part!r}; got {split!r}")
     if name not in SPLITS:
         raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
-    split = _split(split, SPLITS[name])
+    split = _split(split or part, SPLITS[name])
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
     else:

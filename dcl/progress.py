@@ -1,9 +1,11 @@
-"""What is told after each epoch: log.jsonl, a line with the time left, curves for TensorBoard."""
+"""What is told after each epoch: lines, log.jsonl, the time left, curves for TensorBoard."""
 
 import importlib.util
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,44 @@ class Lines:
         if dist.rank() == 0:
             text = "".join(json.dumps(r) + "\n" for r in self.rows.values())
             checkpoint.write_atomic(self.path, text.encode())
+
+
+class Log:
+    """The monitor of the chapters: a line every few epochs, every epoch's numbers in `history`.
+
+    `also(objective)` returns further numbers to show, such as the accuracy against labels that
+    the caller holds and `fit` never sees; it is called on the printed epochs only. With `run_dir`
+    the history is kept there, in `metrics.jsonl`, and that of an interrupted run goes on.
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        also: Callable[[Objective], dict[str, float]] | None = None,
+        run_dir: str | Path | None = None,
+    ):
+        self.every, self.also = every, also
+        self.lines = Lines(Path(run_dir) / "metrics.jsonl") if run_dir else None
+        self.history: list[Row] = [*self.lines.rows.values()] if self.lines else []
+        self.before = sum(row["seconds"] for row in self.history)
+        """Seconds of the epochs that were in `run_dir`, trained by an earlier process."""
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """Keep the epoch's numbers; print them when it is the epoch's turn."""
+        row = {**losses}
+        due = (epoch + 1) % self.every == 0
+        if due and self.also:
+            row |= self.also(objective)
+        if self.lines:
+            self.lines(stage, epoch, objective, row)
+            self.history = [*self.lines.rows.values()]
+        else:
+            self.history.append({"stage": stage, "epoch": epoch, **row})
+        if due and dist.rank() == 0:
+            numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if math.isfinite(v))
+            print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)
 
 
 def read_log(path: str | Path) -> list[Row]:

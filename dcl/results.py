@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,11 @@ import torch
 
 from dcl import checkpoint
 from dcl.data import SPLITS, Data
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
@@ -38,6 +44,7 @@ def record(
 ) -> Path:
     """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
 
+    Trained and scored on train+test, the data are called so: `<data>-train+test`.
     chapter: notebook stem, such as "04-scan"; data: what was scored; trained_on: what `fit` saw,
     `data` itself by default; seconds: wall-clock time of `fit`; epochs: the chapter's parameter;
     clusters: the assignment (N,), kept for up to 10,000 images, so that the scores can be
@@ -45,14 +52,18 @@ def record(
     configuration on the same data: otherwise ValueError lists the differences.
     """
     method = chapter.split("-", 1)[1]
-    path = Path(results_dir) / f"{method}-{data.name}-{profile}-seed{seed}.json"
     seen = trained_on or data
+    joined = data.split == "train+test"
+    shown = f"{data.name}-{data.split}" if joined else data.name
+    path = Path(results_dir) / f"{method}-{shown}-{profile}-seed{seed}.json"
+    dataset = data.name if data.name in SPLITS else f"folder:{data.name}"
     result: Result = {
         "method": method,
         "data": data.name,
         "split": data.split if seen.split == data.split else f"{seen.split} -> {data.split}",
         "images": len(data),
         "checksum": data.checksum,
+        "files": _kinds(data),
         "profile": profile,
         "seed": seed,
         "metrics": {k: round(float(v), 4) for k, v in metrics.items()},
@@ -63,7 +74,7 @@ def record(
         "seconds": round(seconds, 1),
         "config": checkpoint.flat(config),
         "command": f"papermill book/chapters/{chapter}.ipynb out.ipynb -p profile {profile} "
-        f"-p dataset {data.name if data.name in SPLITS else f'folder:{data.name}'} "
+        f"-p dataset {dataset}{':train+test' if joined and data.name in SPLITS else ''} "
         + (f"-p epochs {epochs} " if epochs else "")
         + f"-p seed {seed} -p results_dir {Path(results_dir).name}",
         "machine": machine(device),
@@ -94,14 +105,25 @@ def dumps(result: Result) -> str:
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
+def _kinds(data: Data) -> str:
+    """How the images were stored: "as published", or the kinds of the files, such as ".jpg"."""
+    if data.files is None:
+        return "as published"
+    return " ".join(sorted({Path(file).suffix.lower() for file in data.files}))
+
+
 def machine(device: str | torch.device) -> dict[str, Any]:
-    """Processor, threads and, when it was used, the GPU."""
+    """Processor, threads, this process's memory at its peak and, when it was used, the GPU's."""
     info: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
         info["cpu"] = names[0].split(":")[1].strip() if names else info["cpu"]
     info |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if resource:
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # there in bytes, elsewhere in KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        info["memory_gib"] = round(peak / unit, 2)
     if torch.device(device).type == "cuda":
         info["gpu"] = torch.cuda.get_device_name(device)
         info["gpu_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -62,6 +63,29 @@ def check_parameters(
     return _device(variables["device"])
 
 
+def run_name(method: str, parameters: Mapping[str, Any]) -> str:
+    """The name of a run, `<method>-<data>-<profile>-seed<k>`, from a chapter's parameters.
+
+    Data that the chapter chooses itself are left out; ``-epochs<n>`` follows where they were set.
+    """
+    data = parameters["dataset"].removeprefix("folder:")
+    data = re.sub(r"[^\w.+-]+", "-", re.split(r"[/\\]", data.rstrip("/\\"))[-1])
+    epochs = f"epochs{parameters['epochs']}" if parameters["epochs"] else ""
+    seed = f"seed{parameters['seed']}"
+    return "-".join(filter(None, (method, data, parameters["profile"], seed, epochs)))
+
+
+def run_folder(method: str, parameters: Mapping[str, Any]) -> str:
+    """Where a chapter keeps its checkpoints when nobody says: none, or a folder below runs/.
+
+    The short profiles, smoke and quick, leave nothing behind; the long ones go on there when they
+    are started again from the same folder with the same parameters.
+    """
+    if parameters["profile"] in ("smoke", "quick"):
+        return ""
+    return f"runs/{run_name(method, parameters)}"
+
+
 def _injected_names(history: Sequence[str]) -> list[str]:
     cells = [ast.parse(source) for source in history if source.startswith(_INJECTED)]
     assignments = [node for cell in cells for node in cell.body if isinstance(node, ast.Assign)]
@@ -83,11 +107,12 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
 def _check_dataset(value: str) -> None:
     from dcl.data import SPLITS
 
-    if value in ("", *SPLITS) or (value.startswith("folder:") and len(value) > len("folder:")):
+    name, _, part = value.partition(":")
+    if value in ("", *SPLITS) or (part and (name == "folder" or part in SPLITS.get(name, ()))):
         return
     raise ValueError(
-        f"dataset must be empty (the profile's own), one of {_list(SPLITS)} "
-        f"or folder:PATH; got {value!r}"
+        f"dataset must be empty (the profile's own), one of {_list(SPLITS)}, "
+        f"one of them with a split, as mnist:train+test, or folder:PATH; got {value!r}"
     )
 
 

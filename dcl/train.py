@@ -264,32 +264,3 @@ def check_fit(
             check_fit(images, value)
     if run_dir:
         checkpoint.claim(run_dir, config, data.checksum)
-
-
-class Log:
-    """The ready monitor: a line every few epochs, everything kept in `history`.
-
-    `also(objective)` returns further numbers to show, such as the accuracy against labels that
-    the caller holds and `fit` never sees; it is called on the printed epochs only.
-    """
-
-    def __init__(self, every: int = 1, also: Callable[[Objective], dict[str, float]] | None = None):
-        self.every, self.also = every, also
-        self.history: History = []
-
-    def __call__(
-        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
-    ) -> None:
-        """Keep the epoch's numbers; print them when it is the epoch's turn."""
-        row: dict[str, Any] = {"stage": stage, "epoch": epoch, **losses}
-        due = (epoch + 1) % self.every == 0
-        if due and self.also:
-            row |= self.also(objective)
-        self.history.append(row)
-        if due and dist.rank() == 0:
-            numbers = "  ".join(
-                f"{name} {value:.3f}"
-                for name, value in list(row.items())[2:]
-                if math.isfinite(value)
-            )
-            print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)

@@ -8,7 +8,8 @@ from dcl.data import load
 from dcl.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
 from dcl.methods import deepcluster, lsdc, scan, simclr, swav
 from dcl.optim import with_epochs
-from dcl.train import Log, extract, seeded
+from dcl.progress import Log
+from dcl.train import extract, seeded
 
 
 def healthy(n=500, k=10, seed=0):

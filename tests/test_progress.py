@@ -6,7 +6,7 @@ import pytest
 
 from dcl.methods import scan
 from dcl.optim import with_epochs
-from dcl.progress import Bar, Lines, Reading, all_of, epochs_of, read_log, tensorboard
+from dcl.progress import Bar, Lines, Log, Reading, all_of, epochs_of, read_log, tensorboard
 
 
 def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
@@ -26,6 +26,33 @@ def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
             read_log(path)
+
+
+def test_log_keeps_and_prints(capsys):
+    log = Log(every=2, also=lambda objective: {"ACC": 0.5})
+    for epoch in range(4):
+        log("scan", epoch, None, {"loss": 1.25})
+    assert capsys.readouterr().out.splitlines() == [
+        "scan  epoch   2  loss 1.250  ACC 0.500",
+        "scan  epoch   4  loss 1.250  ACC 0.500",
+    ]
+    assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
+    assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
+
+
+def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
+    first = Log(run_dir=tmp_path)
+    for epoch in range(2):
+        first("scan", epoch, None, {"loss": 1.0 + epoch})
+    assert first.before == 0
+    second = Log(also=lambda objective: {"ACC": 0.5}, run_dir=tmp_path)
+    assert second.history == first.history == read_log(tmp_path / "metrics.jsonl")
+    assert second.before == sum(row["seconds"] for row in first.history)
+    second("scan", 1, None, {"loss": 9.0})  # killed before its checkpoint: trained again
+    second("scan", 2, None, {"loss": 0.5})
+    assert [(r["epoch"], r["loss"]) for r in second.history] == [(0, 1.0), (1, 9.0), (2, 0.5)]
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["ACC"] == 0.5
+    assert capsys.readouterr().out.splitlines()[-1] == "scan  epoch   3  loss 0.500  ACC 0.500"
 
 
 def test_epochs_of_every_stage_are_counted():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dcl import checkpoint
 from dcl.optim import TrainConfig, with_epochs
-from dcl.train import Log, Objective, batches, check_fit, extract, seeded, train
+from dcl.train import Objective, batches, check_fit, extract, seeded, train
 
 
 class Mean(Objective):
@@ -170,18 +170,6 @@ def test_extract_puts_the_modes_back_after_an_error(images):
     with pytest.raises(RuntimeError):
         extract(net, images)
     assert net.training
-
-
-def test_log_keeps_and_prints(capsys):
-    log = Log(every=2, also=lambda objective: {"ACC": 0.5})
-    for epoch in range(4):
-        log("scan", epoch, None, {"loss": 1.25})
-    assert capsys.readouterr().out.splitlines() == [
-        "scan  epoch   2  loss 1.250  ACC 0.500",
-        "scan  epoch   4  loss 1.250  ACC 0.500",
-    ]
-    assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
-    assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
 
 
 def test_the_batch_must_fit(images):

@@ -221,7 +221,7 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     for m in modules:
         m.training = False
     try:
-        rows = dist.share(torch.arange(len(images)))
+        rows = dist.share(torch.arange(len(images), device=images.device))
         found, at = torch.empty(0), 0
         for x, i in batches(images, rows, batch_size):
             if len(y := function(x)) != len(i):

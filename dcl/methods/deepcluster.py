@@ -107,7 +107,8 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = N
 
 def cluster_weights(labels: Tensor) -> Tensor:
     """N / (clusters in use * size of the image's cluster): labels (N,) -> (N,), mean 1."""
-    sizes = labels.bincount()
+    # each cluster's size, as `bincount`, which would make the GPU wait in every step
+    sizes = torch.zeros_like(labels).scatter_add_(0, labels, torch.ones_like(labels))
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
 
 

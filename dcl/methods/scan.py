@@ -140,7 +140,7 @@ def self_label_loss(
     """
     confidence, label = weak.detach().softmax(1).max(1)  # (B,) (B,)
     mask = confidence > threshold
-    size = nn.functional.one_hot(label, weak.shape[1])[mask].sum(0)  # (K,)
+    size = (nn.functional.one_hot(label, weak.shape[1]) * mask[:, None]).sum(0)  # (K,)
     weight = mask / size[label].clamp(min=1) if balance else mask.float()
     each = nn.functional.cross_entropy(strong, label, reduction="none")
     return (weight * each).sum() / weight.sum().clamp(min=1), mask

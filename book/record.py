@@ -1,0 +1,289 @@
+"""Run a chapter so that its numbers can be believed: checked, kept, gone on with, done once.
+
+python book/record.py 04-scan -p profile gpu -p dataset mnist -p seed 1
+    --runs DIR    where the run folders are (default: runs)
+    --again       remove what the run's folder holds and begin anew
+
+papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
+
+    notebook.ipynb    the chapter as executed (unfinished.ipynb until it is)
+    metrics.jsonl     a line for each epoch, as training goes on (of LSD-C's pretext: pretext/)
+    manifest.json     command, revision, parameters, data, versions, machine, seconds, memory, state
+    results/          the file that the chapter wrote at its end
+    *.pt, pretext/    checkpoints
+
+Interrupted anywhere, the same command goes on; a finished run is not run again. Exit codes: 0 done,
+1 the chapter failed, 2 refused before any work, 130 interrupted from the keyboard.
+"""
+
+import argparse
+import ast
+import json
+import shlex
+import shutil
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dcl import checkpoint, publish, results
+from dcl.progress import read_log
+from dcl.show import check_parameters, run_name
+from notebooks import CHAPTERS, read, tags
+
+Parameters = dict[str, Any]
+Manifest = dict[str, Any]
+OWN = {"run_dir": "--runs names the folder above it", "results_dir": "it lies in the run's folder"}
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+BEAT = 5.0  # seconds between two entries of the time so far
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def chapters() -> dict[str, str]:
+    """The chapters that record a result, with their methods: {"04-scan": "scan"}."""
+    stems = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+    return {stem: stem[3:] for stem in stems if stem[3:] in publish.methods()}
+
+
+def defaults(chapter: str) -> Parameters:
+    """The parameters of a chapter and their values, from its cell."""
+    (cell,) = [c for c in read(CHAPTERS / f"{chapter}.ipynb").cells if "parameters" in tags(c)]
+    lines = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in lines}  # type: ignore[attr-defined]
+
+
+def parameters(chapter: str, given: list[tuple[str, str]]) -> Parameters:
+    """All parameters of a run. ValueError or TypeError for a name or value that cannot be."""
+    found = defaults(chapter)
+    for name, text in given:
+        if name in OWN:
+            raise ValueError(f"{name} is set by this command ({OWN[name]}); got {text!r}")
+        if name not in found:
+            known = ", ".join(key for key in found if key not in OWN)
+            raise ValueError(f"{name} is not a parameter of {chapter}; its parameters are {known}")
+        whole = isinstance(found[name], int) and text.lstrip("-").isdigit()
+        found[name] = int(text) if whole else text
+    check_parameters(found)
+    kind, _, place = found["dataset"].partition(":")
+    if kind == "folder" and not Path(place).expanduser().is_dir():
+        raise ValueError(f"dataset must name a folder that is there; got {found['dataset']!r}")
+    return found
+
+
+def command(chapter: str, values: Parameters) -> str:
+    """What to type for this run: what differs from the chapter's own parameters."""
+    own = defaults(chapter)
+    changed = {k: v for k, v in values.items() if k not in OWN and v != own[k]}
+    words = [f"-p {name} {shlex.quote(str(value))}" for name, value in changed.items()]
+    return " ".join(["python book/record.py", chapter, *words])
+
+
+# ---------------------------------------------------------------- the run
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest of a run's folder, {} before the first attempt."""
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder") from None
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest; its seconds are those of all attempts."""
+    manifest["seconds"] = round(sum(a["seconds"] for a in manifest["attempts"]), 1)
+    checkpoint.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+@contextmanager
+def only_one(folder: Path, patience: float = 20.0):
+    """Be the only run in a folder: RuntimeError while another command is at it.
+
+    The kernel of a killed command ends a second after it: it is waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".record.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(f"run folder {str(folder)!r} is in use by another command") from None
+    try:
+        end = time.monotonic() + patience
+        for place in (folder, folder / "pretext"):
+            while place.exists():
+                try:
+                    with checkpoint.lock(place):
+                        break
+                except RuntimeError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.2)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def attempt(folder: Path, manifest: Manifest):
+    """Count the seconds of an attempt, every few of them on disk: a kill leaves them there."""
+    mine: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": results.versions()["revision"],
+        "seconds": 0.0,
+        "ended": "killed",  # until it can say something else
+    }
+    manifest["attempts"].append(mine)
+    began, over = time.perf_counter(), threading.Event()
+
+    def beat() -> None:
+        while True:
+            mine["seconds"] = round(time.perf_counter() - began, 1)
+            write(folder, manifest)
+            if over.wait(BEAT):
+                return
+
+    clock = threading.Thread(target=beat, daemon=True)
+    clock.start()
+    try:
+        yield mine
+    finally:
+        over.set()
+        clock.join()
+        mine["seconds"] = round(time.perf_counter() - began, 1)
+
+
+def epochs(folder: Path) -> int:
+    """How many epochs the logs of a run hold."""
+    return sum(len(read_log(place)) for place in folder.rglob("metrics.jsonl"))
+
+
+def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
+    """Run the chapter in its folder, or go on there, and return the manifest.
+
+    Raises papermill's PapermillExecutionError when a cell fails.
+    """
+    import papermill
+
+    manifest = manifest_of(folder) or {"attempts": []}
+    values = {**values, "run_dir": str(folder), "results_dir": str(folder / "results")}
+    manifest |= {
+        "state": "started",
+        "command": command(chapter, values),
+        "chapter": chapter,
+        "parameters": values,
+        "revision": results.versions()["revision"].removesuffix("-dirty"),
+        "dirty": results.versions()["revision"].endswith("-dirty"),
+        "versions": results.versions(),
+        "machine": results.machine("cpu"),
+    }
+    part = folder / "unfinished.ipynb"
+    with attempt(folder, manifest) as mine:
+        try:
+            papermill.execute_notebook(
+                CHAPTERS / f"{chapter}.ipynb",
+                part,
+                parameters=values,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=300,
+                extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
+            )
+            mine["ended"], manifest["state"] = "finished", "finished"
+        except BaseException as error:
+            mine["ended"] = f"{type(error).__name__}: {getattr(error, 'evalue', error)}"
+            manifest["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            raise
+        finally:
+            manifest |= found(folder)
+            write(folder, manifest)
+    part.replace(folder / "notebook.ipynb")
+    write(folder, manifest)
+    return manifest
+
+
+def found(folder: Path) -> Manifest:
+    """What the folder of a run says about its data, its epochs and, at the end, its result."""
+    about: Manifest = {"epochs": epochs(folder)}
+    if (folder / "config.json").exists():
+        about["data"] = json.loads((folder / "config.json").read_bytes())["data"]
+    for path in (folder / "results").glob("*.json"):
+        result = json.loads(path.read_bytes())
+        about["result"] = path.name
+        keys = ("data", "split", "images", "checksum", "files")
+        trained = {"training images": about["data"]["checksum"]}
+        about["data"] = trained | {k: result[k] for k in keys}
+        about["machine"] = result["machine"]  # with the peaks of memory, of process and GPU
+        about["training seconds"] = result["seconds"]
+    return about
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("chapter", help="such as 04-scan")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--again", action="store_true")
+    asked = parser.parse_args(arguments)
+    try:
+        chapter = Path(asked.chapter).stem
+        if chapter not in chapters():
+            known = ", ".join(chapters())
+            raise ValueError(f"chapter must be one that records, {known}; got {asked.chapter!r}")
+        values = parameters(chapter, [tuple(pair) for pair in asked.p])
+        folder = asked.runs / run_name(chapters()[chapter], values)
+        with only_one(folder):
+            return _run(chapter, values, folder, asked.again)
+    except (ValueError, TypeError, RuntimeError) as error:
+        print(f"record: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def _run(chapter: str, values: Parameters, folder: Path, again: bool) -> int:
+    from papermill.exceptions import PapermillExecutionError
+
+    if again:
+        for entry in folder.iterdir():
+            if entry.name != ".record.lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    manifest = manifest_of(folder)
+    if manifest.get("state") == "finished":
+        print(f"{folder} is finished and is not run again (--again does): {_line(folder)}")
+        return DONE
+    if there := epochs(folder):
+        print(f"{folder} goes on after {there} epochs", flush=True)
+    else:
+        print(f"{folder} begins; its epochs are told in metrics.jsonl there", flush=True)
+    try:
+        manifest = run(chapter, values, folder)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except PapermillExecutionError as error:
+        print(f"{chapter} failed: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"The notebook so far is {folder / 'unfinished.ipynb'}", file=sys.stderr)
+        return FAILED
+    print(f"{folder} is finished, {manifest['seconds']:.0f} s in all: {_line(folder)}")
+    return DONE
+
+
+def _line(folder: Path) -> str:
+    for path in (folder / "results").glob("*.json"):
+        row = json.loads(path.read_bytes())
+        return "  ".join(f"{k} {v:.3f}" for k, v in row["metrics"].items())
+    return "no labels, so no result"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

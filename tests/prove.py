@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,12 +16,13 @@ BIN = Path(sys.executable).parent
 PYTEST = [BIN / "pytest", "-q", "--durations", "3"]
 TWO = ["-n", "2"]
 SITE_PARTS = ("test_book.py", "test_colab.py")
-SLOW = ("test_papermill.py", "test_sabotage.py", "test_site.py")
+SLOW = ("test_site.py", "test_sabotage.py", "test_papermill.py")
 
-PARTS: dict[str, list[list[str | Path]]] = {
+PARTS: dict[str, list[list[str | Path]]] = {  # the commands of a part run two at a time
     "lint": [[BIN / "ruff", "check", "."], [BIN / "ruff", "format", "--check", "."]],
-    "types": [[BIN / "mypy"]],
-    "structure": [
+    "types and build": [
+        [BIN / "jupyter-book", "build", "book", "--all", "-W", "-n", "-q", "--keep-going"],
+        [BIN / "mypy"],
         [sys.executable, "book/notebooks.py", "check"],
         [*PYTEST, *(f"tests/{name}" for name in SITE_PARTS)],
     ],
@@ -27,15 +30,24 @@ PARTS: dict[str, list[list[str | Path]]] = {
         [*PYTEST, *TWO, "--dist", "loadfile", "tests"]
         + [f"--ignore=tests/{name}" for name in (*SITE_PARTS, *SLOW)]
     ],
-    "book build": [
-        [BIN / "jupyter-book", "build", "book", "--all", "-W", "-n", "-q", "--keep-going"]
-    ],
-    "browser": [[*PYTEST, "tests/test_site.py"]],
-    "nbval": [[*PYTEST, *TWO, "--dist", "loadscope", "--nbval", "book"]],
-    "papermill and sabotage": [
-        [*PYTEST, *TWO, "--dist", "worksteal", *(f"tests/{name}" for name in SLOW[:2])]
+    "browser": [[*PYTEST, *TWO, f"tests/{SLOW[0]}"]],
+    "notebooks": [  # strict, sabotaged and by papermill in one queue, so that no core waits
+        [*PYTEST, *TWO, "--dist", "loadgroup", "--nbval", "book"]
+        + [f"tests/{name}" for name in SLOW[1:]]
     ],
 }
+
+
+def run(command: list[str | Path], environment: dict[str, str], alone: bool) -> int:
+    """The exit status of a command; beside another one it prints in one piece, at its end."""
+    if alone:
+        return subprocess.call(command, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    sys.stdout.buffer.write(done.stdout)
+    sys.stdout.flush()
+    return done.returncode
 
 
 def main(names: list[str]) -> int:
@@ -49,7 +61,9 @@ def main(names: list[str]) -> int:
     for name in names or PARTS:
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
-        codes = [subprocess.call(c, cwd=ROOT, env=environment) for c in PARTS[name]]
+        with ThreadPoolExecutor(2) as two:
+            one = partial(run, environment=environment, alone=len(PARTS[name]) == 1)
+            codes = list(two.map(one, PARTS[name]))
         seconds = time.perf_counter() - start
         word = "ok" if not any(codes) else "FAILED"
         if name == "browser" and os.environ.get("DCL_SKIP_BROWSER"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
@@ -41,9 +42,11 @@ def build_if_older() -> None:
     """Build the site from the committed outputs unless it is newer than all its sources."""
     newest = max(p.stat().st_mtime for pattern in SOURCES for p in ROOT.glob(pattern))
     page = SITE / "index.html"
-    if not page.exists() or page.stat().st_mtime < newest:
-        command = [Path(sys.executable).parent / "jupyter-book", "build", "book", "--all", "-q"]
-        subprocess.run(command, cwd=ROOT, check=True)
+    (ROOT / "_build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "_build" / ".lock"):  # two processes look at the site, one builds it
+        if not page.exists() or page.stat().st_mtime < newest:
+            command = [Path(sys.executable).parent / "jupyter-book", "build", "book", "--all", "-q"]
+            subprocess.run(command, cwd=ROOT, check=True)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

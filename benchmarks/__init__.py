@@ -68,6 +68,8 @@ class Claim:
     n: int | None = None
     spread: str = "quartiles"
     """What low and high are."""
+    group: str = ""
+    """The work that it is about, as in `Row`."""
 
     @property
     def holds(self) -> bool:
@@ -219,14 +221,17 @@ def ratio(
     under: list[float],
     at_most: float | None = None,
     at_least: float | None = None,
+    group: str = "",
 ) -> Claim:
     """The figure over / under: the middle of the rounds' ratios and their quartiles."""
     middle, low, high = quartiles([a / b for a, b in zip(over, under, strict=True)])
     spread = {"low": round(low, 4), "high": round(high, 4), "n": len(over)}
-    return Claim(text, round(middle, 4), at_most, at_least, **spread)
+    return Claim(text, round(middle, 4), at_most, at_least, group=group, **spread)
 
 
-def exponent(text: str, points: list[tuple[float, float]], at_most: float | None = None) -> Claim:
+def exponent(
+    text: str, points: list[tuple[float, float]], at_most: float | None = None, group: str = ""
+) -> Claim:
     """The figure b of value = a size^b: least squares in logarithms, with its 95 % interval.
 
     points (size, value), at least three of different sizes; the interval is Student's.
@@ -239,7 +244,7 @@ def exponent(text: str, points: list[tuple[float, float]], at_most: float | None
     half = float(t.ppf(0.975, len(points) - 2) * fit.stderr)
     b = float(fit.slope)
     spread = {"low": round(b - half, 3), "high": round(b + half, 3), "n": len(points)}
-    return Claim(text, round(b, 3), at_most, spread="95 % interval", **spread)
+    return Claim(text, round(b, 3), at_most, spread="95 % interval", group=group, **spread)
 
 
 def installed(*packages: str) -> dict[str, str]:
@@ -272,9 +277,12 @@ def processor() -> str:
 
 
 def number(value: float) -> str:
-    """A number with three digits that count: 0.0123, 1.23, 123, 12,300."""
+    """A number with three digits that count: 0.0123, 1.23, 123, 12,300; 3e-8."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
+    if abs(value) < 1e-3:
+        digits, power = f"{value:.0e}".split("e")
+        return f"{digits}e{int(power)}"
     digits = max(0, 2 - int(f"{value:e}".split("e")[1]))
     return f"{value:.{digits}f}"
 
@@ -296,7 +304,7 @@ def show(outcome: Outcome) -> str:
         lines.append(text.rstrip())
     lines += [""] if outcome.claims else []
     for claim in outcome.claims:
-        text = f"{claim.text}: {number(claim.value)}"
+        text = f"{claim.group + ': ' if claim.group else ''}{claim.text}: {number(claim.value)}"
         if claim.low is not None and claim.high is not None:
             text += f" ({claim.spread} {number(claim.low)} .. {number(claim.high)}, n={claim.n})"
         if claim.bound:

@@ -295,6 +295,7 @@ def fit(
 
 _FAST = TrainConfig(12, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine")
 _S, _PHOTO = simclr.PROFILES["quick-shapes"], View(scale=(0.5, 1), flip=0.5)
+_M = simclr.PROFILES["gpu-mnist"]
 _QUICK = Config(
     heads=10,
     normalize=True,
@@ -314,5 +315,7 @@ PROFILES = {
     "frozen": Config(heads=10, normalize=True, freeze_encoder=True, scan_view=View(),
         scan=replace(_FAST, epochs=50), selflabel=with_epochs(_FAST, 0)),
     "gpu": Config(pretext=simclr.PROFILES["gpu"], selflabel=replace(Config.selflabel, epochs=100)),
+    "gpu-mnist": replace(with_epochs(_QUICK, 2), scan_view=_M.view, pretext=_M,
+        strong=replace(_M.view, rotate=20, translate=0.12, erase=8)),
     "paper": Config(),
 }  # fmt: skip

@@ -4,8 +4,9 @@ python book/notebooks.py stamp              write the set-up cell and the metada
 python book/notebooks.py run [NAMES]        execute from a fresh kernel and normalise, in place
     --out DIR                               or write the executed chapters there
     --profile P --results DIR               with these parameters
-python book/notebooks.py check              are the stamps and the tables current?
-python book/notebooks.py results            write the tables of README.md and results.md
+python book/notebooks.py check              are stamps, tables and recorded results in order?
+python book/notebooks.py results            write the tables of recorded results: README.md,
+                                            results.md, and outputs in the chapters
 """
 
 import argparse
@@ -262,9 +263,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--profile needs --out: a committed chapter is run with its own parameters")
 
     if chosen.command == "results":
-        from tables import write_tables
+        from tables import retold, write_tables
 
         write_tables()
+        for path in paths(chosen.names):
+            write(normalised(retold(read(path))), path)
         return 0
     if chosen.command == "run":
         values: dict[str, object] = {}
@@ -293,12 +296,22 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"stamped {path.stem}")
         else:
             stale.append(path.stem)
-    if chosen.command == "check":
-        from tables import stale_tables
-
-        stale += stale_tables()
     if stale:
         print(f"not current: {', '.join(stale)}; run `make notebooks`", file=sys.stderr)
+    if chosen.command == "check":
+        from tables import retold, stale_tables, wrong_results
+
+        for fault in (faults := wrong_results()):
+            print(fault, file=sys.stderr)
+        known = {path.stem: read(path) for path in paths(chosen.names)}
+        other = [stem for stem, one in known.items() if normalised(retold(one)) != normalised(one)]
+        if other := stale_tables() + other:
+            print(
+                f"tables that are not those of book/results: {', '.join(other)}; "
+                "run `make results`",
+                file=sys.stderr,
+            )
+        return int(bool(stale or faults or other))
     return int(bool(stale))
 
 

@@ -3,6 +3,8 @@
 python book/record.py 04-scan -p profile gpu -p dataset mnist -p seed 1
     --runs DIR    where the run folders are (default: runs)
     --again       remove what the run's folder holds and begin anew
+    --publish     a finished run: its result into book/results, and its network, up to 1 MB, into
+                  book/weights; then `python book/notebooks.py results` writes the tables
 
 papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
 
@@ -11,6 +13,7 @@ papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
     manifest.json     command, revision, parameters, data, versions, machine, seconds, memory, state
     results/          the file that the chapter wrote at its end
     *.pt, pretext/    checkpoints
+    model.safetensors the trained network, once it was published
 
 Interrupted anywhere, the same command goes on; a finished run is not run again. Exit codes: 0 done,
 1 the chapter failed, 2 refused before any work, 130 interrupted from the keyboard.
@@ -32,14 +35,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dcl import checkpoint, publish, results
+from dcl.data import load
+from dcl.device import pick_device
 from dcl.progress import read_log
 from dcl.show import check_parameters, run_name
-from notebooks import CHAPTERS, read, tags
+from dcl.train import predict
+from notebooks import CHAPTERS, ROOT, read, tags
 
 Parameters = dict[str, Any]
 Manifest = dict[str, Any]
 OWN = {"run_dir": "--runs names the folder above it", "results_dir": "it lies in the run's folder"}
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+SMALL = 2**20  # bytes of a network that travels with the book
 BEAT = 5.0  # seconds between two entries of the time so far
 
 # ---------------------------------------------------------------- what is asked for
@@ -224,6 +231,60 @@ def found(folder: Path) -> Manifest:
     return about
 
 
+# ---------------------------------------------------------------- into the book
+
+
+def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
+    """Copy the result of a finished run, and its network if it is small; returns the files.
+
+    The network comes out of the checkpoints, and must give the clusters that the chapter stored.
+    Raises ValueError where there is no result, where it does not, or where `recorded` holds one
+    of another configuration.
+    """
+    manifest = manifest_of(folder)
+    if manifest.get("state") != "finished" or "result" not in manifest:
+        raise ValueError(f"run folder {str(folder)!r} must hold a finished run with a result")
+    result = json.loads((folder / "results" / manifest["result"]).read_bytes())
+    values = manifest["parameters"]
+    if values["dataset"].startswith("folder:"):  # where it was is nobody's business
+        values = {**values, "dataset": f"folder:{result['data']}"}
+    network = _network(folder, manifest, result)
+    about = {"bytes": network.stat().st_size, "sha256": publish.sha256(network)}
+    result |= {
+        "command": command(manifest["chapter"], values),
+        "attempts": len(manifest["attempts"]),
+        "weights": about,
+    }
+    made = [results.put(result, recorded / manifest["result"])]
+    if about["bytes"] <= SMALL:
+        weights.mkdir(exist_ok=True)
+        made.append(weights / f"{made[0].stem}.safetensors")
+        shutil.copyfile(network, made[1])
+    return made
+
+
+def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
+    """Write the trained network of a run into its folder."""
+    values, method = manifest["parameters"], result["method"]
+    name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
+    trained, _, scored = result["split"].partition(" -> ")
+    place = pick_device(values["device"])
+    train_set = load(name, trained).to(place)
+    config = publish.unflat(publish.method(method).Config, result["config"])
+    # all epochs are in the checkpoints: none is trained again
+    model = publish.method(method).fit(train_set.images, config, run_dir=folder)
+    clusters, _ = publish.fitted(model, method, train_set.images)
+    path = folder / "model.safetensors"
+    clusters.save(path)
+    again = publish.load(path)
+    again.model.to(place)
+    data = load(name, scored).to(place) if scored else train_set
+    same = predict(again.model, data.images).tolist()
+    if "clusters" in result and same != result["clusters"]:
+        raise ValueError(f"{path} must give the clusters that were recorded, and gives others")
+    return path
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -235,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--publish", action="store_true")
     asked = parser.parse_args(arguments)
     try:
         chapter = Path(asked.chapter).stem
@@ -244,7 +306,11 @@ def main(arguments: list[str] | None = None) -> int:
         values = parameters(chapter, [tuple(pair) for pair in asked.p])
         folder = asked.runs / run_name(chapters()[chapter], values)
         with only_one(folder):
-            return _run(chapter, values, folder, asked.again)
+            code = _run(chapter, values, folder, asked.again)
+            if code == DONE and asked.publish:
+                for path in into_the_book(folder, results.COMMITTED, publish.WEIGHTS):
+                    print(f"wrote {path.relative_to(ROOT)}, {path.stat().st_size / 1024:.0f} KiB")
+            return code
     except (ValueError, TypeError, RuntimeError) as error:
         print(f"record: {error}", file=sys.stderr)
         return REFUSED

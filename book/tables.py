@@ -1,20 +1,123 @@
-"""The tables of recorded results in README.md and results.md, written from book/results/*.json."""
+"""The recorded results as the book shows them, made from book/results/*.json and nothing else.
 
+README.md and results.md between their marks; in the chapters the outputs of the cells below
+"Recorded results", which read those files alone and so can be made without running a chapter.
+"""
+
+import copy
 import json
+import re
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
-from dcl import results
+import nbformat
+import torch
+from IPython.display import Markdown
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+
+from dcl import metrics, publish, results
+from dcl.data import load
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = [ROOT / "README.md", ROOT / "book" / "results.md"]
+README, PAGE = ROOT / "README.md", ROOT / "book" / "results.md"
 START, END = "<!-- results: start -->", "<!-- results: end -->"
 METRICS = ("ACC", "NMI", "ARI")
+SECTION = "## Recorded results"
+NONE = "No results are recorded yet."
+
+PUBLISHED = {
+    ("scan", "cifar10"): "ACC .883, NMI .797, ARI .772: best model, README of the release",
+    ("swav", "cifar10"): "linear .892: solo-learn, 1000 epochs",
+}
+"""What others print, by method and beginning of the data's name; read there, not remembered."""
+
+# ---------------------------------------------------------------- tables
 
 
-def table(folder: Path = results.COMMITTED) -> str:
-    """Return the Markdown table of the results in a folder, with their baselines."""
-    rows = results.load(folder)
-    return results.table(rows + results.baselines(rows)) if rows else "No results are recorded yet."
+def groups(rows: list[results.Result]) -> dict[tuple[str, str, str], list[results.Result]]:
+    """Results by (data, split, profile): what may stand in one table."""
+    found: dict[tuple[str, str, str], list[results.Result]] = {}
+    for row in sorted(rows, key=lambda r: (r["data"], r["split"], r["profile"])):
+        found.setdefault((row["data"], row["split"], row["profile"]), []).append(row)
+    return found
+
+
+def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
+    """Return a table for each set, split and profile of the results in a folder.
+
+    whole: with machine and commands below each.
+    """
+    parts = []
+    for (data, split, profile), rows in groups(results.load(folder)).items():
+        parts.append(f"**{data}, {profile}**: {_which(rows[0], split)}")
+        parts.append(_table(rows))
+        if whole:
+            parts.append(_origin(rows))
+    return "\n\n".join(parts) or NONE
+
+
+def _which(row: results.Result, split: str) -> str:
+    """In words, which images were learned from and which were scored."""
+    trained, _, scored = split.partition(" -> ")
+    if scored:
+        which = f"trained on {trained}, scored on the {row['images']:,} images of {scored}"
+    else:
+        which = f"trained and scored on the same {row['images']:,} images ({split})"
+    files = row.get("files", "as published")
+    return which + ("" if files == "as published" else f", from {files} files")
+
+
+def _table(rows: list[results.Result]) -> str:
+    shown = [m for m in (*METRICS, "kNN", "linear") if any(m in r["metrics"] for r in rows)]
+    given = {
+        m: text
+        for m in sorted({r["method"] for r in rows})
+        for (method, data), text in PUBLISHED.items()
+        if m == method and rows[0]["data"].startswith(data)
+    }
+    head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
+    lines = [head, ["---"] * len(head)]
+    both = rows + results.baselines(rows)
+    for method in [*_names(rows), *_names(results.baselines(rows))]:
+        mine = [r for r in both if r["method"] == method]
+        cells = [results.cell(mine, m) for m in shown]
+        seconds = sum(r["seconds"] for r in mine) / len(mine)
+        line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
+        lines.append(line + ([given.get(method, "")] if given else []))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _names(rows: list[results.Result]) -> list[str]:
+    return sorted({r["method"] for r in rows})
+
+
+def _origin(rows: list[results.Result]) -> str:
+    """Machines and commands, folded away."""
+    machines = set()
+    for row in rows:
+        m = row["machine"]
+        gpu = f"{m['gpu']} ({m['gpu_gib']} GiB), " if "gpu" in m else ""
+        memory = f", {m['memory_gib']:.1f} GiB" if "memory_gib" in m and not gpu else ""
+        machines.add(f"{gpu}{m['cpu']}, {m['threads']} thread(s){memory}")
+    commands = {}
+    for row in rows:
+        text = re.sub(r" -p seed \d+", "", row["command"])
+        commands.setdefault((row["method"], text), []).append(row["seed"])
+    lines = [f"Checksum of the images and labels: `{rows[0]['checksum']}`."]
+    lines += [f"Machine: {machine}." for machine in sorted(machines)]
+    lines += [
+        f"{method}, `-p seed` {', '.join(map(str, sorted(seeds)))}: `{text}`."
+        for (method, text), seeds in sorted(commands.items())
+    ]
+    text = "\n".join(f"- {line}" for line in lines)
+    return f"<details><summary>Machine and commands</summary>\n\n{text}\n\n</details>"
+
+
+# ---------------------------------------------------------------- README.md and results.md
 
 
 def filled(text: str, content: str) -> str:
@@ -24,17 +127,101 @@ def filled(text: str, content: str) -> str:
     return f"{head}{START}\n\n{content}\n\n{END}{tail}"
 
 
-def stale_tables() -> list[str]:
-    """Return the names of the files whose table is not that of book/results."""
-    content = table()
-    return [p.name for p in PLACES if filled(p.read_text(), content) != p.read_text()]
+def pages(folder: Path = results.COMMITTED) -> dict[Path, str]:
+    """The two pages as they should be."""
+    return {
+        path: filled(path.read_text(), tables(folder, whole=path == PAGE))
+        for path in (README, PAGE)
+    }
 
 
 def write_tables() -> None:
-    """Bring the tables up to date."""
-    content = table()
-    for path in PLACES:
-        path.write_text(filled(path.read_text(), content))
+    """Bring the two pages up to date."""
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+def stale_tables() -> list[str]:
+    """Return the names of the pages whose tables are not those of book/results."""
+    return [path.name for path, text in pages().items() if text != path.read_text()]
+
+
+# ---------------------------------------------------------------- chapters
+
+
+def retold(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy whose outputs below "Recorded results" are made from book/results anew.
+
+    The cells run one after the other in this process: all that they need is `results`.
+    """
+    notebook, inside = copy.deepcopy(notebook), False
+    names: dict[str, Any] = {"results": results, "methods": publish.methods()}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for heading in re.findall(r"^## .+$", cell.source, flags=re.M):
+                inside = heading.strip() == SECTION
+        elif inside:
+            cell.outputs = _outputs(cell.source, names)
+    return notebook
+
+
+def _outputs(source: str, names: dict[str, Any]) -> list[NotebookNode]:
+    shown: list[NotebookNode] = []
+    told = StringIO()
+
+    def display(text: Markdown) -> None:
+        plain = "<IPython.core.display.Markdown object>"
+        shown.append(new_output("display_data", {"text/markdown": text.data, "text/plain": plain}))
+
+    # a cell may import the real ones
+    lines = [line for line in source.splitlines() if not line.startswith("from IPython")]
+    names |= {"Markdown": Markdown, "display": display}
+    with redirect_stdout(told):
+        exec("\n".join(lines), names)
+    if told.getvalue():
+        shown.append(new_output("stream", text=told.getvalue()))
+    return [nbformat.from_dict(output) for output in shown]
+
+
+# ---------------------------------------------------------------- the files themselves
+
+
+@cache
+def _labels(name: str) -> tuple[torch.Tensor, str]:
+    data = load(name)
+    assert data.labels is not None
+    return data.labels, data.checksum
+
+
+def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
+    """What is wrong with the results in a folder, a line for each fault.
+
+    A file is called after what it holds; the scores of the embedded sets are those of the
+    clusters that it holds. (Other sets may not be on this machine; probes and baselines would
+    take the training.)
+    """
+    faults = []
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text())
+        data = row["data"] + ("-train+test" if row["split"] == "train+test" else "")
+        if path.stem != f"{row['method']}-{data}-{row['profile']}-seed{row['seed']}":
+            faults.append(f"{path.name} is not called after its method, data, profile and seed")
+        if row["data"] not in ("digits", "shapes"):
+            continue
+        labels, checksum = _labels(row["data"])
+        if row["checksum"] != checksum or len(row["clusters"]) != len(labels):
+            faults.append(f"{path.name} is not of the images of {row['data']}")
+            continue
+        again = metrics.scores(labels, torch.tensor(row["clusters"]))
+        faults += [
+            f"{path.name}: {name} is {row['metrics'][name]}, its clusters give {value:.4f}"
+            for name, value in again.items()
+            if abs(row["metrics"][name] - value) > 1e-4
+        ]
+    return faults
+
+
+# ---------------------------------------------------------------- make book
 
 
 def chapter_lines(name: str, seconds: float, folder: Path) -> str:
@@ -43,10 +230,10 @@ def chapter_lines(name: str, seconds: float, folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text())
         text += f"\n    {row['method'] + ' on ' + row['data']:<26}{_numbers(row['metrics'])}"
-        for baseline, metrics in row["baselines"].items():
-            text += f"\n    {'  ' + baseline:<26}{_numbers(metrics)}"
+        for baseline, scores in row["baselines"].items():
+            text += f"\n    {'  ' + baseline:<26}{_numbers(scores)}"
     return text
 
 
-def _numbers(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {metrics[name]:.3f}" for name in METRICS if name in metrics)
+def _numbers(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {scores[name]:.3f}" for name in METRICS if name in scores)

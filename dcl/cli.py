@@ -53,7 +53,7 @@ def predict(
     A large distance means: like nothing in the training, however high the confidence.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or a network that travels with the book (dcl list names them).
         data: A folder of images, or the name of a set.
         out: A file to write; else the lines go to the standard output.
         split: Part of a set that has parts.
@@ -126,10 +126,12 @@ def choose_k(
 
 
 def methods() -> int:
-    """The methods, and the recipes of each."""
+    """The methods, the recipes of each, and the trained networks that travel with the book."""
     for name, module in publish.methods().items():
         print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
         print(f"{'':<12} profiles: {', '.join(module.PROFILES)}")
+    for name in publish.shipped():
+        print(f"trained      {name}")
     return OK
 
 

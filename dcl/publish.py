@@ -1,5 +1,6 @@
 """Trained clusters to take along: one safetensors file, read without running any code from it."""
 
+import hashlib
 import importlib
 import json
 import pkgutil
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dcl
-from dcl import checkpoint, evaluate
+from dcl import checkpoint, evaluate, results
 from dcl.pretrained import architecture
 from dcl.train import Objective, extract
 
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
+WEIGHTS = results.COMMITTED.parent / "weights"
+"""Small networks that travel with the book; the result of the same name says what they are."""
 
 
 def methods() -> dict[str, ModuleType]:
@@ -106,17 +109,39 @@ class Clusters:
         checkpoint.write_atomic(path, save({PROTOTYPES: self.prototypes, **state}, about))
 
 
-def load(path: str | Path, *, encoder: nn.Module | None = None) -> Clusters:
-    """Read what `Clusters.save` wrote. Nothing in the file is run.
+def shipped() -> list[str]:
+    """The names of the networks that travel with the book, such as "scan-digits-quick-seed0"."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
-    `encoder`: the network that was handed to `fit`, where it was one of your own.
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(
+    path: str | Path, *, encoder: nn.Module | None = None, checksum: str | None = None
+) -> Clusters:
+    """Read what `Clusters.save` wrote, or a network of `shipped` by its name. Nothing in it is run.
+
+    `encoder`: the network that was handed to `fit`, where it was one of your own; checksum: the
+    file's sha256, of one that came over a network; recorded results tell it ("weights").
     Raises FileNotFoundError, and ValueError for a file that is damaged or is something else.
     """
     from safetensors import SafetensorError, safe_open
 
+    if str(path) in shipped() and not Path(path).exists():
+        (about,) = results.load(stem=str(path))
+        path, checksum = WEIGHTS / f"{path}.safetensors", about["weights"]["sha256"]
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"path must be a file written by Clusters.save; no file at {path}")
+        raise FileNotFoundError(
+            f"path must be a file written by Clusters.save, or one of "
+            f"{', '.join(shipped()) or 'none yet'}; no file at {path}"
+        )
+    if checksum is not None and sha256(path) != checksum.lower():
+        raise ValueError(f"path must have the sha256 {checksum}; {path} has {sha256(path)}")
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}

@@ -82,6 +82,11 @@ def record(
     }
     if clusters is not None and len(data) <= 10_000:
         result["clusters"] = [int(c) for c in clusters]
+    return put(result, path)
+
+
+def put(result: Result, path: Path) -> Path:
+    """Write a result. ValueError where another configuration's, or other data's, is there."""
     if path.exists():
         old = json.loads(path.read_text())
         wrong = [
@@ -91,7 +96,7 @@ def record(
         ]
         if wrong:
             raise ValueError(
-                f"results_dir {str(results_dir)!r} holds {path.name} from other parameters:\n"
+                f"results_dir {str(path.parent)!r} holds {path.name} from other parameters:\n"
                 + "\n".join(wrong)
                 + "\nChoose another results_dir, or remove that file."
             )
@@ -148,8 +153,12 @@ def versions() -> dict[str, str]:
 
 
 def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
-    """Every result in a folder whose fields equal `where`, such as method="scan"."""
-    found = [json.loads(p.read_text()) for p in sorted(Path(results_dir).glob("*.json"))]
+    """Every result in a folder whose fields equal `where`, such as method="scan".
+
+    stem="scan-digits-quick-seed0": the one of that name.
+    """
+    files = sorted(Path(results_dir).glob(f"{where.pop('stem', '*')}.json"))
+    found = [json.loads(path.read_text()) for path in files]
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]
 
 
@@ -172,6 +181,12 @@ def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
     return statistics.fmean(values), spread, len(values)
 
 
+def cell(results: list[Result], metric: str) -> str:
+    """Mean ± deviation of a metric as a table shows it; empty where no result has it."""
+    mean, spread, n = over_seeds(results, metric)
+    return "" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
+
+
 def table(
     results: list[Result],
     metrics: Iterable[str] = ("ACC", "NMI", "ARI", "kNN"),
@@ -192,10 +207,7 @@ def table(
             for r in results
             if (r["data"], r["method"], r["profile"], r["split"]) == (data, method, profile, split)
         ]
-        cells = []
-        for m in metrics:
-            mean, spread, n = over_seeds(mine, m)
-            cells.append("" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else ""))
+        cells = [cell(mine, m) for m in metrics]
         seconds = statistics.fmean(r["seconds"] for r in mine)
         line = [
             method,

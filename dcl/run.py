@@ -187,9 +187,14 @@ def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters
 
 
 def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
-    """The trained model of a run folder, on a device. FileNotFoundError before it is finished."""
+    """The trained model of a run folder, on a device. FileNotFoundError before it is finished.
+
+    `out` may also name a network that travels with the book, see `dcl.publish.shipped`.
+    """
     path = Path(out) / "model.safetensors"
-    if not path.is_file():
+    if str(out) in publish.shipped() and not path.parent.exists():
+        path = Path(out)
+    elif not path.is_file():
         raise FileNotFoundError(
             f"{str(out)!r} must hold a finished run; there is no {path.name}. If it was "
             f"interrupted: dcl resume {out}"

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 import re
 
 import nbformat
@@ -10,8 +11,18 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from dcl import results
 from notebooks import CHAPTERS, ROOT, address, normalised, setup_source, stamped, tags
-from tables import chapter_lines, filled, stale_tables, table
+from tables import (
+    PAGE,
+    README,
+    chapter_lines,
+    filled,
+    retold,
+    stale_tables,
+    tables,
+    wrong_results,
+)
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
 METHODS = [name for name in NAMES if name[:2] in ("01", "02", "03", "04")]
@@ -267,6 +278,39 @@ def test_stamp_follows_the_address_and_back():
 
 def test_tables_are_those_of_the_recorded_results():
     assert stale_tables() == [], "run `make results`"
+    assert wrong_results() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_in_chapters_are_those_of_the_recorded_results(name):
+    notebook = chapter(name)
+    assert normalised(retold(notebook)) == notebook, "run `make results`"
+    shown = [c for c in code(notebook) if "results.table(" in c.source]
+    assert bool(shown) == (name != "06-your-images")
+    for cell in shown:
+        true = cell.outputs[0].data["text/markdown"]
+        cell.outputs[0].data["text/markdown"] = re.sub(r"\d\.\d{3}", "0.999", true, count=1)
+        assert normalised(retold(notebook)) != notebook, "a changed number goes unnoticed"
+        cell.outputs[0].data["text/markdown"] = true
+
+
+def test_a_made_up_number_is_noticed(tmp_path):
+    text = README.read_text()
+    number = re.search(r"0\.\d{3} ± ", text).group()
+    assert filled(text.replace(number, "0.999 ± ", 1), tables()) == text
+    real = results.COMMITTED / "scan-digits-quick-seed0.json"
+    row = json.loads(real.read_text())
+    for change, complaint in (
+        ({}, None),
+        ({"metrics": row["metrics"] | {"ACC": row["metrics"]["ACC"] + 0.001}}, "ACC is .* give"),
+        ({"clusters": row["clusters"][::-1]}, "NMI is .*, its clusters give"),
+        ({"clusters": row["clusters"][1:]}, "not of the images of digits"),
+        ({"checksum": "0"}, "not of the images of digits"),
+        ({"seed": 7}, "not called after"),
+    ):
+        (tmp_path / real.name).write_text(json.dumps(row | change))
+        found = wrong_results(tmp_path)
+        assert not found if complaint is None else re.search(complaint, "\n".join(found))
 
 
 def test_tables_are_written_between_their_marks(tmp_path):
@@ -274,7 +318,50 @@ def test_tables_are_written_between_their_marks(tmp_path):
     new = "a\n<!-- results: start -->\n\nnew\n\n<!-- results: end -->\nb"
     assert filled(text, "new") == new
     assert filled(new, "new") == new
-    assert table(tmp_path) == "No results are recorded yet."
+    assert tables(tmp_path) == "No results are recorded yet."
+
+
+def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
+    common = {"profile": "gpu", "baselines": {"k-means on pixels": {"ACC": 0.5}}, "seconds": 60.0,
+              "images": 10_000, "checksum": "c", "metrics": {"ACC": 0.9}, "files": ".jpg",
+              "machine": {"cpu": "C", "threads": 1, "memory_gib": 1.23}}  # fmt: skip
+    for k, (method, data, split, seed) in enumerate(
+        [("scan", "mnist", "train -> test", 0), ("scan", "mnist", "train -> test", 1),
+         ("lsdc", "mnist", "train+test", 0), ("scan", "cifar10-jpeg", "train -> test", 0)]
+    ):  # fmt: skip
+        run = {"method": method, "data": data, "split": split, "seed": seed}
+        told = {"command": f"python book/record.py {method} -p seed {seed}"}
+        (tmp_path / f"{k}.json").write_text(json.dumps(common | run | told))
+    text = tables(tmp_path, whole=True)
+    assert re.findall(r"^\*\*(.+?)\*\*: (.+)$", text, re.M) == [
+        ("cifar10-jpeg, gpu", "trained on train, scored on the 10,000 images of test, from .jpg "
+         "files"),
+        ("mnist, gpu", "trained on train, scored on the 10,000 images of test, from .jpg files"),
+        ("mnist, gpu", "trained and scored on the same 10,000 images (train+test), from .jpg "
+         "files"),
+    ]  # fmt: skip
+    assert "| scan | 0.900 | 1 | 60 | ACC .883, NMI .797" in text
+    assert "| scan | 0.900 ± 0.000 | 2 | 60 |\n| k-means on pixels | 0.500 ± 0.000 | 2 |  |" in text
+    assert "- Machine: C, 1 thread(s), 1.2 GiB." in text
+    assert "- scan, `-p seed` 0, 1: `python book/record.py scan`." in text
+
+
+NUMBER = re.compile(r"(?<![\w.])0?\.\d{2,4}\b")  # as scores are written, .95 or 0.950
+TYPED = {
+    *(".90", ".94", ".95", ".03", ".02", "0.90", "0.95"),  # examples, calculated in the cells
+    *(".946",),  # what the best of ten equals seems to be
+    *(".876", ".883"),  # SCAN's paper, quoted
+}
+"""The scores in the prose of chapter 05; the other chapters' prose is held by their verdicts."""
+
+
+def test_no_score_is_typed_outside_of_the_tables():
+    for path in (README, PAGE):
+        prose = filled(path.read_text(), "")
+        assert NUMBER.findall(prose) == [], path.name
+    cells = [c.source for c in chapter("05-compare").cells if c.cell_type == "markdown"]
+    assert set(NUMBER.findall("\n".join(cells))) <= TYPED
+    assert NUMBER.findall("ACC 0.953, .95; Python 3.11, v1.25") == ["0.953", ".95"]
 
 
 def test_the_line_of_make_book_names_metrics_and_baselines(tmp_path):

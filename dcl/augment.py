@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -207,6 +207,8 @@ DIGIT_VIEW = View(
     rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1),
     jitter=(0.4, 0.4, 0, 0), blur=0.5, blur_sigma=(0.3, 1),
 )  # fmt: skip
+# Handwriting as it was written: a slant, too, would tell two views of one image from the others.
+HAND_VIEW = replace(DIGIT_VIEW, rotate=15, translate=0.1, shear=15, zoom=(0.8, 1.2))
 PHOTO_VIEW = View(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), gray=0.2)
 SWAV_VIEW = View(scale=(0.14, 1), flip=0.5, jitter=(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5)
 SCAN_STRONG = View(flip=0.5, randaugment=4, erase=16)

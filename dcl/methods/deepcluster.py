@@ -55,7 +55,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DEEPCLUSTER_VIEW, DIGIT_VIEW, View
+from dcl.augment import DEEPCLUSTER_VIEW, DIGIT_VIEW, HAND_VIEW, View
 from dcl.kmeans import kmeans, whiten, whitening
 from dcl.metrics import nmi
 from dcl.optim import TrainConfig, check_config
@@ -266,15 +266,19 @@ _FAST = TrainConfig(epochs=20, batch_size=64, lr=0.1, weight_decay=1e-5)
 _SHAPES = Config(
     n_clusters=6, n_pseudo=30, encoder="small_cnn", fc=128, view=_VIEW, reassign=2, train=_FAST
 )
+_DIGITS = replace(_SHAPES, n_clusters=10, sobel=False, view=DIGIT_VIEW)
 _PHOTO = View(scale=(0.2, 1), flip=0.5)
 _LONG = TrainConfig(epochs=200, batch_size=256, lr=0.05, weight_decay=1e-5)
 PROFILES = {
     "smoke": replace(_SHAPES, width=8, train=replace(_FAST, epochs=2)),
     "quick": _SHAPES,
-    "quick-digits": replace(_SHAPES, n_clusters=10, sobel=False, view=DIGIT_VIEW),
+    "quick-digits": _DIGITS,
     "photos": replace(_SHAPES, n_clusters=10, n_pseudo=60, view=_PHOTO),
     "gpu": Config(
         n_clusters=10, n_pseudo=200, encoder="resnet18", fc=512, view=_PHOTO, train=_LONG
+    ),
+    "gpu-mnist": replace(
+        _DIGITS, width=16, view=HAND_VIEW, reassign=1, train=replace(_FAST, epochs=6)
     ),
     "paper": Config(),
 }

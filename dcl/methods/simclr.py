@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DIGIT_VIEW, PHOTO_VIEW, View
+from dcl.augment import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
 from dcl.dist import all_rows
 from dcl.optim import TrainConfig
 from dcl.train import Monitor, Objective, check_fit, seeded, train
@@ -138,8 +138,6 @@ def fit(
 _FAST = TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine")
 _SHAPE = replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4))
 _QUICK = Config("small_cnn", out_dim=64, temperature=0.5, view=DIGIT_VIEW, train=_FAST)
-# handwriting as it was written: at 28 px a slant would tell two views of one image from the rest
-HAND_VIEW = replace(DIGIT_VIEW, rotate=15, translate=0.1, shear=15, zoom=(0.8, 1.2))
 PROFILES = {
     "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
     "quick": _QUICK,

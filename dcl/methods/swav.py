@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DIGIT_VIEW, SWAV_VIEW, View, multi_crop
+from dcl.augment import DIGIT_VIEW, HAND_VIEW, SWAV_VIEW, View, multi_crop
 from dcl.dist import all_rows, rank, world_size
 from dcl.kmeans import kmeans
 from dcl.optim import TrainConfig, check_config
@@ -274,5 +274,7 @@ PROFILES = {
         views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
         train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,
         schedule="cosine", final_lr=0.0006)),
+    "gpu-mnist": replace(QUICK, width=16, views=(HAND_VIEW, HAND_VIEW), freeze_steps=94,
+        train=replace(QUICK.train, epochs=4)),
     "paper": Config(),
 }

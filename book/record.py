@@ -139,7 +139,10 @@ def only_one(folder: Path, patience: float = 20.0):
 
 @contextmanager
 def attempt(folder: Path, manifest: Manifest):
-    """Count the seconds of an attempt, every few of them on disk: a kill leaves them there."""
+    """Count the seconds of an attempt, every few of them on disk: a kill leaves them there.
+
+    Inside the block the manifest belongs to the clock, and nobody else writes it.
+    """
     mine: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": results.versions()["revision"],
@@ -159,7 +162,7 @@ def attempt(folder: Path, manifest: Manifest):
     clock = threading.Thread(target=beat, daemon=True)
     clock.start()
     try:
-        yield mine
+        yield
     finally:
         over.set()
         clock.join()
@@ -191,8 +194,9 @@ def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
         "machine": results.machine("cpu"),
     }
     part = folder / "unfinished.ipynb"
-    with attempt(folder, manifest) as mine:
-        try:
+    ended = "finished"
+    try:
+        with attempt(folder, manifest):
             papermill.execute_notebook(
                 CHAPTERS / f"{chapter}.ipynb",
                 part,
@@ -202,16 +206,15 @@ def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
                 start_timeout=300,
                 extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
             )
-            mine["ended"], manifest["state"] = "finished", "finished"
-        except BaseException as error:
-            mine["ended"] = f"{type(error).__name__}: {getattr(error, 'evalue', error)}"
-            manifest["state"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            raise
-        finally:
-            manifest |= found(folder)
-            write(folder, manifest)
-    part.replace(folder / "notebook.ipynb")
-    write(folder, manifest)
+        part.replace(folder / "notebook.ipynb")
+    except BaseException as error:
+        ended = f"{type(error).__name__}: {getattr(error, 'evalue', error)}"
+        raise
+    finally:
+        manifest["attempts"][-1]["ended"] = ended
+        manifest["state"] = "finished" if ended == "finished" else "failed"
+        manifest |= found(folder)
+        write(folder, manifest)
     return manifest
 
 

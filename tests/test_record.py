@@ -1,0 +1,239 @@
+"""A recorded run: refused or finished, killed and gone on with, done once, and then published."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import record
+from dcl import cli, publish, results
+from dcl.data import load
+from dcl.methods import scan
+from dcl.optim import with_epochs
+from dcl.progress import read_log
+from dcl.train import predict
+from notebooks import tags
+
+ROOT = Path(__file__).resolve().parent.parent
+ASKED = ["04-scan", "-p", "profile", "smoke", "-p", "epochs", "2", "-p", "seed", "1"]
+NEEDED = ("load(name)", "simclr.fit(", "model = fit(", "baselines(data", "results.record(")
+NAME = "scan-smoke-seed1-epochs2"
+
+
+def short(folder):
+    """Chapter 04 with the cells only that train, score and record."""
+    notebook = nbformat.read(record.CHAPTERS / "04-scan.ipynb", as_version=4)
+    kept = {"parameters", "check", "imports", "config"}
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and (kept & set(tags(cell)) or any(word in cell.source for word in NEEDED))
+    ]
+    assert len(notebook.cells) == len(kept) + len(NEEDED)
+    nbformat.write(notebook, folder / "04-scan.ipynb")
+
+
+def start(chapters, folder):
+    code = "import sys, record; from pathlib import Path; record.CHAPTERS = Path(sys.argv[1])\n"
+    code += "sys.exit(record.main(sys.argv[2:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, chapters, *ASKED, "--runs", folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'book'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A run that was killed in the middle of a stage, and what it said when it was finished."""
+    chapters, runs = tmp_path_factory.mktemp("chapters"), tmp_path_factory.mktemp("runs")
+    short(chapters)
+    log = runs / NAME / "metrics.jsonl"
+    first = start(chapters, runs)
+    while not any(row["stage"] == "scan" for row in read_log(log)):
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    killed = json.loads((runs / NAME / "manifest.json").read_text())
+    assert killed["state"] == "started" and not (runs / NAME / "notebook.ipynb").exists()
+    assert (runs / NAME / "unfinished.ipynb").exists()
+    second = start(chapters, runs)
+    said = second.communicate()[0]
+    assert second.returncode == record.DONE, said
+    return chapters, runs / NAME, said
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
+    _, folder, said = ran
+    assert "goes on after 3 epochs" in said or "goes on after 4 epochs" in said
+    rows = read_log(folder / "metrics.jsonl")
+    assert [(r["stage"], r["epoch"]) for r in rows] == [
+        (stage, epoch) for stage in ("pretext", "scan", "selflabel") for epoch in (0, 1)
+    ]
+    data = load("digits")
+    config = with_epochs(replace(scan.PROFILES["smoke"], n_clusters=10, seed=1), 2)
+    clusters = predict(scan.fit(data.images, config), data.images)
+    (path,) = (folder / "results").glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["clusters"] == clusters.tolist()
+    # the pretext was trained by the process that was killed; its seconds count
+    assert result["seconds"] > sum(r["seconds"] for r in rows if r["stage"] == "pretext")
+
+
+def test_the_manifest_tells_what_was_run(ran):
+    _, folder, _ = ran
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["state"] == "finished" and manifest["chapter"] == "04-scan"
+    assert manifest["command"] == (
+        "python book/record.py 04-scan -p profile smoke -p seed 1 -p epochs 2"
+    )
+    assert manifest["parameters"] == {
+        "profile": "smoke", "dataset": "", "seed": 1, "device": "auto", "epochs": 2,
+        "run_dir": str(folder), "results_dir": str(folder / "results"),
+    }  # fmt: skip
+    assert [a["ended"] for a in manifest["attempts"]] == ["killed", "finished"]
+    assert manifest["seconds"] == pytest.approx(sum(a["seconds"] for a in manifest["attempts"]))
+    assert manifest["data"] | {"checksum": load("digits").checksum} == manifest["data"]
+    assert {"split": "all", "images": 1797, "files": "as published"}.items() <= (
+        manifest["data"].items()
+    )
+    assert manifest["versions"]["torch"] and manifest["revision"] and "dirty" in manifest
+    assert 0.1 < manifest["machine"]["memory_gib"] < 20 and manifest["machine"]["cpu"]
+    assert manifest["epochs"] == 6
+    cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text == "scan-digits-smoke-seed1.json\n"
+    assert not (folder / "unfinished.ipynb").exists()
+
+
+def test_a_finished_run_is_not_run_again_unless_told(ran, monkeypatch, capsys):
+    chapters, folder, _ = ran
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix != ".lock"}
+    monkeypatch.setattr(record, "CHAPTERS", chapters)
+    monkeypatch.setattr(record, "run", lambda *_: pytest.fail("it was run again"))
+    asked = [*ASKED, "--runs", str(folder.parent)]
+    assert record.main(asked) == record.DONE
+    assert "is finished and is not run again (--again does): ACC " in capsys.readouterr().out
+    after = {p: p.stat().st_mtime_ns for p in before}
+    assert {p.name for p in before if before[p] != after[p]} <= {".pid", "pretext", folder.name}
+
+
+def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
+    chapters, folder, _ = ran
+    monkeypatch.setattr(record, "CHAPTERS", chapters)
+    recorded, weights = tmp_path / "results", tmp_path / "weights"
+    made = record.into_the_book(folder, recorded, weights)
+    stem = "scan-digits-smoke-seed1"
+    assert made == [recorded / f"{stem}.json", weights / f"{stem}.safetensors"]
+    result = json.loads(made[0].read_text())
+    assert result["command"].startswith("python book/record.py") and result["attempts"] == 2
+    assert result["weights"] == {
+        "bytes": made[1].stat().st_size, "sha256": publish.sha256(made[1])
+    }  # fmt: skip
+    found = publish.load(made[1], checksum=result["weights"]["sha256"])
+    assert found.assign(load("digits").images).clusters.tolist() == result["clusters"]
+
+    monkeypatch.setattr(record, "SMALL", 1000)  # a large one stays where it is
+    assert record.into_the_book(folder, recorded, tmp_path / "none") == made[:1]
+    large = publish.sha256(folder / "model.safetensors")
+    assert json.loads(made[0].read_text())["weights"]["sha256"] == large
+    with pytest.raises(ValueError, match=f"path must have the sha256 0000; .* has {large}"):
+        publish.load(folder / "model.safetensors", checksum="0000")
+    kept = folder / "results" / made[0].name
+    text = kept.read_text()
+    result = json.loads(text)
+    kept.write_text(json.dumps(result | {"clusters": result["clusters"][::-1]}))
+    with pytest.raises(ValueError, match="must give the clusters that were recorded"):
+        record.into_the_book(folder, recorded, weights)
+    kept.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("04-skan", "chapter must be one that records, 01-deepcluster, .*; got '04-skan'"),
+        ("05-compare", "chapter must be one that records"),
+        ("04-scan -p epoch 3", "epoch is not a parameter of 04-scan; its parameters are profile, "),
+        ("04-scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),
+        ("04-scan -p seed one", "seed must be a whole number; got 'one'"),
+        ("04-scan -p seed -1", "seed must be 0 or more; got -1"),
+        ("04-scan -p dataset imagenet", "dataset must be empty .*; got 'imagenet'"),
+        ("04-scan -p dataset mnist:half", "dataset must be empty .*; got 'mnist:half'"),
+        ("04-scan -p dataset folder:nowhere", "dataset must name a folder that is there"),
+        ("04-scan -p run_dir x", r"run_dir is set by this command \(--runs"),
+        ("04-scan -p results_dir x", "results_dir is set by this command"),
+    ],
+)
+def test_refused_before_any_work(words, complaint, tmp_path, capsys):
+    assert record.main([*words.split(), "--runs", str(tmp_path / "runs")]) == record.REFUSED
+    assert re.search(complaint, capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_belongs_to_one_command_and_a_failure_is_kept(tmp_path, monkeypatch, capsys):
+    cell = new_code_cell('profile = "quick"\nseed = 0', metadata={"tags": ["parameters"]})
+    cells = [cell, new_code_cell("print(profile)"), new_code_cell("1 / 0")]
+    language = {"language_info": {"name": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=language), tmp_path / "04-scan.ipynb")
+    real = record.defaults("04-scan")
+    monkeypatch.setattr(record, "CHAPTERS", tmp_path)
+    monkeypatch.setattr(record, "defaults", lambda chapter: dict(real))
+    folder = tmp_path / "runs" / "scan-quick-seed0"
+    asked = ["04-scan", "--runs", str(folder.parent)]
+    with record.only_one(folder):
+        assert record.main(asked) == record.REFUSED
+        assert "is in use by another command" in capsys.readouterr().err
+    assert record.main(asked) == record.FAILED
+    assert "04-scan failed: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["state"] == "failed"
+    assert manifest["attempts"][0]["ended"] == "PapermillExecutionError: division by zero"
+    assert (folder / "unfinished.ipynb").exists() and not (folder / "notebook.ipynb").exists()
+    with pytest.raises(ValueError, match="must hold a finished run with a result"):
+        record.into_the_book(folder, tmp_path, tmp_path)
+
+    def done(chapter, values, place):
+        assert [p.name for p in place.iterdir()] == [".record.lock"]  # begun anew
+        return {"seconds": 0.0}
+
+    monkeypatch.setattr(record, "run", done)
+    assert record.main([*asked, "--again"]) == record.DONE
+
+
+def test_the_command_is_what_to_type():
+    values = record.parameters("04-scan", [("dataset", "mnist:train+test"), ("seed", "3")])
+    typed = record.command("04-scan", values)
+    assert typed == "python book/record.py 04-scan -p dataset mnist:train+test -p seed 3"
+    assert record.command("04-scan", record.defaults("04-scan")).endswith("04-scan")
+
+
+def test_networks_that_travel_give_the_recorded_clusters(capsys):
+    names = publish.shipped()
+    for name in names:
+        (about,) = results.load(stem=name)
+        path = publish.WEIGHTS / f"{name}.safetensors"
+        assert path.stat().st_size == about["weights"]["bytes"] <= record.SMALL
+        if about["data"] not in ("digits", "shapes"):  # the images may not be here
+            publish.load(name)
+            continue
+        clusters = publish.load(name).assign(load(about["data"]).images).clusters
+        # another processor may round another way: an image on the border, no more
+        same = (clusters == clusters.new_tensor(about["clusters"])).float().mean()
+        assert same > 0.995, name
+    if names:
+        assert cli.main(["predict", names[0], "digits"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("file,cluster,confidence") and len(lines) == 1798
+        assert cli.main(["list"]) == 0 and names[0] in capsys.readouterr().out

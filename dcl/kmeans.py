@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dcl.dist import all_rows, all_sum, share
 
-BUDGET = 2**22  # entries of the distance block that is held at once on a CPU: 16 MB
+BUDGET = 2**22  # entries of the block that is held at once on a CPU, 16 MB; on a GPU 16 times that
 SPLIT = 1 / 1024  # relative perturbation of a split centroid (faiss)
 
 
@@ -48,8 +48,7 @@ def kmeans(
         raise ValueError(
             f"n_clusters must be between 2 and the number of points, {len(x)}; got {n_clusters}"
         )
-    if not torch.isfinite(x).all():
-        raise ValueError("x must be finite; got NaN or infinity")
+    check_finite(x, "x")
     if n_init < 1 or iterations < 1:
         raise ValueError(f"n_init and iterations must be 1 or more; got {n_init}, {iterations}")
     if isinstance(init, Tensor):
@@ -87,29 +86,34 @@ def lloyd(
         c = _plus_plus(x, k)
     c = F.normalize(c, dim=1) if spherical else c
     x = share(x)
-    labels, distance = _assign(x, c, spherical)
+    labels, low = _assign(x, c, spherical)
     for _ in range(iterations):
         sizes = all_sum(torch.bincount(labels, minlength=k))
         c = _means(x, labels, sizes)
         c = split_empty(c + origin, sizes) - origin
         c = F.normalize(c, dim=1) if spherical else c
         before = labels
-        labels, distance = _assign(x, c, spherical)
+        labels, low = _assign(x, c, spherical)
         if not all_sum((labels != before).sum()):
             break
+    distance = low if spherical else (2 * low + _squares(x)).clamp(min=0)
     return KMeansResult(all_rows(labels), c + origin, float(all_sum(distance.double().sum())))
 
 
+def _blocks(x: Tensor, width: int = 0) -> tuple[Tensor, ...]:
+    # rows of x such that block rows x width, or else the block itself, stay within the budget
+    return x.split(max(1, BUDGET * (16 if x.is_cuda else 1) // (width or x.shape[1])))
+
+
+def _squares(x: Tensor) -> Tensor:
+    return torch.cat([(block * block).sum(1) for block in _blocks(x)])  # (N,)
+
+
 def _assign(x: Tensor, c: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
-    # nearest centroid (N,) and the distance to it (N,), block by block
+    # nearest centroid (N,), and |c|^2/2 - x.c, or 1 - x.c, of it (N,), block by block
     half = 0.5 * (c * c).sum(1) if not spherical else c.new_ones(len(c))
-    rows = max(1, BUDGET * (16 if x.is_cuda else 1) // len(c))
-    labels, distances = [], []
-    for block in x.split(rows):
-        low, index = torch.addmm(half, block, c.T, alpha=-1).min(1)  # |c|^2/2 - x.c, or 1 - x.c
-        labels.append(index)
-        distances.append(low if spherical else (2 * low + (block * block).sum(1)).clamp(min=0))
-    return torch.cat(labels), torch.cat(distances)
+    found = [torch.addmm(half, block, c.T, alpha=-1).min(1) for block in _blocks(x, len(c))]
+    return torch.cat([index for _, index in found]), torch.cat([low for low, _ in found])
 
 
 def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
@@ -117,30 +121,33 @@ def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     # a seed gives the same clusters there too.
     kind = torch.float64 if x.is_cuda else x.dtype
     total = torch.zeros(len(sizes), x.shape[1], dtype=kind, device=x.device)
-    rows = max(1, BUDGET // x.shape[1])
-    for at, block in zip(labels.split(rows), x.split(rows), strict=True):
-        total.index_add_(0, at, block.to(kind))
+    start = 0
+    for block in _blocks(x):
+        total.index_add_(0, labels[start : start + len(block)], block.to(kind))
+        start += len(block)
     return (all_sum(total) / sizes.clamp(min=1).unsqueeze(1)).to(x.dtype)
 
 
 def _plus_plus(x: Tensor, k: int) -> Tensor:
     # Greedy k-means++ (Arthur & Vassilvitskii 2007): draw some rows with probability
     # proportional to the squared distance to the nearest centroid so far, keep the best of them.
+    # Everything is drawn beforehand and on the CPU: the same start on every device, and a GPU
+    # that never waits for the host.
     trials = 2 + int(math.log(k))
-    square = (x * x).sum(1)  # (N,)
-    chosen = [int(torch.randint(len(x), ()))]
-    closest = (square + square[chosen[0]] - 2 * (x @ x[chosen[0]])).clamp(min=0)
-    for _ in range(k - 1):
+    first = int(torch.randint(len(x), ()))
+    draws = torch.rand(k - 1, trials, dtype=torch.float64).to(x.device)
+    square = _squares(x)  # (N,)
+    closest = (square + square[first] - 2 * (x @ x[first])).clamp(min=0)
+    chosen = [torch.full((1,), first, device=x.device)]
+    for draw in draws:
         reach = closest.double().cumsum(0)
-        # drawn on the CPU: the same start on every device
-        draw = torch.rand(trials, dtype=torch.float64).to(x.device) * reach[-1]
-        at = torch.searchsorted(reach, draw, right=True).clamp(max=len(x) - 1)  # (T,)
+        at = torch.searchsorted(reach, draw * reach[-1], right=True).clamp(max=len(x) - 1)  # (T,)
         new = (square + square[at, None] - 2 * (x[at] @ x.T)).clamp(min=0)  # (T,N)
         new = torch.minimum(new, closest)
-        pick = int(new.sum(1).argmin())
-        chosen.append(int(at[pick]))
-        closest = new[pick]
-    return x[chosen]
+        pick = new.sum(1).argmin(0, keepdim=True)  # (1,)
+        chosen.append(at[pick])
+        closest = new[pick][0]
+    return x[torch.cat(chosen)]
 
 
 def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
@@ -169,6 +176,13 @@ def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
     return c
 
 
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise ValueError, naming the tensor of any shape and float dtype, where it is not finite."""
+    # a sum is finite only if all its terms are, and takes a twentieth of the time
+    if not (x.sum().isfinite() or x.isfinite().all()):
+        raise ValueError(f"{name} must be finite; got NaN or infinity")
+
+
 def whiten(x: Tensor, dim: int = 256) -> Tensor:
     """PCA-whitened rows of length 1: (N,D) -> (N,d) float32, with d <= dim.
 
@@ -179,7 +193,8 @@ def whiten(x: Tensor, dim: int = 256) -> Tensor:
     DeepCluster (Caron et al. 2018), section 3.3, as in faiss; chapter 01-deepcluster.
     """
     centre, directions = whitening(x, dim)
-    return F.normalize(((x.detach().double() - centre) @ directions).float(), dim=1)
+    blocks = (((block.double() - centre) @ directions).float() for block in _blocks(x.detach()))
+    return torch.cat([F.normalize(block, dim=1) for block in blocks])
 
 
 def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
@@ -194,14 +209,16 @@ def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
         )
     if dim < 1:
         raise ValueError(f"dim must be 1 or more; got {dim}")
-    if not torch.isfinite(x).all():
-        raise ValueError("x must be finite; got NaN or infinity")
+    check_finite(x, "x")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        x = x.detach().double()
-        scale, centre = x.abs().amax().clamp(min=1e-300), x.mean(0)
-        x = (x - centre) / scale
-        wide = len(x) < x.shape[1]
-        value, vector = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+        x = x.detach()
+        scale = torch.stack(x.aminmax()).double().abs().amax().clamp(min=1e-300)
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        centre = sum((block.double().sum(0) for block in _blocks(x)), zero) / len(x)
+        wide = len(x) < x.shape[1]  # N x N is the smaller matrix then, and one block holds all
+        parts = ((block.double() - centre) / scale for block in ([x] if wide else _blocks(x)))
+        gram = sum((part @ part.T if wide else part.T @ part for part in parts), zero)
+        value, vector = torch.linalg.eigh(gram)  # ascending
         value, vector = value.flip(0)[:dim], vector.flip(1)[:, :dim]
         # Below float32's resolution a direction is rounding noise, and scaling it to variance 1
         # would make that noise as loud as the data.
@@ -209,5 +226,7 @@ def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
         if not keep.any():
             raise ValueError("x must vary; got rows that are all equal")
         value, vector = value[keep], vector[:, keep]
-        directions = x.T @ vector / value if wide else vector / value.sqrt()
+        if wide:
+            vector = ((x.double() - centre) / scale).T @ vector
+        directions = vector / (value if wide else value.sqrt())
         return centre, directions / scale

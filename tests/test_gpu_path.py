@@ -20,6 +20,7 @@ from torch.cuda.amp import common
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dcl import kmeans, neighbors
 from dcl import train as module
 from dcl.augment import SCAN_STRONG, SWAV_VIEW
 from dcl.methods import deepcluster, lsdc, rotnet, scan, simclr, swav
@@ -222,3 +223,18 @@ def test_float16_reads_whether_a_step_overflowed_on_the_gpu_where_it_can(monkeyp
     first = epoch(monkeypatch, plain, config, capability=(7, 5))
     # LARC changes gradients before the step, so it must know first whether there is one
     assert first.startswith("scaler.step(optimizer)" if optimizer == "larc" else READ)
+
+
+def test_k_means_and_neighbours_leave_the_gpu_alone():
+    """Between epochs, but k-means++ has K - 1 steps and the search thousands of blocks."""
+    with FakeTensorMode(), Watch() as watch:
+        x = torch.empty(1000, 8, device="cuda")
+        assert kmeans._plus_plus(x, 20).shape == (20, 8)  # one copy: all that was drawn
+        watch.steps = True
+        labels, _ = kmeans._assign(x, x[:20], False)
+        assert labels.device.type == "cuda"
+        sizes = torch.empty(20, dtype=torch.int64, device="cuda")
+        assert kmeans._means(x, labels, sizes).shape == (20, 8)
+        for metric in neighbors.METRICS:
+            score, index = neighbors._search(x, x, 20, metric)
+            assert score.shape == index.shape == (1000, 20) and index.device.type == "cuda"

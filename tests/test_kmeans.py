@@ -74,6 +74,52 @@ def test_start_quality():
     assert np.mean(plus) < 1.3 * np.mean(theirs)
 
 
+def simple_plus_plus(x, k):
+    """Greedy k-means++ as a loop over numbers of the host."""
+    chosen = [int(torch.randint(len(x), ()))]
+    closest = (x - x[chosen[0]]).square().sum(1)
+    for _ in range(k - 1):
+        reach = closest.double().cumsum(0)
+        best = None
+        for draw in torch.rand(2 + int(math.log(k)), dtype=torch.float64):
+            row = min(int((reach <= draw * reach[-1]).sum()), len(x) - 1)
+            new = torch.minimum(closest, (x - x[row]).square().sum(1))
+            if best is None or new.sum() < best[1].sum():
+                best = row, new
+        chosen.append(best[0])
+        closest = best[1]
+    return x[chosen]
+
+
+@pytest.mark.parametrize("k", [2, 7, 40])
+def test_the_start_equals_the_simple_one(k):
+    x, _ = blobs(k=9, spread=1.5)
+    with seeded(4):
+        fast = module._plus_plus(x, k)
+        after = torch.rand(())
+    with seeded(4):
+        assert torch.equal(fast, simple_plus_plus(x, k))
+        assert torch.rand(()) == after  # the same draws
+
+
+def simple_lloyd(x, c, iterations):
+    for _ in range(iterations):
+        labels = torch.cdist(x.double(), c.double()).argmin(1)
+        c = torch.stack([x[labels == k].double().mean(0) for k in range(len(c))])
+    distance = torch.cdist(x.double(), c).amin(1).square()
+    return c, float(distance.sum())
+
+
+@pytest.mark.parametrize("budget", [100, 2**22])
+def test_iterations_equal_the_simple_ones(monkeypatch, budget):
+    monkeypatch.setattr(module, "BUDGET", budget)
+    x, _ = blobs(k=6, n=500, d=8, spread=2.0)
+    fast = kmeans(x, 6, init=x[:6], iterations=5)
+    c, inertia = simple_lloyd(x, x[:6], 5)
+    torch.testing.assert_close(fast.centroids.double(), c, rtol=1e-5, atol=1e-5)
+    assert fast.inertia == pytest.approx(inertia, rel=1e-5)
+
+
 def test_seeded_and_best_of_n():
     x, _ = blobs(k=20, spread=1.5)
     with seeded(3):
@@ -243,6 +289,53 @@ def test_whiten_equals_faiss():
     y = pca.apply(x.numpy())
     y /= np.linalg.norm(y, axis=1, keepdims=True)
     assert same_up_to_sign(whiten(x, 6).numpy(), y, 1e-4)
+
+
+def simple_whiten(x, dim):
+    x = x.double()
+    x = x - x.mean(0)
+    value, vector = torch.linalg.eigh(x.T @ x)
+    y = x @ (vector / value.sqrt()).flip(1)[:, :dim]
+    return F.normalize(y, dim=1).float()
+
+
+@pytest.mark.parametrize("budget", [64, 2**22])
+def test_whiten_equals_the_simple_one_in_blocks_and_whole(monkeypatch, budget):
+    monkeypatch.setattr(module, "BUDGET", budget)
+    with seeded(0):
+        x = 5 + torch.randn(300, 16) @ torch.randn(16, 16)
+    assert same_up_to_sign(whiten(x, 9).numpy(), simple_whiten(x, 9).numpy(), 1e-5)
+    wide = whiten(x[:10], 9)
+    assert wide.shape == (10, 9) and torch.allclose(wide.norm(dim=1), torch.ones(10), atol=1e-5)
+
+
+def test_whiten_holds_no_copy_of_the_rows(monkeypatch):
+    # float64 copies of all rows would be three times 8 bytes x 4 million; a block is 1/64 of it
+    monkeypatch.setattr(module, "BUDGET", 2**16)
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+                largest = max(largest, out.numel())
+            return out
+
+    x = torch.randn(2**14, 64)
+    with Sizes():
+        whiten(x, 8)
+    assert largest <= 2**16
+
+
+def test_numbers_whose_sum_overflows_are_finite():
+    huge = torch.full((10, 2), 3e38)
+    module.check_finite(huge, "x")
+    huge[3, 1] = torch.inf
+    with pytest.raises(ValueError, match="x must be finite"):
+        module.check_finite(huge, "x")
+    with pytest.raises(ValueError, match="x must be finite"):
+        module.check_finite(torch.tensor([torch.inf, -torch.inf]), "x")
 
 
 def test_whiten_dimensions():

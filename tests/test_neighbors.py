@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,17 +16,19 @@ def brute(queries, keys, k, metric):
     return score.sort(dim=1, stable=True).indices[:, :k]
 
 
-@pytest.fixture(params=["faiss", "torch"])
-def engine(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
-        monkeypatch.setattr(neighbors, "BUDGET", 500)  # several blocks
+@pytest.fixture(params=["at once", "in blocks", "by groups"])
+def blocks(request, monkeypatch):
+    if request.param != "at once":
+        monkeypatch.setattr(neighbors, "BUDGET", 300)
+        monkeypatch.setattr(neighbors, "KEYS", 37)
+    if request.param == "by groups":
+        monkeypatch.setattr(neighbors, "DEEP", 3)
     return request.param
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("k", [1, 7, 90])
-def test_equals_brute_force(engine, metric, k):
+def test_equals_brute_force(blocks, metric, k):
     with seeded(0):
         q, x = torch.randn(70, 12), torch.randn(90, 12)
     found = nearest(q, x, k, metric=metric)
@@ -37,13 +37,13 @@ def test_equals_brute_force(engine, metric, k):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_self_comes_first(engine, metric):
+def test_self_comes_first(blocks, metric):
     with seeded(0):
         x = torch.randn(50, 8)
     assert torch.equal(nearest(x, x, 5, metric=metric)[:, 0], torch.arange(50))
 
 
-def test_by_hand(engine):
+def test_by_hand(blocks):
     x = torch.tensor([[1.0, 0.0], [5.0, 5.0], [0.0, 2.0], [3.0, 0.1]])
     q = torch.tensor([[1.0, 0.2]])
     assert nearest(q, x, 4, metric="cosine").tolist() == [[3, 0, 1, 2]]
@@ -51,20 +51,40 @@ def test_by_hand(engine):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_ties_go_by_index(engine, metric):
+def test_ties_go_by_index(blocks, metric):
     corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     x = corners.repeat(3, 1)  # each corner three times
     assert nearest(corners, x, 3, metric=metric).tolist() == [[k, k + 4, k + 8] for k in range(4)]
 
 
-def test_zero_rows_are_finite(engine):
+def test_zero_rows_are_finite(blocks):
     x = torch.cat([torch.zeros(1, 3), torch.eye(3)])
     assert nearest(x, x, 4).shape == (4, 4)
 
 
-def test_other_floats_keep_gradients_out(engine):
+def test_other_floats_keep_gradients_out(blocks):
     x = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
     assert torch.equal(nearest(x, x, 3), brute(x.detach(), x.detach(), 3, "cosine"))
+
+
+@pytest.mark.parametrize("columns,k", [(64, 1), (67, 2), (1000, 20), (2000, 20), (661, 20)])
+def test_the_largest_are_those_of_topk(columns, k):
+    with seeded(0):
+        score = torch.randn(50, columns)
+    score[:, -3:] += 3  # where no whole group is
+    high, at = neighbors._largest(score, k)
+    expected = score.topk(k, dim=1)
+    assert torch.equal(high, expected.values) and torch.equal(at, expected.indices)
+
+
+def test_equals_faiss():
+    faiss = pytest.importorskip("faiss")
+    with seeded(0):
+        x = torch.randn(3000, 24)
+    index = faiss.IndexFlatIP(24)
+    index.add(F.normalize(x, dim=1).numpy())
+    theirs = torch.from_numpy(index.search(F.normalize(x[:200], dim=1).numpy(), 20)[1])
+    assert (nearest(x[:200], x, 20) == theirs).float().mean() > 0.999  # but for rounding
 
 
 @pytest.mark.parametrize(

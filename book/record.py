@@ -278,7 +278,7 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     model = publish.method(method).fit(train_set.images, config, run_dir=folder)
     clusters, _ = publish.fitted(model, method, train_set.images)
     path = folder / "model.safetensors"
-    clusters.save(path)
+    clusters.save(path, data=result["data"], split=trained, checksum=train_set.checksum)
     again = publish.load(path)
     again.model.to(place)
     data = load(name, scored).to(place) if scored else train_set

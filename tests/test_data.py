@@ -203,3 +203,14 @@ def test_real_folder():
     test = load(f"folder:{REAL / 'cifar10-jpeg'}", "test")
     assert (test.name, test.split, len(test)) == ("cifar10-jpeg", "test", 10000)
     assert test.labels.bincount().tolist() == [1000] * 10 and test.classes[0] == "airplane"
+
+
+def test_the_split_may_stand_in_the_name():
+    data = load("digits:all")
+    assert (data.name, data.split, data.checksum) == ("digits", "all", load("digits").checksum)
+    with pytest.raises(ValueError, match="split must be one of all; got 'train'"):
+        load("digits:train")
+    with pytest.raises(ValueError, match="split must be that of the name, 'train'; got 'test'"):
+        load("mnist:train", "test")
+    with pytest.raises(ValueError, match="name must be one of .*; got 'digit'"):
+        load("digit:all")

@@ -1,8 +1,10 @@
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -109,6 +111,42 @@ def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
     wrong.out_dim = 13
     with pytest.raises(ValueError, match="path must fit its own description"):
         publish.load(tmp_path / "m", encoder=wrong)
+
+
+def test_the_sha256_of_a_file_that_came_over_a_network_is_compared(fitted, images, tmp_path):
+    clusters, assignment = fitted("scan")
+    path = tmp_path / "m.safetensors"
+    clusters.save(path, data="digits", checksum="0123")
+    with safe_open(path, "pt") as file:
+        assert file.metadata().items() >= {"data": "digits", "checksum": "0123"}.items()
+        assert json.loads(file.metadata()["config"])["n_clusters"] == clusters.n_clusters
+    whole = path.read_bytes()
+    own = hashlib.sha256(whole).hexdigest()
+    assert publish.sha256(path) == own
+    again = publish.load(path, checksum=own.upper()).assign(images)
+    assert torch.equal(again.clusters, assignment.clusters)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of one weight: loads all right
+    publish.load(path)
+    with pytest.raises(ValueError, match=f"path must have the sha256 {own}; .* has "):
+        publish.load(path, checksum=own)
+
+
+def test_a_network_of_the_book_is_loaded_by_name_and_compared_with_its_result(
+    fitted, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(publish, "WEIGHTS", tmp_path)
+    assert publish.shipped() == []
+    with pytest.raises(FileNotFoundError, match="or one of none yet; no file at scan-x"):
+        publish.load("scan-x")
+    clusters, assignment = fitted("scan")
+    clusters.save(tmp_path / "scan-x.safetensors")
+    result = {"weights": {"sha256": publish.sha256(tmp_path / "scan-x.safetensors")}}
+    monkeypatch.setattr(publish.results, "load", lambda stem: [result] if stem == "scan-x" else [])
+    assert publish.shipped() == ["scan-x"]
+    assert torch.equal(publish.load("scan-x").assign(images).clusters, assignment.clusters)
+    result["weights"]["sha256"] = "0" * 64
+    with pytest.raises(ValueError, match="path must have the sha256 000"):
+        publish.load("scan-x")
 
 
 def test_what_is_no_published_model_is_refused(fitted, tmp_path):

@@ -52,12 +52,32 @@ def test_the_split_names_both_sides(tmp_path):
     assert json.loads(path.read_text())["split"] == "train -> all"
 
 
+def test_all_images_together_are_another_run(tmp_path):
+    both = replace(load("digits"), name="mnist", split="train+test")
+    path = write(tmp_path, data=both)
+    assert path.name == "scan-mnist-train+test-quick-seed0.json"
+    assert "-p dataset mnist:train+test -p seed 0" in json.loads(path.read_text())["command"]
+    assert write(tmp_path, data=replace(both, split="test")).name == "scan-mnist-quick-seed0.json"
+    assert write(tmp_path, data=replace(both, name="photos")).name.startswith("scan-photos-train+")
+
+
+def test_a_result_tells_how_the_images_were_stored(tmp_path):
+    digits = load("digits")
+    files = [f"{k}.{'JPG' if k else 'png'}" for k in range(len(digits))]
+    path = write(tmp_path, data=replace(digits, name="photos", files=files))
+    assert json.loads(path.read_text())["files"] == ".jpg .png"
+    assert json.loads(write(tmp_path).read_text())["files"] == "as published"
+    assert 0.05 < json.loads(path.read_text())["machine"]["memory_gib"] < 100
+
+
 def test_other_parameters_do_not_overwrite(tmp_path):
     write(tmp_path)
     write(tmp_path, acc=0.7)  # the same run again may
     with pytest.raises(ValueError, match=r"results_dir .*from other parameters"):
         write(tmp_path, config=TrainConfig(lr=0.3))
     assert results.load(tmp_path)[0]["metrics"]["ACC"] == 0.7
+    (row,) = results.load(tmp_path, stem="scan-digits-quick-seed0")
+    assert row["seed"] == 0 and results.load(tmp_path, stem="scan-digits-quick-seed1") == []
 
 
 def test_table_by_hand(tmp_path):

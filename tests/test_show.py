@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dcl.show import check_parameters, show, verdict
+from dcl.show import check_parameters, run_folder, run_name, show, verdict
 
 GOOD = {
     "profile": "quick",
@@ -111,3 +111,32 @@ def test_show_displays_the_real_source(capsys, monkeypatch):
     assert shown[1].data == "```python\ndef method(self):\n    return 1\n```"
     with pytest.raises(TypeError, match="no Python source"):
         show(len)
+
+
+@pytest.mark.parametrize(
+    "dataset, epochs, name",
+    [
+        ("", 0, "scan-gpu-seed3"),
+        ("mnist", 0, "scan-mnist-gpu-seed3"),
+        ("mnist:train+test", 2, "scan-mnist-train+test-gpu-seed3-epochs2"),
+        ("folder:/data/my photos/", 0, "scan-my-photos-gpu-seed3"),
+        ("folder:C:\\data\\jpeg", 0, "scan-jpeg-gpu-seed3"),
+    ],
+)
+def test_a_run_is_called_after_its_parameters(dataset, epochs, name):
+    parameters = {"profile": "gpu", "dataset": dataset, "epochs": epochs, "seed": 3}
+    assert run_name("scan", parameters) == name
+    assert run_folder("scan", parameters) == f"runs/{name}"
+    assert run_folder("scan", parameters | {"profile": "paper"}).startswith("runs/")
+    for short in ("smoke", "quick"):  # nothing is left behind
+        assert run_folder("scan", parameters | {"profile": short}) == ""
+
+
+def test_a_set_may_be_named_with_its_split():
+    known = {"profile": "quick", "seed": 0, "device": "cpu", "epochs": 0, "run_dir": ""}
+    known |= {"results_dir": "", "dataset": ""}
+    for good in ("mnist:train+test", "cifar10:test", "digits:all", "folder:x"):
+        check_parameters(known | {"dataset": good})
+    for bad in ("mnist:", "mnist:half", "digits:train", ":train", "folder:"):
+        with pytest.raises(ValueError, match="dataset must be empty"):
+            check_parameters(known | {"dataset": bad})

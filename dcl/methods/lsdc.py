@@ -300,6 +300,7 @@ def fit(
 
 
 _D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
+_M = simclr.PROFILES["gpu-mnist"]
 _QUICK = Config(threshold=0.7, ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=("0",),
     head_rate=30, pretext=_D,
     train=TrainConfig(12, 128, "adam", 3e-4, schedule="cosine"))  # fmt: skip
@@ -310,5 +311,7 @@ PROFILES = {
     "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
     "photos": replace(_QUICK, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
+    "gpu-mnist": replace(_QUICK, threshold=0.6, ramp=3, view=_M.view, pretext=_M,
+        frozen=("0.1.0", "0.1.1", "0.1.4", "0.1.5"), train=replace(_QUICK.train, epochs=4)),
     "paper": Config(),
 }  # fmt: skip

@@ -144,6 +144,6 @@ PROFILES = {
     "quick-shapes": replace(_QUICK, view=_SHAPE),
     "photos": replace(_QUICK, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)),
     "gpu": replace(Config(), train=replace(Config.train, epochs=100)),
-    "gpu-mnist": replace(_QUICK, width=16, view=HAND_VIEW, train=replace(_FAST, epochs=4)),
+    "gpu-mnist": replace(_QUICK, width=16, view=HAND_VIEW, train=replace(_FAST, epochs=3)),
     "paper": Config(),
 }

@@ -147,18 +147,13 @@ def load(
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).expanduser()
-        divided = (path / "train").is_dir() and (path / "test").is_dir()
-        split = _split(split, BOTH if divided else ("all",))
-        parts, place = split.split("+") if divided else [""], data_root(root) / "cache"
+        split = _split(split, splits(name))
+        parts = [""] if split == "all" else split.split("+")
+        place = data_root(root) / "cache"
         found = folder(path, parts, size, place=place, cache_bytes=cache_bytes, progress=progress)
         shown = printable(path.resolve().name)
         return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
-    name, _, part = name.partition(":")
-    if part and split and part != split:
-        raise ValueError(f"split must be that of the name, {part!r}; got {split!r}")
-    if name not in SPLITS:
-        raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
-    split = _split(split or part, SPLITS[name])
+    split, name = _split(split, splits(name)), name.partition(":")[0]
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
     else:
@@ -167,6 +162,21 @@ def load(
     known = [y for _, y, _ in sets if y is not None]
     labels = _joined(known) if len(known) == len(sets) else None
     return Data(images, labels, sets[0][2], name, split)
+
+
+def splits(name: str) -> tuple[str, ...]:
+    """The splits that `load` knows of a name, the default first: one, where the name tells it.
+
+    Raises ValueError for an unknown name.
+    """
+    if name.startswith("folder:"):
+        path = Path(name.removeprefix("folder:")).expanduser()
+        divided = (path / "train").is_dir() and (path / "test").is_dir()
+        return BOTH if divided else ("all",)
+    name, _, part = name.partition(":")
+    if name not in SPLITS:
+        raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
+    return (_split(part, SPLITS[name]),) if part else SPLITS[name]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

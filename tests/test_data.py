@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcl.data import SPLITS, Data, data_root, load
+from dcl.data import SPLITS, Data, data_root, load, splits
 
 X = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).view(2, 3, 2, 2)
 Y = torch.tensor([1, 0])
@@ -210,7 +210,18 @@ def test_the_split_may_stand_in_the_name():
     assert (data.name, data.split, data.checksum) == ("digits", "all", load("digits").checksum)
     with pytest.raises(ValueError, match="split must be one of all; got 'train'"):
         load("digits:train")
-    with pytest.raises(ValueError, match="split must be that of the name, 'train'; got 'test'"):
+    with pytest.raises(ValueError, match="split must be one of train; got 'test'"):
         load("mnist:train", "test")
     with pytest.raises(ValueError, match="name must be one of .*; got 'digit'"):
         load("digit:all")
+
+
+def test_a_name_tells_its_splits(tmp_path):
+    assert splits("mnist") == ("train", "test", "train+test") and splits("digits") == ("all",)
+    assert splits("mnist:train+test") == ("train+test",)
+    assert splits(f"folder:{tmp_path}") == ("all",)
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+    assert splits(f"folder:{tmp_path}") == ("train", "test", "train+test")
+    with pytest.raises(ValueError, match="split must be one of train, test, .*; got 'half'"):
+        splits("mnist:half")

@@ -81,7 +81,7 @@ class Claim:
     def bound(self) -> str:
         """The bound in words; empty without one."""
         words = [("at most", self.at_most), ("at least", self.at_least)]
-        return " and ".join(f"{word} {number(b)}" for word, b in words if b is not None)
+        return " and ".join(f"{word} {b:.3g}" for word, b in words if b is not None)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def row(name: str, times: list[float]) -> Row:
     return Row(name, middle, low, high, len(times))
 
 
-def rows(times: Times, group: str = "", cpu: Times | None = None) -> list[Row]:
+def rows(
+    times: Times, group: str = "", cpu: Times | None = None, unit: str | None = None
+) -> list[Row]:
     """The candidates of one piece of work, beside the first of them."""
     first = next(iter(times))
     found = []
@@ -211,7 +213,7 @@ def rows(times: Times, group: str = "", cpu: Times | None = None) -> list[Row]:
             ratio = round(middle, 4), round(low, 4), round(high, 4)
         plain = asdict(row(name, values))
         spent = round(statistics.median(cpu[name]), 3) if cpu else None
-        found.append(Row(**plain | {"group": group, "ratio": ratio, "cpu": spent}))
+        found.append(Row(**plain | {"group": group, "ratio": ratio, "cpu": spent, "unit": unit}))
     return found
 
 
@@ -292,15 +294,14 @@ def show(outcome: Outcome) -> str:
     lines = [outcome.unit]
     group = None
     for r in outcome.rows:
-        if r.group != group:
-            lines += ["", r.group] if r.group else []
+        if (r.group, r.unit) != group:
+            lines += ["", f"{r.group}{f' ({r.unit})' if r.unit else ''}"] if r.group else []
             lines.append(f"{'':36}{'median':>10}{'quartiles':>20}{'n':>4}{'ratio':>8}{'CPU':>9}")
-            group = r.group
+            group = r.group, r.unit
         between = f"{number(r.low)} .. {number(r.high)}"
         beside = number(r.ratio[0]) if r.ratio else ""
         spent = "" if r.cpu is None else number(r.cpu)
-        unit = f" {r.unit}" if r.unit else ""
-        text = f"{r.name:36}{number(r.median):>10}{between:>20}{r.n:4}{beside:>8}{spent:>9}{unit}"
+        text = f"{r.name:36}{number(r.median):>10}{between:>20}{r.n:4}{beside:>8}{spent:>9}"
         lines.append(text.rstrip())
     lines += [""] if outcome.claims else []
     for claim in outcome.claims:

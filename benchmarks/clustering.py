@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import (
+    WALL,
     Claim,
     Outcome,
     Times,
@@ -217,7 +218,7 @@ def beside_faiss(outcome: Outcome, title: str, work: Work, times: Times, rounds:
         return
     with threads(2):
         wall, cpu = wall_times({name: work[name] for name in (OURS, FAISS)}, rounds)
-    outcome.rows.extend(rows(wall, f"{title}; wall time, two threads", cpu))
+    outcome.rows.extend(rows(wall, title, cpu, f"{WALL}, two threads"))
     text = "time, dcl / faiss, two threads, by the clock"
     outcome.claims.append(ratio(text, wall[OURS], wall[FAISS], 1.0, group=title))
 

@@ -1,0 +1,184 @@
+"""The tables of book/speed.md, made from benchmarks/results/*.json and nothing else.
+
+`python book/notebooks.py results` writes them between the marks of each benchmark, `check` says
+when they are not those of the files.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # benchmarks is not installed, it stands beside the book
+
+from benchmarks import number  # noqa: E402
+
+FOLDER, PAGE = ROOT / "benchmarks" / "results", ROOT / "book" / "speed.md"
+MARKS = re.compile(r"<!-- timings: (\w+) start -->\n.*?<!-- timings: \1 end -->", re.DOTALL)
+WIDEST = 4  # columns of a table with one column for each candidate
+
+
+def stale_timings(folder: Path = FOLDER, page: Path = PAGE) -> list[str]:
+    """Return the page's name if its tables are not those of the folder."""
+    text = page.read_text()
+    return [] if filled(text, folder) == text else [page.name]
+
+
+def write_timings(folder: Path = FOLDER, page: Path = PAGE) -> None:
+    """Bring the tables up to date."""
+    page.write_text(filled(page.read_text(), folder))
+
+
+def filled(text: str, folder: Path) -> str:
+    """Return the text with what stands between the marks replaced."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        mark = f"<!-- timings: {name} "
+        return f"{mark}start -->\n\n{content(name, folder)}\n\n{mark}end -->"
+
+    return MARKS.sub(part, text)
+
+
+def content(name: str, folder: Path) -> str:
+    """Return the Markdown of one benchmark; without its file, the command that would make it."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        who = "No GPU has run this yet" if name == "gpu" else "This has not been run yet"
+        return f"{who}: `python -m benchmarks {name}`."
+    found = json.loads(path.read_text())
+    parts = growth(found) if found["curves"] else [*times(found), figures(found["claims"])]
+    return "\n\n".join(part for part in [*parts, foot(found)] if part)
+
+
+def times(found: dict[str, Any]) -> list[str]:
+    """Return the tables of the times, those of one unit and the same candidates in one."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["unit"] or found["unit"], row["group"]), []).append(row)
+    names = {key: tuple(row["name"] for row in rows) for key, rows in groups.items()}
+    largest = sorted(names.items(), key=lambda item: -len(item[1]))
+    tables: dict[tuple[str, tuple[str, ...]], dict[str, list[dict[str, Any]]]] = {}
+    for (unit, group), rows in groups.items():
+        mine = set(names[unit, group])
+        home = next(some for (u, _), some in largest if u == unit and mine <= set(some))
+        tables.setdefault((unit, home), {})[group] = rows
+    parts = []
+    for (unit, columns), some in tables.items():
+        n = sorted({row["n"] for rows in some.values() for row in rows})
+        caption = f"{unit[0].upper()}{unit[1:]}, middle of {listed(n)} rounds"
+        caption += f" ± half of what lies between the quartiles{cpu_note(some)}:"
+        side_by_side = len(some) > 1 and len(columns) < WIDEST
+        parts += [caption, across(some, columns) if side_by_side else down(some)]
+    return parts
+
+
+def across(groups: dict[str, list[dict[str, Any]]], names: Sequence[str]) -> str:
+    """Return a table with a row for each piece of work and a column for each candidate."""
+    lines = []
+    for group, rows in groups.items():
+        cells = {row["name"]: spread(row) for row in rows}
+        lines.append([group, *(cells.get(name, "–") for name in names)])
+    return table(["", *names], lines)
+
+
+def down(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a table with a row for each candidate, and its ratio to the first of its group."""
+    lines = []
+    for group, rows in groups.items():
+        if group:
+            lines.append([f"**{group}**", "", ""])
+        for row in rows:
+            ratio = number(row["ratio"][0]) if row["ratio"] else ""
+            lines.append([row["name"], spread(row), ratio])
+    if not any(line[2] for line in lines):
+        return table(["", "time"], [line[:2] for line in lines])
+    return table(["", "time", "× the first"], lines)
+
+
+def spread(row: dict[str, Any]) -> str:
+    """Return a time as "450 ± 2 %", and the CPU time where there is one."""
+    percent = 50 * (row["high"] - row["low"]) / max(row["median"], 1e-12)
+    text = f"{number(row['median'])} ± {'<1' if percent < 1 else f'{percent:.0f}'} %"
+    return text if row["cpu"] is None else f"{text} ({number(row['cpu'])})"
+
+
+def cpu_note(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what the number in brackets is, where there is one."""
+    some = any(row["cpu"] is not None for rows in groups.values() for row in rows)
+    return ", with the CPU time of all threads and processes in brackets" if some else ""
+
+
+def figures(claims: list[dict[str, Any]]) -> str:
+    """Return the table of the figures with their spread and their bounds."""
+    lines, group = [], ""
+    for claim in claims:
+        if claim["group"] != group:
+            group = claim["group"]
+            lines.append([f"**{group}**", "", ""])
+        value = number(claim["value"])
+        if claim["low"] is not None:
+            value += f" ({number(claim['low'])} to {number(claim['high'])})"
+        verdict = "reached" if claim["reached"] else "**missed**"
+        bound = f"{claim['bound']}: {verdict}" if claim["bound"] else ""
+        lines.append([claim["text"], value, bound])
+    if not any(line[2] for line in lines):
+        return table(["figure", "value (quartiles)"], [line[:2] for line in lines])
+    return table(["figure", "value (quartiles)", "bound"], lines)
+
+
+def growth(found: dict[str, Any]) -> list[str]:
+    """Return the table of the exponents: of time and of memory, for each thing that grows."""
+    claims: dict[str, dict[str, Any]] = {}
+    for claim in found["claims"]:
+        claims.setdefault(claim["group"], {})[claim["text"]] = claim
+    lines = []
+    for group, known in claims.items():
+        cells = []
+        for kind in ("time", "memory"):
+            one = known.get(f"exponent of {kind}")
+            text = f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "–"
+            if one and one["bound"]:
+                text += f", {one['bound']}: {'reached' if one['reached'] else '**missed**'}"
+            cells.append(text)
+        sizes = [size for size, _ in found["curves"][f"{group}: ms"]]
+        most = known.get("MB at the largest size")
+        reach = f"{min(sizes):,.0f} to {max(sizes):,.0f}"
+        fixed = found["settings"]["fixed"][group]
+        lines.append([f"{group} ({fixed})", reach, *cells, number(most["value"]) if most else "–"])
+    head = ["what grows", "from, to", "time", "memory", "MB at the end"]
+    n = sorted({row["n"] for row in found["rows"]})
+    caption = "Exponents with their 95 % interval: doubling the size multiplies by 2 to that power"
+    return [f"{caption} ({found['unit']}, middle of {listed(n)} rounds).", table(head, lines)]
+
+
+def foot(found: dict[str, Any]) -> str:
+    """Return remarks, the machine, the versions and the command."""
+    machine, gpu = found["machine"], found["machine"].get("gpu", "none")
+    made = [f"{name} {v}" for name, v in found["versions"].items() if v != "absent"]
+    missing = [name for name, v in found["versions"].items() if v == "absent"]
+    lines = [f"- {remark}" for remark in found["remarks"]]
+    with_gpu = "no GPU" if gpu == "none" else gpu
+    lines.append(f"- `{found['command']}`")
+    lines.append(f"- {machine['processor']}, {machine['cores']} cores, {with_gpu}")
+    lines.append(f"- {', '.join(made)}")
+    if missing:
+        lines.append(f"- not installed: {', '.join(missing)}")
+    # folded: who reads the page wants the table, who repeats it the rest
+    return "\n".join(["<details><summary>Machine and command</summary>", "", *lines, ""]) + (
+        "\n</details>"
+    )
+
+
+def listed(values: Sequence[int]) -> str:
+    """Return numbers as words: "5", "5 and 15"."""
+    return " and ".join(map(str, values))
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, its numbers to the right."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *lines])

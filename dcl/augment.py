@@ -109,7 +109,9 @@ class View:
                 out = randaugment(out, self.randaugment)
             if self.erase:
                 out = erase(out, self.erase, x.float().mean((0, 2, 3), keepdim=True))
-        return out if out is x else out.clamp_(0, 1).to(x.dtype)
+            if self.randaugment or self.erase:
+                out.clamp_(0, 1)
+        return out if out is x else out.to(x.dtype)
 
     def _geometry(self, x: Tensor) -> list[Step]:
         height, width = x.shape[2:]
@@ -171,7 +173,7 @@ def _run(steps: list[Step], x: Tensor) -> Tensor:
         for operation, per_image in steps:
             part = operation(part, *(value[k : k + block] for value in per_image))
         out = out if len(out) else part.new_empty(len(x), *part.shape[1:])
-        out[k : k + block] = part
+        torch.clamp(part, 0, 1, out=out[k : k + block])  # interpolation may round beyond 1
     return out
 
 

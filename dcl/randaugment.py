@@ -1,7 +1,9 @@
 """RandAugment as SCAN trains with it, some of 14 operations per image, and Cutout.
 
 Images are float (B,C,H,W) in [0,1]. Operations and ranges are those of SCAN's "ours" strategy:
-magnitudes are uniform, signs random, and colour factors stay below 1 (they only weaken).
+magnitudes are uniform, shifts and angles either way, and colour factors stay below 1 (they only
+weaken). Unlike there, a shear leaves the centre in place, not the corner at the top left, and
+pixels are interpolated, not taken from the nearest one.
 """
 
 import torch
@@ -12,10 +14,6 @@ from dcl import color, warp
 
 def _uniform(x: Tensor, low: float, high: float) -> Tensor:
     return torch.empty(len(x), device=x.device).uniform_(low, high)
-
-
-def _signed(x: Tensor, high: float) -> Tensor:
-    return _uniform(x, 0, high) * (torch.randint(0, 2, (len(x),), device=x.device) * 2 - 1)
 
 
 def autocontrast(x: Tensor) -> Tensor:
@@ -60,13 +58,18 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     return (x * f + smooth * (1 - f)).clamp(0, 1)
 
 
-def _move(x: Tensor, *, angle: float = 0, shear: int = -1, shift: int = -1) -> Tensor:
-    """Turn by up to `angle` degrees, or shear / shift by up to .1 along one axis, into black."""
-    zero, one = _uniform(x, 0, 0), _uniform(x, 1, 1)
-    shifts = torch.stack([_signed(x, 0.1) if shift == k else zero for k in (0, 1)], 1)
-    theta = warp.affine(_signed(x, angle), zero, one, shifts, x.shape[3] / x.shape[2])
-    if shear >= 0:
-        theta[:, shear, 1 - shear] += _signed(x, 0.1)
+def _turn(x: Tensor, most: float) -> Tensor:
+    """Turn by up to `most` degrees either way, into black."""
+    zero = x.new_zeros(len(x))
+    still = zero[:, None].expand(-1, 2)
+    theta = warp.affine(_uniform(x, -most, most), zero, zero + 1, still, x.shape[3] / x.shape[2])
+    return warp.warp(x, theta, (x.shape[2], x.shape[3]))
+
+
+def _move(x: Tensor, row: int, column: int, most: float) -> Tensor:
+    """Change one entry of the map that samples the image by up to `most` either way."""
+    theta = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
+    theta[:, row, column] += _uniform(x, -most, most)
     return warp.warp(x, theta, (x.shape[2], x.shape[3]))
 
 
@@ -78,17 +81,17 @@ OPERATIONS = {
     "identity": lambda x: x,
     "autocontrast": autocontrast,
     "equalize": equalize,
-    "rotate": lambda x: _move(x, angle=30),
+    "rotate": lambda x: _turn(x, 30),
     "solarize": lambda x: solarize(x, _uniform(x, 0, 256 / 255)),
     "color": lambda x: color.saturation(x, _factor(x)),
     "contrast": lambda x: color.contrast(x, _factor(x)),
     "brightness": lambda x: color.brightness(x, _factor(x)),
     "sharpness": lambda x: sharpness(x, _factor(x)),
-    "shear x": lambda x: _move(x, shear=0),
-    "translate x": lambda x: _move(x, shift=0),
-    "translate y": lambda x: _move(x, shift=1),
+    "shear x": lambda x: _move(x, 0, 1, 0.1),
+    "translate x": lambda x: _move(x, 0, 2, 0.2),  # .1 of a side, which is 2 long here
+    "translate y": lambda x: _move(x, 1, 2, 0.2),
     "posterize": lambda x: posterize(x, _uniform(x, 4, 8).floor()),
-    "shear y": lambda x: _move(x, shear=1),
+    "shear y": lambda x: _move(x, 1, 0, 0.1),
 }
 
 

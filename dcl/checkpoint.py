@@ -179,7 +179,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in items.items():
         if isinstance(value, dict):
             result |= flat(value, f"{prefix}{key}.")
-        else:
+        elif (key, value) != ("compile", False):  # younger than runs that must compare equal
             result[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return result
 

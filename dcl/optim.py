@@ -46,6 +46,10 @@ class TrainConfig:
     gamma: float = 0.1
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
+    compile: bool = False
+    """Make one program of the encoder's layers (torch.compile), forward and backward, for the
+    steps of training; the first step of each shape waits for it, up to a minute. Heads, losses
+    and views stay as they are, and so do weights, their names and what is not training."""
 
     def __post_init__(self) -> None:
         check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)

@@ -122,8 +122,7 @@ def train(
     if config.epochs and (not steps or config.batch_size < world):
         bound = f"most the number of images, {len(images)}" if not steps else f"least {world}"
         raise ValueError(f"batch_size must be at {bound}; got {config.batch_size}")
-    objective.to(images.device)
-    dist.together(objective)
+    _make_ready(objective, images.device, config)
     optimizer = make_optimizer(objective.parameter_groups(), config)
     lr = learning_rate(config, steps)
     cast, scaler = autocast(images.device, config.precision)
@@ -168,6 +167,13 @@ def train(
                     _save(saved, objective, optimizer, scaler, history)
     objective.eval()
     return history
+
+
+def _make_ready(objective: Objective, device: torch.device, config: TrainConfig) -> None:
+    objective.to(device)
+    dist.together(objective)
+    if config.compile:
+        objective.encoder.compile(dynamic=False)  # in place: the weights keep their names
 
 
 def _diverged(
@@ -220,16 +226,20 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     modes = [m.training for m in modules]
     for m in modules:
         m.training = False
+    compiled = any(m._compiled_call_impl for m in modules)
+    # what looks at a shape once is not worth a program of its own
+    by_hand = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
-        rows = dist.share(torch.arange(len(images), device=images.device))
-        found, at = torch.empty(0), 0
-        for x, i in batches(images, rows, batch_size):
-            if len(y := function(x)) != len(i):
-                raise ValueError(f"function must give a row for each image; gave {len(y)}")
-            if not at:  # one block from the start: thousands of small ones would riddle the heap
-                found = y.new_empty(len(rows), *y.shape[1:])
-            found[at : at + len(i)] = y
-            at += len(i)
+        with by_hand:
+            rows = dist.share(torch.arange(len(images), device=images.device))
+            found, at = torch.empty(0), 0
+            for x, i in batches(images, rows, batch_size):
+                if len(y := function(x)) != len(i):
+                    raise ValueError(f"function must give a row for each image; gave {len(y)}")
+                if not at:  # one block: thousands of small ones would riddle the heap
+                    found = y.new_empty(len(rows), *y.shape[1:])
+                found[at : at + len(i)] = y
+                at += len(i)
         return dist.all_rows(found)
     finally:
         for m, mode in zip(modules, modes, strict=True):

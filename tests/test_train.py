@@ -1,7 +1,9 @@
 """The loop: what it computes, what it refuses, and that it can be interrupted."""
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcl import checkpoint
+from dcl.methods import simclr
 from dcl.optim import TrainConfig, with_epochs
 from dcl.train import Objective, batches, check_fit, extract, seeded, train
 
@@ -226,3 +229,48 @@ def test_with_epochs_reaches_every_stage_and_keeps_the_shape_of_the_schedule():
     assert config.inner.train.warmup_epochs == 1 and config.inner.train.milestones == (6, 12)
     assert with_epochs(Outer(), 1).inner.train.epochs == 1
     assert with_epochs(TrainConfig(epochs=0), 5).epochs == 0  # a stage that is off
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Shapes of the images that torch.compile made a program for; each runs the layers as is."""
+    made = []
+
+    def backend(graph, inputs):
+        made.extend(tuple(t.shape) for t in inputs if t.shape[1:] == (1, 8, 8))
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield made
+    torch._dynamo.reset()
+
+
+def test_a_compiled_encoder_trains_the_same(programs, tmp_path):
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    recipe = simclr.PROFILES["smoke"]
+    once = replace(recipe, train=replace(recipe.train, epochs=2, batch_size=16))
+    plain = simclr.fit(images, once)
+    both = replace(once, train=replace(once.train, compile=True))
+    looked = []
+
+    def look(stage, epoch, objective, losses):
+        looked.append(extract(objective.embed, images))
+
+    compiled = simclr.fit(images, both, monitor=look, run_dir=tmp_path)
+    assert programs == [(32, 1, 8, 8)]  # the two views of 16 images; not what the monitor sees
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for a, b in zip(compiled.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(looked[1], extract(plain.embed, images))
+    # a copy is trained in the next stage, without a new program, and a finished run is taken up
+    simclr.fit(images, both, encoder=copy.deepcopy(compiled.encoder))
+    again = simclr.fit(images, both, run_dir=tmp_path)
+    assert torch.equal(extract(again.embed, images), extract(compiled.embed, images))
+    assert len(programs) == 1
+
+
+def test_compile_is_not_a_setting_of_runs_without_it():
+    off, on = (checkpoint.flat(TrainConfig(compile=value)) for value in (False, True))
+    assert "compile" not in off and on.pop("compile") is True
+    assert off == on

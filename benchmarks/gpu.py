@@ -461,7 +461,8 @@ def outcome(found: dict[str, Found], sizes: Sizes) -> Outcome:
     claim(f"milliseconds, Sinkhorn, {even.get('shape')}", even.get("ms"))
     for name, part in good.items():
         for stage, lasts in part.get("epoch, s", {}).items():
-            claim(f"seconds of an {name}, {stage}, {sizes.images:,} images", lasts)
+            text = f"seconds an epoch, {name.split()[1]}, stage {stage}, {sizes.images:,} images"
+            claim(text, lasts)
     failed = [f"{n}: FAILED, {p['error']}" for n, p in found.items() if "error" in p]
     missing = [f"{name}: not run" for name in parts(sizes) if name not in found]
     settings = {"sizes": asdict(sizes), "parts": found}

@@ -131,8 +131,9 @@ def test_recipes_in_lightlys_words():
     pytest.importorskip("lightly")
 
     def parts(transform):
-        inner = getattr(transform, "transform", transform)
-        if type(inner).__name__ == "Compose":  # of torchvision's first or second kind
+        held = getattr(transform, "transform", None)  # a Compose, or a method of torchvision's v2
+        inner = held if hasattr(held, "transforms") else transform
+        if type(inner).__name__ == "Compose":
             return {name: t for one in inner.transforms for name, t in parts(one).items()}
         return {type(transform).__name__: transform}
 
@@ -204,11 +205,12 @@ def test_phases_follow_the_clock_and_leave_nothing_behind(monkeypatch):
     assert len(phases.marks) == marks
 
 
-class Pretended:
+class Pretended(steps.Side):
     """A side whose steps last as long as told, without a process."""
 
-    def __init__(self, lasts):
-        self.lasts, self.opened = lasts, []
+    def __init__(self, lasts=None):
+        every = dict.fromkeys([(2, 1), (2, 2), (0, 2), (None, steps.CORES)], 10.0)
+        self.lasts, self.opened = lasts or every, []
 
     def __call__(self, order, *rest):
         if order == "open":
@@ -225,15 +227,39 @@ class Pretended:
 def test_the_peers_best_setting_is_measured(monkeypatch):
     theirs = Pretended({(2, 1): 30.0, (2, 2): 20.0, (0, 2): 25.0})
     ours = Pretended({(None, steps.CORES): 8.0})
-    found, claim, tried = steps.measure(CASES[0], BATCH, 3, ours, theirs)
+    found, claim, details = steps.measure(CASES[0], BATCH, 3, ours, theirs)
     assert [(r.name, r.median, r.cpu) for r in found[:2]] == [
-        ("dcl", 8, 16), ("lightly, 2 workers, 2 threads", 20, 40),
+        ("dcl", 8, 16), ("DataLoader, lightly", 20, 40),
     ]  # fmt: skip
     assert claim.value == 2.5 and claim.holds and claim.n == 3
-    assert tried["0 workers, 2 threads"] == {"step, ms": 25.0, "first batch, s": 0.5}
+    assert details["setting"] == "2 workers, 2 threads"
+    assert details["tried"]["0 workers, 2 threads"] == {"step, ms": 25.0, "first batch, s": 0.5}
+    split = steps.split(details, "SwAV")
+    assert [(r.name, r.median) for r in split] == [
+        ("dcl: part", 8), ("DataLoader, lightly: part", 20),
+    ]  # fmt: skip
     assert theirs.opened[-1][3:] == ({"workers": 2}, 2)
     slow = Pretended({(2, 1): 15.0, (2, 2): 20.0, (0, 2): 25.0})
     assert not steps.measure(CASES[0], BATCH, 3, ours, slow)[1].holds
+
+
+def test_the_whole_benchmark(monkeypatch):
+    monkeypatch.setattr(steps, "Side", Pretended)
+    monkeypatch.setattr(steps, "peer_package", lambda name, remarks: remarks.append("absent"))
+    monkeypatch.setattr(steps, "rates", lambda *_: {"FLOP/s": 1e9, "bytes/s": 1e9})
+    result = steps.run(10, TINY, BATCH)  # without lightly, what needs it is left out
+    groups = dict.fromkeys(r.group for r in result.rows)
+    left = [case.name for case in TINY if case.peer == "torchvision"]
+    assert [g for g in groups if "parts" not in g] == left and len(groups) == 3
+    assert result.remarks[0] == "absent" and "best with" in result.remarks[-1]
+    monkeypatch.setattr(steps, "peer_package", lambda name, remarks: True)
+    result = steps.run(15, TINY[:2], BATCH)
+    values = {(claim.group, claim.text): claim.value for claim in result.claims}
+    floor = result.settings["floor"][TINY[0].name]["floor, ms"]
+    assert values[TINY[0].name, "dcl / floor, wall time"] == pytest.approx(10 / floor, abs=0.01)
+    assert values[TINY[1].name, "lightly's pipeline / dcl, wall time"] == 1
+    assert {r.n for r in result.rows} == {3} and "wall time, a step of 8" in result.unit
+    json.dumps(result.settings)
 
 
 def test_a_side_takes_turns_and_says_what_went_wrong():
@@ -344,6 +370,9 @@ def test_scan_draws_neighbours_and_keeps_the_weak_view():
     by = {case.method: case for case in TINY}
     data = steps.Pictures(by["scan"], images)
     assert data.neighbours == steps.neighbours(IMAGES).tolist()
+    data.views, data.neighbours = data.plain, [[5]] * IMAGES
+    for seen, row in zip(data[3], (3, 5), strict=True):
+        assert torch.equal(seen, images[row].float() / 255)
     weak, strong = steps.Pictures(by["selflabel"], images)[3]
     assert torch.equal(weak, images[3].float() / 255) and not torch.equal(strong, weak)
     assert isinstance(steps.objective(by["selflabel"], images), scan.SelfLabel)

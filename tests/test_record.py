@@ -89,8 +89,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
     (path,) = (folder / "results").glob("*.json")
     result = json.loads(path.read_text())
     assert result["clusters"] == clusters.tolist()
-    # the pretext was trained by the process that was killed; its seconds count
-    assert result["seconds"] > sum(r["seconds"] for r in rows if r["stage"] == "pretext")
+    # the seconds of the process that was killed count
+    assert result["seconds"] >= sum(row["seconds"] for row in rows) - 0.1
 
 
 def test_the_manifest_tells_what_was_run(ran):

@@ -61,6 +61,25 @@ def test_a_parameter_without_gradient_stands_still_whatever_momentum_and_decay_s
     assert not optimizer.state
 
 
+def test_larc_on_all_tensors_at_once_equals_one_after_the_other():
+    shapes, trust, wd = [(3,), (2, 5), (4,), (6,), (1, 2)], 0.001, 0.1
+    torch.manual_seed(0)
+    weights, gradients = ([torch.randn(s) for s in shapes] for _ in range(2))
+    weights[1], gradients[2], gradients[3] = torch.zeros(2, 5), torch.zeros(4), None
+    expected = []
+    for p, g in zip(weights, gradients, strict=True):
+        if g is not None and p.norm() > 0 and g.norm() > 0:
+            g = trust * p.norm() / (g.norm() + wd * p.norm() + 1e-8) * (g + wd * p)
+        expected.append(p if g is None else p - 7 * g)
+    parameters = [torch.nn.Parameter(p.clone()) for p in weights]
+    optimizer = LARC(parameters, lr=7.0, weight_decay=wd)
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g
+    optimizer.step()
+    for p, q in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), q)
+
+
 def test_make_optimizer_and_its_groups():
     p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [p]}, {"params": [q], "momentum": 0.0}]

@@ -156,6 +156,26 @@ def test_bfloat16_trains_to_about_the_same_place(images):
     assert objective.w.item() == pytest.approx(126 / 255, abs=0.02)
 
 
+def test_bfloat16_layers_on_a_cpu_only_when_asked():
+    images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8)
+    recipe, seen, threads = simclr.PROFILES["smoke"], {}, torch.get_num_threads()
+    losses = {}
+    for precision in ("auto", "bfloat16"):
+        stage = replace(recipe.train, precision=precision, batch_size=32)
+        with seeded(0):
+            objective = simclr.model(images, replace(recipe, train=stage))
+
+            def look(module, x, y, precision=precision):
+                seen[precision] = y.dtype
+
+            objective.encoder.register_forward_hook(look)
+            losses[precision] = train(objective, images, stage)[0]["loss"]
+        assert {p.dtype for p in objective.parameters()} == {torch.float32}
+    assert seen == {"auto": torch.float32, "bfloat16": torch.bfloat16}
+    assert losses["bfloat16"] == pytest.approx(losses["auto"], rel=0.02)
+    assert torch.get_num_threads() == threads
+
+
 def test_extract_puts_every_mode_back_and_sees_eval_mode(images):
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.9))
     net[1].eval()

@@ -239,12 +239,13 @@ def exponent(
     points (size, value), at least three of different sizes; the interval is Student's.
     """
     import numpy as np
-    from scipy.stats import linregress, t
+    from scipy.stats import t
 
     x, y = np.log(np.asarray(points, float)).T
-    fit = linregress(x, y)
-    half = float(t.ppf(0.975, len(points) - 2) * fit.stderr)
-    b = float(fit.slope)
+    x, y = x - x.mean(), y - y.mean()
+    b = float(x @ y / (x @ x))
+    error = float((((y - b * x) ** 2).sum() / (len(points) - 2) / (x @ x)) ** 0.5)
+    half = float(t.ppf(0.975, len(points) - 2)) * error
     spread = {"low": round(b - half, 3), "high": round(b + half, 3), "n": len(points)}
     return Claim(text, round(b, 3), at_most, spread="95 % interval", group=group, **spread)
 

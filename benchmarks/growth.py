@@ -179,12 +179,8 @@ def resident(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak(job: tuple[str, int]) -> float:
-    """MB that the work of CURVES[job[0]] at size job[1] needs beyond its input.
-
-    To be called in a fresh process.
-    """
-    curve, size = CURVES[job[0]], job[1]
+def peak(curve: Curve, size: int) -> float:
+    """MB that the work needs beyond its input; to be called in a fresh process."""
     # Memory given back shall leave the count, and no free block shall take in what comes later.
     libc = ctypes.CDLL(None)
     libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
@@ -203,11 +199,12 @@ def peaks(curves: dict[str, Curve]) -> dict[str, list[tuple[float, float]]]:
     """Points (size, MB) of all curves, in fresh processes that share nothing but the imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.growth"])
-    jobs = [(name, size) for name, curve in curves.items() for size in curve.sizes]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in curves}
+    found = {}
     with context.Pool(1, maxtasksperchild=1) as pool:
-        for (name, size), value in zip(jobs, pool.map(peak, jobs, chunksize=1), strict=True):
-            found[name].append((size, round(value, 2)))
+        for name, curve in curves.items():
+            jobs = [(curve, size) for size in curve.sizes]
+            values = pool.starmap(peak, jobs, chunksize=1)
+            found[name] = [(size, round(mb, 2)) for size, mb in zip(curve.sizes, values)]
     return found
 
 

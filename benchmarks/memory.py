@@ -57,7 +57,9 @@ def measured(folder: Path, root: Path, train: bool) -> dict[str, float]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.05):
+        ended = False
+        while not ended:
+            ended = done.wait(0.05)
             for name, field in (("own", "RssAnon"), ("file", "RssFile")):
                 most[name] = max(most[name], status(field))
 

@@ -51,6 +51,7 @@ def content(name: str, folder: Path) -> str:
         return f"{who}: `python -m benchmarks {name}`."
     found = json.loads(path.read_text())
     parts = growth(found) if found["curves"] else [*times(found), figures(found["claims"])]
+    parts.append("\n".join(f"- {remark}" for remark in found["remarks"]))
     return "\n\n".join(part for part in [*parts, foot(found)] if part)
 
 
@@ -156,13 +157,12 @@ def growth(found: dict[str, Any]) -> list[str]:
 
 
 def foot(found: dict[str, Any]) -> str:
-    """Return remarks, the machine, the versions and the command."""
+    """Return the command, the machine and the versions."""
     machine, gpu = found["machine"], found["machine"].get("gpu", "none")
     made = [f"{name} {v}" for name, v in found["versions"].items() if v != "absent"]
     missing = [name for name, v in found["versions"].items() if v == "absent"]
-    lines = [f"- {remark}" for remark in found["remarks"]]
     with_gpu = "no GPU" if gpu == "none" else gpu
-    lines.append(f"- `{found['command']}`")
+    lines = [f"- `{found['command']}`"]
     lines.append(f"- {machine['processor']}, {machine['cores']} cores, {with_gpu}")
     lines.append(f"- {', '.join(made)}")
     if missing:

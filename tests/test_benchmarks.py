@@ -1,53 +1,45 @@
-"""The benchmark command lists, runs, prints and writes; its times are not judged here."""
+"""The benchmarks' arithmetic, command and page; their times are not judged here."""
 
 import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import t
 
 import benchmarks
-from benchmarks import Claim, Outcome, memory, row, show
-from benchmarks.__main__ import found, main
+import notebooks
+import timings
+from benchmarks import (
+    Claim,
+    Outcome,
+    augment,
+    clustering,
+    cpu_seconds,
+    cpu_times,
+    exponent,
+    growth,
+    memory,
+    number,
+    peer,
+    ratio,
+    row,
+    rows,
+    save,
+    show,
+    wall_times,
+)
+from benchmarks.__main__ import HERE, found, main
 
-
-def test_benchmarks_are_found_from_their_files(capsys):
-    assert "augment" in found() and all(found().values())
-    assert main(["--list"]) == 0
-    assert "augment" in capsys.readouterr().out
-
-
-def test_augment_prints_and_writes(tmp_path, capsys):
-    main(["augment", "--rounds", "2", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
-    written = json.loads((tmp_path / "augment.json").read_text())
-    assert [p.name for p in tmp_path.iterdir()] == ["augment.json"]
-    for entry in written["rows"]:
-        assert entry["name"] in printed and entry["n"] == 2
-        assert 0 < entry["low"] <= entry["median"] <= entry["high"]
-    assert written["versions"]["torch"] and written["machine"]["processor"]
-    ours, theirs = (entry["median"] for entry in written["rows"][:2])
-    assert written["claims"][0]["value"] == pytest.approx(ours / theirs, rel=0.5)
-
-
-def test_memory_measures_both_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "DIFFERENT", 40)
-    monkeypatch.setattr(memory, "NAMES", 4)
-    assert main(["memory", "--rounds", "2", "--out", str(tmp_path)]) == 0
-    written = json.loads((tmp_path / "memory.json").read_text())
-    assert "images/s" in capsys.readouterr().out and written["unit"].endswith("wall time")
-    loads = [value for name, value in written["settings"].items() if "load" in name]
-    for load, claim in zip(loads, written["claims"], strict=True):
-        assert load["images"] == 160
-        assert 0 < load["own, GB"] <= load["peak, GB"] and claim["value"] == load["own, GB"]
-    assert "epoch, s" in loads[1] and "epoch, s" not in loads[0]
-
-
-def test_a_broken_claim_fails_the_command(monkeypatch, tmp_path, capsys):
-    for value, code in ((0.1, 0), (0.3, 1)):
-        outcome = Outcome([row("a", [1.0, 2.0, 3.0])], [Claim("a / b", value, 0.2)], {}, [])
-        module = type("module", (), {"run": staticmethod(lambda rounds, o=outcome: o)})
-        monkeypatch.setattr(benchmarks.__main__, "import_module", lambda name, m=module: m)
-        assert main(["augment", "--out", str(tmp_path)]) == code
-    assert "MISSED" in capsys.readouterr().out
+# Arithmetic
 
 
 def test_middle_and_quartiles():
@@ -56,7 +48,367 @@ def test_middle_and_quartiles():
     assert " 3.00 " in show(Outcome([r], [], {}, []))
 
 
-def test_bad_rounds(capsys):
-    with pytest.raises(SystemExit):
-        main(["augment", "--rounds", "1"])
-    assert "--rounds must be at least 2; got 1" in capsys.readouterr().err
+def test_a_ratio_is_taken_round_by_round():
+    ours, theirs = [1.0, 2.0, 4.0], [4.0, 4.0, 4.0]
+    claim = ratio("a / b", ours, theirs, at_most=0.4, group="g")
+    assert (claim.value, claim.low, claim.high, claim.n) == (0.5, 0.375, 0.75, 3)
+    assert not claim.holds and claim.group == "g"
+    # A machine twice as slow in one round changes no ratio; the ratio of the middles it would.
+    assert ratio("", [1, 20, 3], [2, 40, 6]).value == 0.5
+    with pytest.raises(ValueError, match="zip"):
+        ratio("", [1.0], [1.0, 2.0])
+
+
+def test_rows_stand_beside_the_first():
+    first, second = rows({"dcl": [1.0, 2.0], "other": [3.0, 4.0]}, "work", {"dcl": [5, 7]} | OTHER)
+    assert first.ratio is None and first.cpu == 6 and first.group == second.group == "work"
+    assert second.ratio == (2.5, 2.25, 2.75) and second.cpu == 9
+
+
+OTHER = {"other": [9, 9]}
+
+
+@pytest.mark.parametrize(
+    "value, most, least, holds, bound",
+    [
+        (0.9, 1.0, None, True, "at most 1"),
+        (1.1, 1.0, None, False, "at most 1"),
+        (2.0, None, 2.0, True, "at least 2"),
+        (1.9, None, 2.0, False, "at least 2"),
+        (5.0, None, None, True, ""),
+        (3.0, 2.0, 1.0, False, "at most 2 and at least 1"),
+    ],
+)
+def test_bounds_both_ways(value, most, least, holds, bound):
+    claim = Claim("x", value, most, least)
+    assert (claim.holds, claim.bound) == (holds, bound)
+    shown = show(Outcome([], [claim], {}, []))
+    assert ("MISSED" in shown) == (not holds) and ("reached" in shown) == (holds and bound != "")
+
+
+def test_numbers_keep_three_digits():
+    values = (0, 0.01234, 1.234, 12.34, 123.4, 1234.4, 99_999, -0.5, 3.2e-8)
+    texts = ["0", "0.0123", "1.23", "12.3", "123", "1,234", "99,999", "-0.500", "3e-8"]
+    assert [number(value) for value in values] == texts
+
+
+@pytest.mark.parametrize("b", [-0.5, 0.0, 1.0, 2.0])
+def test_the_fit_recovers_an_exponent(b):
+    claim = exponent("x", [(n, 7 * n**b) for n in (10, 30, 100, 1000)], at_most=1.5)
+    assert claim.value == pytest.approx(b, abs=1e-6) and claim.holds == (b <= 1.5)
+    assert claim.low == pytest.approx(claim.high, abs=1e-6)
+
+
+def test_the_interval_of_an_exponent_is_students():
+    x, noise = np.array([1.0, 2, 4, 8, 16]), np.array([1.1, 0.9, 1.05, 1.0, 0.92])
+    claim = exponent("x", list(zip(x, x**1.5 * noise)))
+    (slope, _), covariance = np.polyfit(np.log(x), np.log(x**1.5 * noise), 1, cov=True)
+    half = t.ppf(0.975, 3) * covariance[0, 0] ** 0.5
+    assert claim.value == pytest.approx(slope, abs=1e-3) and claim.spread == "95 % interval"
+    assert (claim.low, claim.high) == pytest.approx((slope - half, slope + half), abs=1e-3)
+
+
+# Clocks
+
+
+def burn(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_candidates_take_turns_and_short_work_is_repeated():
+    order = []
+    work = {name: lambda name=name: (order.append(name), burn(0.06)) for name in "ab"}
+    times = cpu_times(work, 2)
+    assert order == [*"aaabbb", *"abab"]  # warmed up, then in turns
+    assert all(len(values) == 2 and min(values) >= 59 for values in times.values())
+    calls = []
+    cpu_times({"short": lambda: (calls.append(1), burn(0.005))}, 2)
+    assert len(calls) > 3 + 2 * 5
+
+
+def test_the_clock_of_the_wall_counts_waiting_and_cpu_that_of_children():
+    program = "import time\nwhile time.process_time() < .12: pass"
+    child = [sys.executable, "-S", "-c", program]
+    work = {"waits": lambda: time.sleep(0.06), "has a child": lambda: os.spawnv(0, child[0], child)}
+    wall, cpu = wall_times(work, 2)
+    assert min(wall["waits"]) >= 59 and max(cpu["waits"]) < 50
+    assert min(cpu["has a child"]) >= 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_living_children_count(monkeypatch):
+    monkeypatch.setattr("multiprocessing.active_children", list)
+    alone = cpu_seconds()
+    known = [SimpleNamespace(pid=os.getpid()), SimpleNamespace(pid=2**22 + 1)]  # itself, and none
+    monkeypatch.setattr("multiprocessing.active_children", lambda: known)
+    assert cpu_seconds() - alone == pytest.approx(time.process_time(), abs=0.1)
+
+
+# The command
+
+
+def test_benchmarks_are_found_from_their_files(capsys):
+    assert {"augment", "clustering", "growth", "memory"} <= set(found()) and all(found().values())
+    assert main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "augment" in printed and "only by name" in printed
+
+
+def test_bad_arguments(capsys):
+    for arguments, said in (
+        (["augment", "--rounds", "1"], "--rounds must be at least 2; got 1"),
+        (["nothing"], "NAME must be one of augment"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert said in capsys.readouterr().err
+
+
+def test_a_missed_figure_is_the_exit_status(monkeypatch, tmp_path, capsys):
+    for value, code in ((0.1, 0), (0.3, 1)):
+        outcome = Outcome([row("a", [1.0, 2.0, 3.0])], [Claim("a / b", value, 0.2)], {}, [])
+        module = SimpleNamespace(run=lambda rounds, o=outcome: o)
+        monkeypatch.setattr(benchmarks.__main__, "import_module", lambda name, m=module: m)
+        assert main(["augment", "--out", str(tmp_path)]) == code
+    assert "MISSED" in capsys.readouterr().out
+
+
+BENCHMARKS = {
+    "broken": "def run(rounds):\n    raise RuntimeError('out of order')",
+    "good": "from benchmarks import Outcome, row\n"
+    "def run(rounds):\n    return Outcome([row('a', [1.0] * rounds)], [], {}, [])",
+    "lacking": "from benchmarks import Absent\ndef run(rounds):\n    raise Absent('needs a GPU')",
+    "memory": "assert False, 'runs by name only'",
+}
+
+
+def test_one_that_fails_or_is_skipped_stops_no_other(monkeypatch, tmp_path, capfd):
+    folder, out = tmp_path / "benchmarks", tmp_path / "out"
+    folder.mkdir()
+    for name in ("__init__.py", "__main__.py"):
+        shutil.copy(HERE / name, folder)
+    for name, text in BENCHMARKS.items():
+        (folder / f"{name}.py").write_text(f'"""{name}"""\n{text}\n')
+    monkeypatch.setattr(benchmarks.__main__, "HERE", folder)
+    assert main(["--rounds", "3", "--out", str(out)]) == 2
+    printed = capfd.readouterr()
+    assert "skipped: needs a GPU" in printed.out and "broken FAILED" in printed.out
+    assert "out of order" in printed.err and "by name only" not in printed.err
+    assert [path.name for path in out.iterdir()] == ["good.json"]
+    assert json.loads((out / "good.json").read_text())["rows"][0]["n"] == 3
+
+
+def test_what_is_written_is_what_was_found(tmp_path):
+    claims = [ratio("a / b", [1.0, 2.0], [2.0, 2.0], at_most=0.5), Claim("c", 3.0, at_least=2.0)]
+    found_ = rows({"dcl": [1.0, 2.0], "other": [2.0, 4.0]}, "work", unit="images/s")
+    outcome = Outcome(found_, claims, {"n": 3}, ["said"], "ms", {"x": [(1.0, 2.0)]})
+    written = json.loads(save("name", outcome, tmp_path / "new").read_text())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["name.json"]
+    assert [(c.pop("bound"), c.pop("reached")) for c in written["claims"]] == [
+        ("at most 0.5", False),
+        ("at least 2", True),
+    ]
+    assert [Claim(**c) for c in written["claims"]] == claims
+    back = [replace(row_, ratio=row_.ratio and list(row_.ratio)) for row_ in found_]
+    assert [benchmarks.Row(**r) for r in written["rows"]] == back
+    assert written["settings"] == {"n": 3} and written["remarks"] == ["said"]
+    assert written["curves"] == {"x": [[1, 2]]} and written["unit"] == "ms"
+    assert written["command"] == "python -m benchmarks name"
+    assert written["versions"]["torch"] and written["machine"]["processor"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    assert written["machine"]["gpu"] == gpu
+
+
+# What is measured
+
+
+def test_augment_measures(monkeypatch):
+    monkeypatch.setattr(augment, "BATCH", 2)
+    monkeypatch.setattr(augment, "cpu_times", once)
+    assert "dcl" in {r.name for r in augment.run(2).rows}
+
+
+def small(monkeypatch):
+    monkeypatch.setattr(clustering, "KMEANS", [(3, 90, 4)])
+    monkeypatch.setattr(clustering, "STARTS", [("made", 60, 4)])
+    monkeypatch.setattr(clustering, "NEIGHBOURS", [("cosine", 60, 4), ("l2", 60, 4)])
+    monkeypatch.setattr(clustering, "SINKHORN", [(16, 5)])
+    monkeypatch.setattr(clustering, "ACCURACY", [(3, 50)])
+    monkeypatch.setattr(clustering, "cpu_times", once)
+    monkeypatch.setattr(clustering, "wall_times", lambda work, n: (once(work, n), once(work, n)))
+
+
+def once(work, rounds):
+    for call in work.values():
+        call()
+    return {name: [1.0] * rounds for name in work}
+
+
+def test_clustering_candidates_do_the_same_work(monkeypatch):
+    small(monkeypatch)
+    pytest.importorskip("faiss")
+    outcome = clustering.run(2)
+    value = {(c.group, c.text): c.value for c in outcome.claims}
+    shares = [v for (_, text), v in value.items() if text.startswith("share that")]
+    objectives = [v for (_, text), v in value.items() if text.startswith("objective")]
+    assert len(shares) == 4 and min(shares) == 1
+    assert len(objectives) == 3 and objectives[:2] == pytest.approx([1, 1], rel=1e-3)
+    apart = [v for (_, text), v in value.items() if text.startswith("largest difference")]
+    assert all(0 <= v < 1e-5 for v in apart)
+    bounded = {c.text: c.at_most for c in outcome.claims if c.at_most is not None}
+    assert (
+        bounded["time, dcl / faiss, one thread"] == 1 and bounded["objective, dcl / faiss"] == 1.01
+    )
+
+
+def test_an_absent_peer_is_said_and_left_out(monkeypatch):
+    small(monkeypatch)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "ot", None)
+    outcome = clustering.run(2)
+    assert "faiss is not installed: not compared" in outcome.remarks
+    assert "POT is not installed: not compared" in outcome.remarks
+    names = {r.name for r in outcome.rows}
+    assert "dcl" in names and "faiss" not in names
+    assert not any("POT" in name for name in names)
+    assert not any("faiss" in c.text or "Sinkhorn" in c.group for c in outcome.claims)
+    assert benchmarks.installed("no-such-package")["no-such-package"] == "absent"
+    assert peer("json", remarks := []) is json and remarks == []
+
+
+def test_every_curve_can_be_drawn(monkeypatch):
+    tiny = {
+        name: replace(curve, sizes=(2, 3, 4) if curve.argument == "crops" else (121, 144, 169))
+        for name, curve in growth.CURVES.items()
+    }
+    monkeypatch.setattr(growth, "CURVES", tiny)
+    monkeypatch.setattr(growth, "cpu_times", lambda work, n: {k: [2.0] * n for k in work})
+    drawn = {name: [(1, 5.0), (2, 10.0), (4, 20.0), (8, 0.1)] for name in tiny}
+    monkeypatch.setattr(growth, "peaks", lambda curves: drawn)
+    outcome = growth.run(2)
+    assert {r.group for r in outcome.rows} == set(tiny)
+    assert all(c.value == 0 for c in outcome.claims if c.text == "exponent of time")
+    if sys.platform == "linux":  # what is below 1 MB counts for no exponent
+        assert {c.value for c in outcome.claims if c.text == "exponent of memory"} == {1.0}
+    for name, curve in tiny.items():
+        growth.call(replace(curve, sizes=()), min(curve.sizes))()
+        assert outcome.curves[f"{name}: ms"] == [(size, 2.0) for size in curve.sizes]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_the_call():
+    curve = replace(growth.CURVES["accuracy, images"], sizes=(500_000, 2_000_000))
+    ((_, small_), (_, large)) = growth.peaks({"x": curve})["x"]
+    ids = 2_000_000 * 8 / 2**20  # MB of one list of ids; at the least a copy of both is held
+    assert 2 * ids < large < 20 * ids and large / small_ == pytest.approx(4, rel=0.2)
+
+
+def test_memory_measures_both_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "DIFFERENT", 10)
+    monkeypatch.setattr(memory, "NAMES", 2)
+    monkeypatch.setattr(memory, "pools", lambda files, n: {"1 thread": [float(len(files))] * n})
+    in_its_own, trained = memory.child, []
+    monkeypatch.setattr(memory, "one_epoch", lambda images: trained.append(len(images)))
+
+    def child(folder, root, what):  # the first in a process of its own, to save an import
+        if what == "load":
+            return in_its_own(folder, root, what)
+        return memory.measured(Path(folder), Path(root), train=True)
+
+    monkeypatch.setattr(memory, "child", child)
+    outcome = memory.run(2)
+    value = {(c.group, c.text): c.value for c in outcome.claims}
+    first, second = dict.fromkeys(group for group, _ in value)
+    for load in (first, second):
+        assert value[load, "images"] == 20
+        assert 0 < value[load, "own, GB"] <= value[load, "peak, GB"]
+    assert (second, "epoch, s") in value and (first, "epoch, s") not in value and trained == [20]
+    assert [c.text for c in outcome.claims if c.bound] == ["own, GB"] * 2
+    assert outcome.unit == benchmarks.WALL and outcome.rows[0].median == 10
+
+
+def test_memorys_epoch_and_pools(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "DIFFERENT", 8)
+    monkeypatch.setattr(memory, "NAMES", 1)
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    memory.photographs(tmp_path / "photographs")
+    files = sorted((tmp_path / "photographs" / "00").iterdir())
+    assert len(files) == 8 and memory.decode_all(files[:3]) == 9  # channels
+    times = memory.pools(files, 2)
+    assert set(map(len, times.values())) == {2} and len(times) == 3
+    memory.one_epoch(torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8))
+
+
+# The page
+
+
+@pytest.fixture
+def folder(tmp_path):
+    claims = [
+        Claim("dcl / faiss", 0.75, 1.0, None, 0.7, 0.8, 5, group="k-means"),
+        Claim("theirs / dcl", 1.5, None, 2.0, group="k-means"),
+    ]
+    found_ = [
+        *rows({"dcl": [3.0, 4.0, 5.0], "faiss": [8.0, 8.0, 8.0]}, "K = 10"),
+        *rows({"dcl": [30.0] * 3}, "K = 100"),
+        *rows({"one": [7.0] * 3}, "K = 10", {"one": [6.0] * 3}, "milliseconds of wall time"),
+    ]
+    save("clustering", Outcome(found_, claims, {}, ["ot is not installed"]), tmp_path)
+    return tmp_path
+
+
+def test_the_page_has_the_numbers_of_the_files(folder):
+    text = timings.content("clustering", folder)
+    assert "| K = 10 | 4.00 ± 12 % | 8.00 ± <1 % |\n| K = 100 | 30.0 ± <1 % | – |" in text
+    assert "middle of 3 rounds" in text and "- ot is not installed" in text
+    assert "| one | 7.00 ± <1 % (6.00) |" in text and "CPU time of all threads" in text
+    assert (
+        "| **k-means** |  |  |\n| dcl / faiss | 0.750 (0.700 to 0.800) | at most 1: reached |"
+        in text
+    )
+    assert "| theirs / dcl | 1.50 | at least 2: **missed** |" in text
+    assert "`python -m benchmarks clustering`" in text and "torch 2" in text
+    widest = max(line.count("|") for line in text.splitlines())
+    assert widest <= 6
+
+
+def test_growth_has_a_table_of_its_own(tmp_path):
+    points = [(10.0, 1.0), (20.0, 2.0), (40.0, 4.0)]
+    group = "k-means, images"
+    claims = [
+        exponent("exponent of time", points, 1.1, group),
+        Claim("MB at the largest size", 12.0, group=group),
+    ]
+    settings = {"fixed": {group: "K = 100"}}
+    outcome = Outcome([row("10", [1.0])], claims, settings, [], "ms", {f"{group}: ms": points})
+    save("growth", outcome, tmp_path)
+    line = "| k-means, images (K = 100) | 10 to 40 | 1.00 (1.00 to 1.00), at most 1.1: reached | –"
+    assert f"{line} | 12.0 |" in timings.content("growth", tmp_path)
+
+
+def test_a_gpu_that_nobody_had_is_not_made_up(tmp_path):
+    said = "No GPU has run this yet: `python -m benchmarks gpu`."
+    assert timings.content("gpu", tmp_path) == said
+
+
+def test_a_changed_number_is_noticed(folder, monkeypatch, capsys):
+    page = folder / "speed.md"
+    marks = [f"<!-- timings: {n} start --><!-- timings: {n} end -->" for n in ("clustering", "gpu")]
+    page.write_text("# Speed\n\n" + "\n\nprose\n\n".join(marks).replace("--><", "-->\n<"))
+    assert timings.stale_timings(folder, page) == ["speed.md"]
+    timings.write_timings(folder, page)
+    text = page.read_text()
+    assert timings.stale_timings(folder, page) == [] and text.count("prose") == 1
+    page.write_text(text.replace("8.00", "8.01"))
+    assert timings.stale_timings(folder, page) == ["speed.md"]
+    monkeypatch.setattr(timings, "stale_timings", lambda: ["speed.md"])
+    assert notebooks.main(["check", "00-metrics"]) == 1
+    assert "speed.md" in capsys.readouterr().err
+
+
+def test_the_page_is_that_of_the_committed_files():
+    assert timings.stale_timings() == [], "run `make results`"
+    marked = {match[1] for match in timings.MARKS.finditer(timings.PAGE.read_text())}
+    assert marked >= set(found()) and "gpu" in marked

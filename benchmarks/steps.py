@@ -58,7 +58,7 @@ STRONG = replace(SCAN_STRONG, size=SIDE)
 PROTOTYPES, HIDDEN, DIM = 300, 512, 128
 SURE = 0.0  # threshold of self-labelling: everybody teaches, though nothing was learnt before
 SETTINGS = ((2, 1), (2, 2), (0, 2))  # the peer's workers, and threads of its network
-TRY, MOST = 2, 8  # steps to try a setting, and the most in a turn
+TRY, MOST = 2, 4  # steps to try a setting, and the most in a turn
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Case:
     views: tuple[View, ...]
     encoder: str = "small_cnn"
     width: int = 32
-    steps: int = 8
+    steps: int = 4
     """Steps in a turn."""
     at_least: float | None = None
     """How many times the peer's time is to be ours."""
@@ -86,7 +86,7 @@ CASES = (
     Case("SwAV, 2 views, small CNN", "swav", (LARGE, LARGE), at_least=2),
     Case("SimCLR, 2 views, small CNN", "simclr", (PHOTO, PHOTO), at_least=2),
     Case("Barlow Twins, 2 views, small CNN", "barlow", (PHOTO, PHOTO), at_least=2),
-    Case("SwAV, 2 + 6 crops, small CNN", "swav", (LARGE,) * 2 + (SMALL,) * 6, steps=4),
+    Case("SwAV, 2 + 6 crops, small CNN", "swav", (LARGE,) * 2 + (SMALL,) * 6, steps=2),
     Case("SCAN, image and neighbour, small CNN", "scan", (STRONG,)),
     Case("self-labelling, small CNN", "selflabel", (View(), STRONG)),
     Case("SwAV, 2 views, small CNN of width 8", "swav", (LARGE, LARGE), width=8),
@@ -606,27 +606,35 @@ def floor(
 # The whole benchmark
 
 
-def best_setting(case: Case, batch: int, side: Side) -> tuple[str, dict[str, Any]]:
+def best_setting(
+    case: Case, batch: int, side: Side, settings: Sequence[tuple[int, int]]
+) -> tuple[str, dict[str, Any]]:
     """Open the peer in the setting that did best in a few steps; its name, and what was tried."""
-    tried: dict[str, dict[str, float]] = {}
+    tried: dict[str, dict[str, Any]] = {}
     best, opened = "", None
-    for workers, count in SETTINGS:
+    for workers, count in settings:
         opened = f"{workers} workers, {count} thread{'s' * (count > 1)}"
         first = side("open", "theirs", case, batch, {"workers": workers}, count)
         turn = side("turn", min(TRY, case.steps))
-        tried[opened] = {"step, ms": turn.wall, "first batch, s": first}
+        tried[opened] = {"is": (workers, count), "step, ms": turn.wall, "first batch, s": first}
         if turn.wall <= min(t["step, ms"] for t in tried.values()):
-            best, setting = opened, (workers, count)
+            best = opened
     if opened != best:
-        side("open", "theirs", case, batch, {"workers": setting[0]}, setting[1])
+        workers, count = tried[best]["is"]
+        side("open", "theirs", case, batch, {"workers": workers}, count)
     return best, tried
 
 
 def measure(
-    case: Case, batch: int, turns: int, ours: Side, theirs: Side
+    case: Case,
+    batch: int,
+    turns: int,
+    ours: Side,
+    theirs: Side,
+    settings: Sequence[tuple[int, int]] = SETTINGS,
 ) -> tuple[list[Row], Claim, dict[str, Any]]:
     """Both sides in turns: rows, the ratio of the times, and how the peer did best."""
-    setting, tried = best_setting(case, batch, theirs)
+    setting, tried = best_setting(case, batch, theirs, settings)
     ours("open", "ours", case, batch, {}, CORES)
     ours("turn", 1)
     names = "dcl", f"DataLoader, {case.peer}"
@@ -655,7 +663,7 @@ def split(found: dict[str, Any], name: str) -> list[Row]:
 def run(rounds: int, cases: Sequence[Case] = CASES, batch: int = BATCH) -> Outcome:
     """All cases; `rounds` // 5 turns each, of the case's number of steps."""
     turns = max(2, rounds // 5)
-    found, claims, remarks, details, floors = [], [], [], {}, {}
+    found, claims, remarks, details, floors, best = [], [], [], {}, {}, {}
     lightly = peer_package("lightly", remarks)
     cases = [case for case in cases if lightly or case.peer != "lightly"]
     with threads(CORES):
@@ -664,7 +672,11 @@ def run(rounds: int, cases: Sequence[Case] = CASES, batch: int = BATCH) -> Outco
     try:
         for n, case in enumerate(cases):
             progress(f"{case.name} ({n + 1} of {len(cases)})")
-            more, claim, details[case.name] = measure(case, batch, turns, ours, theirs)
+            alike = case.encoder, case.width, case.peer, len(case.views)  # tried once for these
+            settings = best.get(alike, SETTINGS)
+            more, claim, detail = measure(case, batch, turns, ours, theirs, settings)
+            best[alike] = (detail["tried"][detail["setting"]]["is"],)
+            details[case.name] = detail
             found, claims = found + more, [*claims, claim]
             if n == 0:  # those of the others are in the file
                 found += split(details[case.name], case.name)

@@ -233,7 +233,9 @@ def test_the_peers_best_setting_is_measured(monkeypatch):
     ]  # fmt: skip
     assert claim.value == 2.5 and claim.holds and claim.n == 3
     assert details["setting"] == "2 workers, 2 threads"
-    assert details["tried"]["0 workers, 2 threads"] == {"step, ms": 25.0, "first batch, s": 0.5}
+    assert details["tried"]["0 workers, 2 threads"] == {
+        "is": (0, 2), "step, ms": 25.0, "first batch, s": 0.5,
+    }  # fmt: skip
     split = steps.split(details, "SwAV")
     assert [(r.name, r.median) for r in split] == [
         ("dcl: part", 8), ("DataLoader, lightly: part", 20),
@@ -255,6 +257,8 @@ def test_the_whole_benchmark(monkeypatch):
     monkeypatch.setattr(steps, "peer_package", lambda name, remarks: True)
     result = steps.run(15, TINY[:2], BATCH)
     values = {(claim.group, claim.text): claim.value for claim in result.claims}
+    tried = [list(d["tried"]) for d in result.settings["details"].values()]
+    assert [len(names) for names in tried] == [3, 1]  # the second as the first did best
     floor = result.settings["floor"][TINY[0].name]["floor, ms"]
     assert values[TINY[0].name, "dcl / floor, wall time"] == pytest.approx(10 / floor, abs=0.01)
     assert values[TINY[1].name, "lightly's pipeline / dcl, wall time"] == 1

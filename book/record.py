@@ -84,10 +84,10 @@ def parameters(chapter: str, given: list[tuple[str, str]]) -> Parameters:
 
 
 def command(chapter: str, values: Parameters) -> str:
-    """What to type for this run: what differs from the chapter's own parameters."""
-    own = defaults(chapter)
-    changed = {k: v for k, v in values.items() if k not in OWN and v != own[k]}
-    words = [f"-p {name} {shlex.quote(str(value))}" for name, value in changed.items()]
+    """What to type for this run: profile, seed, and what differs from the chapter's own."""
+    own, always = defaults(chapter), ("profile", "seed")
+    told = {k: v for k, v in values.items() if k in always or (k not in OWN and v != own[k])}
+    words = [f"-p {name} {shlex.quote(str(value))}" for name, value in told.items()]
     return " ".join(["python book/record.py", chapter, *words])
 
 

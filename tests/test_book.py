@@ -182,6 +182,19 @@ def test_a_method_chapter_shows_the_source_and_has_its_verdicts(name):
     assert tagged(notebook, "verdict")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_chapter_goes_on_where_it_was_interrupted(name):
+    (cell,) = tagged(chapter(name), "check")
+    assert f'run_dir = run_dir or run_folder("{name[3:]}", globals())\n' in cell.source
+    (cell,) = [
+        c for c in code(chapter(name)) if re.search(r"= fit\(", c.source) and "started" in c.source
+    ]
+    sources = "\n".join(c.source for c in code(chapter(name)))
+    assert re.search(r"\blog = Log\(.*\n? *run_dir=run_dir\)", sources)
+    assert "run_dir=run_dir or None)" in cell.source
+    assert "log.before + time.perf_counter()" in cell.source
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_verdict_cells_are_strict_and_hold(name):
     for cell in tagged(chapter(name), "verdict"):

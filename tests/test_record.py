@@ -215,8 +215,11 @@ def test_a_folder_belongs_to_one_command_and_a_failure_is_kept(tmp_path, monkeyp
 def test_the_command_is_what_to_type():
     values = record.parameters("04-scan", [("dataset", "mnist:train+test"), ("seed", "3")])
     typed = record.command("04-scan", values)
-    assert typed == "python book/record.py 04-scan -p dataset mnist:train+test -p seed 3"
-    assert record.command("04-scan", record.defaults("04-scan")).endswith("04-scan")
+    assert typed == (
+        "python book/record.py 04-scan -p profile quick -p dataset mnist:train+test -p seed 3"
+    )
+    values = record.defaults("04-scan") | {"run_dir": "runs/x", "results_dir": "y"}
+    assert record.command("04-scan", values).endswith("04-scan -p profile quick -p seed 0")
 
 
 def test_networks_that_travel_give_the_recorded_clusters(capsys):

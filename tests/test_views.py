@@ -159,9 +159,14 @@ def factors(y: Tensor) -> Sample:
     hue = torch.tensor([colorsys.rgb_to_hsv(*c)[0] for c in orange.tolist()])
     hue = (hue - colorsys.rgb_to_hsv(0.30, 0.22, 0.20)[0] + 0.5) % 1 - 0.5
     return sample(
-        chosen=bright.sub(1).abs() > 1e-4, brightness=bright, contrast=contrast,
-        saturation=strong, hue=hue,
+        chosen=bright.sub(1).abs() > 1e-3, changed=touched(bright, contrast, strong),
+        brightness=bright, contrast=contrast, saturation=strong, hue=hue,
     )  # fmt: skip
+
+
+def touched(*values: Tensor | np.ndarray) -> np.ndarray:
+    """How many of an image's factors are not 1: all or none."""
+    return sum((np.abs(np.asarray(v) - 1) > 1e-3).astype(int) for v in values)
 
 
 def changed(y: Tensor) -> Sample:
@@ -261,7 +266,12 @@ def jittered(strengths: tuple[float, ...]) -> Sample:
         found.append(drawn if random.random() < 0.8 else [1, 1, 1, 0])
     bright, contrast, strong, hue = np.array(found).T
     return sample(
-        chosen=bright != 1, brightness=bright, contrast=contrast, saturation=strong, hue=hue
+        chosen=np.abs(bright - 1) > 1e-3,
+        changed=touched(bright, contrast, strong),
+        brightness=bright,
+        contrast=contrast,
+        saturation=strong,
+        hue=hue,
     )
 
 

@@ -79,14 +79,16 @@ def agreement(neighbors: Tensor, labels: Tensor) -> float:
 
 def _search(q: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     # the k largest of q.x - |x|^2/2, or of q.x, for each query (Q,k), and which keys they are of
-    half = (x * x).sum(1) / 2 if metric == "l2" else x.new_zeros(len(x))
+    half = (x * x).sum(1) / 2 if metric == "l2" else None
     rows = BUDGET * (64 if x.is_cuda else 1) // min(len(x), KEYS)
     values, indices = [], []
     for queries in q.split(max(1, rows)):
-        value, index = x.new_empty(len(queries), 0), half.new_empty(len(queries), 0).long()
+        value = x.new_empty(len(queries), 0)
+        index = value.long()
         for start in range(0, len(x), KEYS):
             stop = start + KEYS
-            high, at = _largest(queries @ x[start:stop].T - half[start:stop], k)
+            score = queries @ x[start:stop].T
+            high, at = _largest(score if half is None else score.sub_(half[start:stop]), k)
             value, index = torch.cat([value, high], 1), torch.cat([index, at + start], 1)
             if start:
                 value, best = value.topk(min(k, value.shape[1]), dim=1)

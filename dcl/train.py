@@ -215,12 +215,12 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
 
     `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode;
     every submodule's mode is put back afterwards. batch_size 0: 512, fewer above 32 px, so that
-    the maps of a network fit into memory. Several processes share the images out between them:
-    every one must call this, and gets all rows.
+    the maps of a network fit into memory, and four times that on a GPU. Several processes share
+    the images out between them: every one must call this, and gets all rows.
     """
     if not batch_size:
         pixels = math.prod(images.shape[2:])
-        batch_size = min(512, max(16, 2**19 // pixels))
+        batch_size = min(512, max(16, 2**19 // pixels)) * (4 if images.device.type == "cuda" else 1)
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     modes = [m.training for m in modules]

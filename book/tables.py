@@ -97,18 +97,20 @@ def _names(rows: list[results.Result]) -> list[str]:
 
 def _origin(rows: list[results.Result]) -> str:
     """Machines and commands, folded away."""
-    machines = set()
+    machines: dict[str, list[float]] = {}
     for row in rows:
         m = row["machine"]
-        gpu = f"{m['gpu']} ({m['gpu_gib']} GiB), " if "gpu" in m else ""
-        memory = f", {m['memory_gib']:.1f} GiB" if "memory_gib" in m and not gpu else ""
-        machines.add(f"{gpu}{m['cpu']}, {m['threads']} thread(s){memory}")
+        gpu = f"{m['gpu']}, " if "gpu" in m else ""
+        memory = m.get("gpu_gib", m.get("memory_gib", 0.0))
+        machines.setdefault(f"{gpu}{m['cpu']}, {m['threads']} thread(s)", []).append(memory)
     commands = {}
     for row in rows:
         text = re.sub(r" -p seed \d+", "", row["command"])
         commands.setdefault((row["method"], text), []).append(row["seed"])
     lines = [f"Checksum of the images and labels: `{rows[0]['checksum']}`."]
-    lines += [f"Machine: {machine}." for machine in sorted(machines)]
+    for name, memory in sorted(machines.items()):
+        peak = f"; at most {max(memory):.1f} GiB of memory" if any(memory) else ""
+        lines.append(f"Machine: {name}{peak}.")
     lines += [
         f"{method}, `-p seed` {', '.join(map(str, sorted(seeds)))}: `{text}`."
         for (method, text), seeds in sorted(commands.items())

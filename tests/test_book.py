@@ -355,7 +355,7 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
     ]  # fmt: skip
     assert "| scan | 0.900 | 1 | 60 | ACC .883, NMI .797" in text
     assert "| scan | 0.900 ± 0.000 | 2 | 60 |\n| k-means on pixels | 0.500 ± 0.000 | 2 |  |" in text
-    assert "- Machine: C, 1 thread(s), 1.2 GiB." in text
+    assert "- Machine: C, 1 thread(s); at most 1.2 GiB of memory." in text
     assert "- scan, `-p seed` 0, 1: `python book/record.py scan`." in text
 
 

@@ -3,8 +3,8 @@
 python book/record.py 04-scan -p profile gpu -p dataset mnist -p seed 1
     --runs DIR    where the run folders are (default: runs)
     --again       remove what the run's folder holds and begin anew
-    --publish     a finished run: its result into book/results, and its network, up to 1 MB, into
-                  book/weights; then `python book/notebooks.py results` writes the tables
+    --publish     a finished run: its result into book/results and, of seed 0 and up to 1 MB, its
+                  network into book/weights; `python book/notebooks.py results` writes the tables
 
 papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
 
@@ -259,7 +259,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
         "weights": about,
     }
     made = [results.put(result, recorded / manifest["result"])]
-    if about["bytes"] <= SMALL:
+    if about["bytes"] <= SMALL and result["seed"] == 0:  # one of each is enough to look at
         weights.mkdir(exist_ok=True)
         made.append(weights / f"{made[0].stem}.safetensors")
         shutil.copyfile(network, made[1])

@@ -107,9 +107,10 @@ def test_whole_steps_have_the_same_loss():
     """The same weights and, without randomness in the views, the same loss to rounding."""
     pytest.importorskip("lightly")
     x = pictures(IMAGES).float() / 255
-    for case in TINY[:2]:
+    half = View(size=16)
+    for case, second in ((TINY[0], half), (TINY[1], View())):
         images = pictures(IMAGES)
-        ours = steps.objective(replace(case, views=(View(), View())), images)
+        ours = steps.objective(replace(case, views=(View(), second)), images)
         theirs = steps.peer(case, images)
         for a, b in zip(same_order(theirs), same_order(ours), strict=True):
             a.data.copy_(b)
@@ -117,7 +118,7 @@ def test_whole_steps_have_the_same_loss():
             for module in (ours, theirs):  # BatchNorm as it is: one pass or two are then the same
                 module.eval()
             mine = ours(x, torch.arange(len(x)))["loss"]
-            torch.testing.assert_close(theirs([x, x]), mine, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(theirs([x, second(x)]), mine, rtol=1e-5, atol=1e-5)
 
 
 def same_order(module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dcl import checkpoint, dist
 from dcl.cache import forget
 from dcl.data import Data
-from dcl.device import autocast
+from dcl.device import autocast, memory_kept
 from dcl.optim import TrainConfig, learning_rate, make_optimizer
 from dcl.randomness import random_state, seeded, set_random_state
 
@@ -98,6 +98,7 @@ def unit(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
+@memory_kept()
 def train(
     objective: Objective,
     images: Tensor,
@@ -209,6 +210,7 @@ def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> Hi
     return state["history"]
 
 
+@memory_kept()
 @torch.no_grad()
 def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int = 0) -> Tensor:
     """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).

@@ -50,7 +50,12 @@ def content(name: str, folder: Path) -> str:
         who = "No GPU has run this yet" if name == "gpu" else "This has not been run yet"
         return f"{who}: `python -m benchmarks {name}`."
     found = json.loads(path.read_text())
-    parts = growth(found) if found["curves"] else [*times(found), figures(found["claims"])]
+    if found["curves"]:
+        parts = growth(found)
+    elif "rungs" in found["settings"]:
+        parts = ladder(found)
+    else:
+        parts = [*times(found), figures(found["claims"]), *floors(found)]
     parts.append("\n".join(f"- {remark}" for remark in found["remarks"]))
     return "\n\n".join(part for part in [*parts, foot(found)] if part)
 
@@ -154,6 +159,48 @@ def growth(found: dict[str, Any]) -> list[str]:
     n = sorted({row["n"] for row in found["rows"]})
     caption = "Exponents with their 95 % interval: doubling the size multiplies by 2 to that power"
     return [f"{caption} ({found['unit']}, middle of {listed(n)} rounds).", table(head, lines)]
+
+
+def ladder(found: dict[str, Any]) -> list[str]:
+    """Return the table of a ladder of changes, what was foretold of each, and the floor."""
+    rows = {row["name"]: row for row in found["rows"]}
+    lines, reasons = [], []
+    for rung in found["settings"]["rungs"]:
+        told, seen = (f"× {rung[k]:.2f}" if rung[k] else "" for k in ("predicted", "measured"))
+        over = number(rung["over the floor"])
+        lines.append([rung["name"], told, seen, spread(rows[rung["name"]]), over])
+        if rung["why"]:
+            reasons.append(f"- **{rung['name']}**, {told} foretold: {rung['why']}.")
+    n = listed(sorted({row["n"] for row in found["rows"]}))
+    caption = f"Time of a step ({found['unit']}; middle of {n} rounds ± half of what lies between "
+    caption += "the quartiles), beside the rung below, and in multiples of the floor:"
+    head = ["change", "foretold", "measured", "time", "× floor"]
+    return [caption, table(head, lines), "\n".join(reasons), *floors(found)]
+
+
+def floors(found: dict[str, Any]) -> list[str]:
+    """Return the table of the floors under the steps of a benchmark, where it has them."""
+    kept = found["settings"].get("floor", {})
+    if "floor, ms" in kept:
+        kept = {"this step": kept}
+    if not kept:
+        return []
+    rate = next(v for k, v in found["settings"].items() if k.startswith("rates"))
+    caption = f"The floor, at the {number(rate['FLOP/s'] / 1e9)} GFLOP/s of a matrix product and "
+    caption += f"the {number(rate['bytes/s'] / 1e9)} GB/s of a copy, measured in the same run:"
+    lines = [
+        [
+            name,
+            number(one["network, GFLOP"]),
+            number(one["network, MB"] + one["views, MB"]),
+            number(one["network's operations, ms"]),
+            number(one["network's bytes, ms"] + one["views' bytes, ms"]),
+            number(one["floor, ms"]),
+        ]
+        for name, one in kept.items()
+    ]
+    head = ["a step", "GFLOP", "MB", "operations, ms", "bytes, ms", "floor, ms"]
+    return [caption, table(head, lines)]
 
 
 def foot(found: dict[str, Any]) -> str:

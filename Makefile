@@ -44,5 +44,5 @@ notebooks: $(READY)
 results: $(READY)
 	@$(BIN)/python book/notebooks.py results
 
-clean:
-	rm -rf _build runs
+clean: # runs/ stays: it holds recorded runs
+	rm -rf _build

@@ -103,9 +103,6 @@ def test_numbers_in_sentences_follow_from_the_settings():
     assert f"it costs as much as {rounds:.0f} rounds" in text
     assert f"({3 * 64 * 64:,} bytes each) it is {amount(small['N'] * 3 * 64 * 64, 'B')}" in text
     assert f"x 256 x 4 bytes are {amount(large['N'] * 256 * 4, 'B')}" in text
-    from dcl.neighbors import BUDGET
-
-    assert BUDGET == 2**24 and "above 16.7 million keys" in text and "2^24 entries" in text
 
 
 def test_the_network_of_the_tables_is_the_one_that_is_built():

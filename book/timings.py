@@ -55,7 +55,7 @@ def content(name: str, folder: Path) -> str:
     elif "rungs" in found["settings"]:
         parts = ladder(found)
     else:
-        parts = [*times(found), figures(found["claims"]), *floors(found)]
+        parts = [*times(found), *sorted_out(found["claims"]), *floors(found)]
     parts.append("\n".join(f"- {remark}" for remark in found["remarks"]))
     return "\n\n".join(part for part in [*parts, foot(found)] if part)
 
@@ -116,6 +116,16 @@ def cpu_note(groups: dict[str, list[dict[str, Any]]]) -> str:
     """Return what the number in brackets is, where there is one."""
     some = any(row["cpu"] is not None for rows in groups.values() for row in rows)
     return ", with the CPU time of all threads and processes in brackets" if some else ""
+
+
+def sorted_out(claims: list[dict[str, Any]], most: int = 16) -> list[str]:
+    """Return the table of the figures; of many, those without a bound in a folded table."""
+    held = [claim for claim in claims if claim["bound"]]
+    rest = [claim for claim in claims if not claim["bound"]]
+    if len(claims) <= most or not held or not rest:
+        return [figures(claims)]
+    folded = f"<details><summary>Further figures</summary>\n\n{figures(rest)}\n\n</details>"
+    return [figures(held), folded]
 
 
 def figures(claims: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -65,7 +66,9 @@ def ran(tmp_path_factory):
     while not any(row["stage"] == "scan" for row in read_log(log)):
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    # with its kernel, which would train on for a second
+    for process in [first, *psutil.Process(first.pid).children(recursive=True)]:
+        process.send_signal(signal.SIGKILL)
     first.wait()
     killed = json.loads((runs / NAME / "manifest.json").read_text())
     assert killed["state"] == "started" and not (runs / NAME / "notebook.ipynb").exists()
@@ -78,7 +81,7 @@ def ran(tmp_path_factory):
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
     _, folder, said = ran
-    assert "goes on after 3 epochs" in said or "goes on after 4 epochs" in said
+    assert any(f"goes on after {n} epochs" in said for n in (3, 4, 5)), said
     rows = read_log(folder / "metrics.jsonl")
     assert [(r["stage"], r["epoch"]) for r in rows] == [
         (stage, epoch) for stage in ("pretext", "scan", "selflabel") for epoch in (0, 1)

@@ -62,8 +62,16 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Change what the optimiser does not: queues, moving averages, step counters."""
 
+    def finished(self) -> bool:
+        """Whether training ends before this epoch; asked after `before_epoch`."""
+        return False
+
+    def length(self, n: int) -> int:
+        """How many rows an epoch of a set of n serves, the same for every epoch: here n."""
+        return n
+
     def order(self, n: int) -> Tensor:
-        """The rows (n,) of one epoch, in the order in which they are served."""
+        """The rows (length,) of one epoch of a set of n, in the order in which they are served."""
         return torch.randperm(n)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -119,7 +127,7 @@ def train(
     together) and the sum is the same step; every process must call this, and calls `monitor`.
     """
     world, rank = dist.world_size(), dist.rank()
-    steps = len(images) // config.batch_size
+    steps = objective.length(len(images)) // config.batch_size
     if config.epochs and (not steps or config.batch_size < world):
         bound = f"most the number of images, {len(images)}" if not steps else f"least {world}"
         raise ValueError(f"batch_size must be at {bound}; got {config.batch_size}")
@@ -135,6 +143,8 @@ def train(
             objective.train()
             objective.before_epoch(epoch)
             dist.agree(objective)
+            if objective.finished():
+                break
             rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
             own = rows.view(steps, -1)[:, rank::world]  # (steps,b): this process's part
             weight = own.shape[1] * world / config.batch_size  # 1 when the parts are equal

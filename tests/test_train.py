@@ -76,6 +76,41 @@ def test_the_order_is_the_objectives(images):
     assert objective.seen.tolist() == [2] + [0] * 7  # indexed assignment counts a row once a batch
 
 
+def test_an_epoch_is_as_long_as_the_objective_says(images):
+    class Interval(Mean):
+        """Three batches an epoch, whatever the size of the set."""
+
+        def length(self, n):
+            return 3 * 4
+
+        def order(self, n):
+            return torch.arange(self.length(n)) % n
+
+    objective, steps = Interval(), []
+    config = TrainConfig(epochs=2, batch_size=4, lr=0.1, schedule="cosine")
+    keep = objective.after_step
+    objective.after_step = lambda: (steps.append(objective.w.item()), keep())
+    train(objective, images, config)
+    assert len(steps) == 6 and objective.calls.count("after") == 6
+    assert objective.seen.tolist() == [4] * 4 + [2] * 4
+    # the schedule knows the length too: at the end of the cosine nearly nothing moves
+    assert abs(steps[5] - steps[4]) < 0.1 * abs(steps[1] - steps[0])
+
+
+def test_training_ends_when_the_objective_has_finished(images, tmp_path):
+    class Patient(Mean):
+        def finished(self):
+            return int(self.seen.min()) >= 3  # a buffer, so that a resumed run knows it too
+
+    config = TrainConfig(epochs=9, batch_size=4, lr=0.1)
+    objective = Patient()
+    assert [e["epoch"] for e in train(objective, images, config, run_dir=tmp_path)] == [0, 1, 2]
+    assert objective.calls[-1] == ("before", 3) and not objective.training
+    again = Patient()
+    assert len(train(again, images, config, run_dir=tmp_path)) == 3
+    assert again.w.item() == objective.w.item() and "after" not in again.calls
+
+
 def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(images):
     def run():
         with seeded(3):

@@ -243,6 +243,7 @@ def test_confidence_counts_the_largest_probability():
 def test_figures_are_closed_and_the_panel_is_the_chapters(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # what an earlier test of this process has left open
     seen = []
     panel = plots.health_panel
     monkeypatch.setattr(plots, "health_panel", lambda h: seen.append(h) or panel(h))

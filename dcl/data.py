@@ -1,7 +1,7 @@
-"""Image sets by name or folder, as uint8 tensors.
+"""Image sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32.
 
 `load` gives a `Data`: all images of one split in one tensor (N,C,H,W), with labels where the set
-has them. Labels are for measuring; no method takes them.
+has them, or plain vectors (N,d). Labels are for measuring; no method takes them.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from dcl.download import data_root, download
 from dcl.folder import Progress, folder
 from dcl.listing import printable
+from dcl.vectors import check_vectors, is_vectors, read_vectors
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
@@ -44,9 +45,10 @@ Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the c
 class Data:
     """Images of one split: uint8 (N,C,H,W) with C 1 or 3, labels int64 (N,) or None.
 
-    From a folder also `files`, the relative path of each image, and `skipped`, (file, reason)
-    of each that could not be read. Raises TypeError or ValueError for any other dtype, shape or
-    length.
+    `images` may also be plain vectors, finite float32 (N,d), which stand wherever images do and
+    are taken as they are, whatever their range. From a folder also `files`, the relative path of
+    each image, and `skipped`, (file, reason) of each that could not be read. Raises TypeError or
+    ValueError for any other dtype, shape or length.
     """
 
     images: Tensor
@@ -59,9 +61,11 @@ class Data:
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
-        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+        if isinstance(x, Tensor) and (x.ndim == 2 or (x.is_floating_point() and x.ndim != 4)):
+            check_vectors(x)
+        elif not isinstance(x, Tensor) or x.dtype != torch.uint8:
             raise TypeError(f"images must be a uint8 tensor; got {getattr(x, 'dtype', type(x))}")
-        if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        elif x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
             raise ValueError(
                 f"images must be (N,C,H,W) with C 1 or 3, none 0; got {tuple(x.shape)}"
             )
@@ -82,14 +86,19 @@ class Data:
         return len(self.images)
 
     @property
+    def vectors(self) -> bool:
+        """Whether these are vectors (N,d) and no images: `channels` and `size` are 0 then."""
+        return self.images.ndim == 2
+
+    @property
     def channels(self) -> int:
         """Number of colour channels, 1 or 3."""
-        return self.images.shape[1]
+        return 0 if self.vectors else self.images.shape[1]
 
     @property
     def size(self) -> int:
         """Length of the shorter side in pixels."""
-        return min(self.images.shape[2:])
+        return min(self.images.shape[2:], default=0)
 
     @cached_property
     def checksum(self) -> str:
@@ -132,16 +141,18 @@ def load(
     cache_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Data:
-    """Load a set by name, or the images below a folder with ``folder:PATH``.
+    """Load a set by name, the images below a folder with ``folder:PATH``, or vectors from a file.
 
     split: one of `SPLITS` (default: the first), which may stand in the name as well, as in
-    ``mnist:train+test``; size: resize to size x size; root: where
-    downloads are, see `data_root`. A folder whose decoded images take more than `cache_bytes`
-    (default `dcl.cache.budget`) is decoded once into a file below root, and `images` reads from
-    there; progress(done, all) is called now and then while a folder is decoded.
+    ``mnist:train+test``; size: resize to size x size; root: where downloads are, see `data_root`.
+    A folder whose decoded images take more than `cache_bytes` (default `dcl.cache.budget`) is
+    decoded once into a file below root, and `images` reads from there; progress(done, all) is
+    called now and then while a folder is decoded. A name that ends in .npy is a file with one
+    array of floats (N,d), which become float32 vectors without labels.
 
     Raises ValueError for an unknown name or split, and FileNotFoundError where files are missing
-    and can not be downloaded; for a folder see `dcl.folder.folder`. Sources: data/README.md.
+    and can not be downloaded; for a folder see `dcl.folder.folder`; of a .npy file also TypeError
+    for other numbers than floats. Sources: data/README.md.
     """
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
@@ -153,6 +164,11 @@ def load(
         found = folder(path, parts, size, place=place, cache_bytes=cache_bytes, progress=progress)
         shown = printable(path.resolve().name)
         return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
+    if is_vectors(name):
+        if size is not None:
+            raise ValueError(f"size is for images; {name} holds vectors")
+        split, path = _split(split, splits(name)), Path(name).expanduser()
+        return Data(read_vectors(path), None, None, printable(path.stem), split)
     split, name = _split(split, splits(name)), name.partition(":")[0]
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
@@ -173,9 +189,13 @@ def splits(name: str) -> tuple[str, ...]:
         path = Path(name.removeprefix("folder:")).expanduser()
         divided = (path / "train").is_dir() and (path / "test").is_dir()
         return BOTH if divided else ("all",)
+    if is_vectors(name):
+        return ("all",)
     name, _, part = name.partition(":")
     if name not in SPLITS:
-        raise ValueError(f"name must be one of {', '.join(SPLITS)} or folder:PATH; got {name!r}")
+        raise ValueError(
+            f"name must be one of {', '.join(SPLITS)}, folder:PATH or a .npy file; got {name!r}"
+        )
     return (_split(part, SPLITS[name]),) if part else SPLITS[name]
 
 

@@ -40,7 +40,8 @@ class Objective(nn.Module):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Named losses of images x, float (B,C,H,W) in [0,1], which are rows i (B,) of the set.
 
-        The loop minimises "loss"; every other entry is logged.
+        Vectors are (B,d) and as they came, here and below. The loop minimises "loss"; every other
+        entry is logged.
         """
         raise TypeError(f"{type(self).__name__} must define forward(x, i)")
 
@@ -118,10 +119,10 @@ def train(
 ) -> History:
     """Minimise `objective` over `images` uint8 (N,C,H,W); returns one dict of mean losses an epoch.
 
-    With `run_dir`, the state after every epoch is kept in `<run_dir>/<stage>.pt` and a second
-    call goes on from there, bit for bit on one machine. Raises ValueError when a batch is larger
-    than the set, and FloatingPointError when a loss stops being finite: the checkpoint of the
-    epoch before is kept.
+    Vectors, float32 (N,d), may stand in their place. With `run_dir`, the state after every epoch
+    is kept in `<run_dir>/<stage>.pt` and a second call goes on from there, bit for bit on one
+    machine. Raises ValueError when a batch is larger than the set, and FloatingPointError when a
+    loss stops being finite: the checkpoint of the epoch before is kept.
 
     Under torchrun each process takes its share of every batch (`batch_size` is that of all
     together) and the sum is the same step; every process must call this, and calls `monitor`.
@@ -225,10 +226,11 @@ def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> Hi
 def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int = 0) -> Tensor:
     """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).
 
-    `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode;
-    every submodule's mode is put back afterwards. batch_size 0: 512, fewer above 32 px, so that
-    the maps of a network fit into memory, and four times that on a GPU. Several processes share
-    the images out between them: every one must call this, and gets all rows.
+    `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode, or
+    vectors (B,d) as they are; every submodule's mode is put back afterwards. batch_size 0: 512,
+    fewer above 32 px, so that the maps of a network fit into memory, and four times that on a GPU.
+    Several processes share the images out between them: every one must call this, and gets all
+    rows.
     """
     if not batch_size:
         pixels = math.prod(images.shape[2:])
@@ -270,9 +272,13 @@ def check_fit(
 
     Raises TypeError or ValueError naming the argument, what came and what was expected;
     with `run_dir`, claims it for this configuration and these images. With an `encoder` the
-    pretext, which is not trained then, is not looked at.
+    pretext, which is not trained then, is not looked at. Vectors (N,d) are for the methods whose
+    Config has ``takes_vectors = True``: the one place where a method says so.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
+    if data.vectors and not getattr(config, "takes_vectors", False):
+        method = type(config).__module__.rpartition(".")[2]
+        raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
     n, k = len(images), getattr(config, "n_clusters", None)
     if k is not None and not 2 <= k <= n:
         raise ValueError(f"n_clusters must be between 2 and the number of images, {n}; got {k}")

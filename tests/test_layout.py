@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dcl"
 
 LEVELS = [
-    {"dist", "augment", "nets", "data", "metrics", "kmeans", "neighbors"},
+    {"dist", "augment", "nets", "data", "metrics", "kmeans", "neighbors", "pairs"},
     {"sinkhorn", "optim", "health", "checkpoint", "device", "randomness"},
     {"train"},
     {"evaluate", "pretrained", "features", "choose"},
@@ -28,7 +28,7 @@ PARTS = {
     "augment": {"warp", "color", "randaugment", "ricap"},
     "report": {"page"},
     "cli": {"cli_fit"},
-    "data": {"shapes", "folder", "download", "cache", "listing"},
+    "data": {"shapes", "folder", "download", "cache", "listing", "vectors"},
 }
 """Files split off so that each fits on its page: they belong to the level of their file."""
 

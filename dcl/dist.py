@@ -71,6 +71,15 @@ def all_rows(x: Tensor) -> Tensor:
     return all_sum(whole)
 
 
+def own_rows(x: Tensor) -> Tensor:
+    """Where this process's rows of x (b,...) are in `all_rows(x)`: (b,) int64."""
+    here = torch.arange(len(x), device=x.device)
+    if not _many():
+        return here
+    owner = all_rows(torch.full_like(here, rank()))
+    return here + (owner == rank()).int().argmax()  # a mask would make the GPU wait
+
+
 def share(rows: Tensor) -> Tensor:
     """The part of `rows` (N,...) that is this process's work; `all_rows` puts parts together."""
     return rows.tensor_split(world_size())[rank()]

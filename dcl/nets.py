@@ -249,3 +249,36 @@ def encoder(
     net.out_dim = out_dim  # type: ignore[assignment]
     # channels last: the convolutions run a third faster, on CPUs and on tensor cores
     return net.to(images.device).to(memory_format=torch.channels_last)
+
+
+def all_conv(
+    images: Any, out_dim: int, width: int = 64, depth: int = 3, stages: int = 2
+) -> nn.Sequential:
+    """DAC's network for `images` uint8 (N,C,H,W): standardise, convolve to `out_dim` averaged maps.
+
+    Each stage: `depth` 3x3 convolutions without padding, so 2 * depth pixels less a side, then a
+    max-pool that halves it, with BatchNorm behind that too. The maps are width, 2 * width, ...
+    A 1x1 convolution makes `out_dim` of the last. Raises ValueError for images too small.
+    Source: Chang et al. 2017, released code. Chapter: 08-dac.
+    """
+    layers: list[nn.Module] = [Standardize(images)]
+    a, side = images.shape[1], min(images.shape[2:])
+    for stage in range(stages):
+        b, side = width * 2**stage, (side - 2 * depth) // 2
+        for _ in range(depth):
+            layers += conv_bn(a, b, 3)
+            a = b
+        layers += [nn.MaxPool2d(2), nn.BatchNorm2d(b)]
+    if side < 1:
+        raise ValueError(
+            f"images must be larger for {stages} stages of {depth} convolutions; "
+            f"got {tuple(images.shape[2:])}"
+        )
+    layers += [*conv_bn(a, out_dim, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.BatchNorm1d(out_dim))
+    for m in net:
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+            nn.init.zeros_(m.bias)  # type: ignore[arg-type]
+    net.out_dim = out_dim  # type: ignore[assignment]
+    return net.to(images.device).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules: SGD, Adam, LARC, warm-up and cosine."""
+"""Optimisers and learning-rate schedules: SGD, Adam, RMSprop, LARC, warm-up and cosine."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -30,7 +30,8 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 256
-    optimizer: Literal["sgd", "adam", "larc"] = "sgd"
+    optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
+    """`momentum` is for sgd and larc. rmsprop forgets squared gradients at Keras' rate, .9."""
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
@@ -132,6 +133,8 @@ class LARC(torch.optim.SGD):
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of `config` over parameter groups; a group may override any setting."""
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, alpha=0.9, **settings)
     if config.optimizer != "larc" and all(p.is_cuda for g in groups for p in g["params"]):
         settings["fused"] = True  # one kernel for all tensors; float16 needs no host read either
     if config.optimizer == "adam":

@@ -8,6 +8,7 @@ def test_alone():
     x = torch.randn(3, requires_grad=True)
     assert dist.rank() == 0 and dist.world_size() == 1
     assert dist.all_sum(x) is x
+    assert dist.own_rows(x).tolist() == [0, 1, 2]
     assert torch.equal(dist.all_max(x), x) and not dist.all_max(x).requires_grad
 
 

@@ -220,6 +220,36 @@ def test_encoder_says_how_wide_it_is(name, channels, sobel):
     assert convolutions(net)[0].in_channels == (2 if sobel else channels)
 
 
+def test_all_conv_by_hand():
+    x = images(4, 3, 36)
+    net = nets.all_conv(x, 7, width=4, depth=2, stages=3)  # 36 - 4 = 32, 16 - 4 = 12, 6 - 4 = 2
+    assert net.out_dim == 7 and net.eval()(floats(x[:1])).shape == (1, 7)
+    x = images(4, 3, 32)
+    with pytest.raises(ValueError, match=r"images must be larger for 3 stages of 2 .*32, 32"):
+        nets.all_conv(x, 7, 4, 2, 3)
+    net = nets.all_conv(x, 7, width=4, depth=2).eval()
+    sizes = [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in convolutions(net)]
+    assert sizes == [(3, 4, 3), (4, 4, 3), (4, 8, 3), (8, 8, 3), (8, 7, 1)]
+    kinds = [type(m).__name__ for m in net]
+    conv, pool = ["Conv2d", "BatchNorm2d", "ReLU"], ["MaxPool2d", "BatchNorm2d"]
+    end = [*conv, "AdaptiveAvgPool2d", "Flatten", "BatchNorm1d"]
+    assert kinds == ["Standardize", *2 * (conv + conv + pool), *end]
+    assert net(floats(x)).shape == (4, 7) and [n.shape[2] for n in maps(net, x)] == [
+        32, 30, 30, 30, 28, 28, 28, 14, 14, 12, 12, 12, 10, 10, 10, 5, 5, 5, 5, 5, 1,
+    ]  # fmt: skip
+    spread = convolutions(nets.all_conv(x, 7, width=64))[1].weight.std()
+    assert float(spread) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # He
+
+
+def maps(net, x):
+    """What each layer makes of uint8 images, as far as it is maps."""
+    y, found = floats(x), []
+    for layer in net:
+        y = layer(y)
+        found += [y] if y.ndim == 4 else []
+    return found
+
+
 def test_encoder_refuses():
     with pytest.raises(ValueError, match="encoder must be one of small_cnn.*; got 'resnet19'"):
         nets.encoder("resnet19", images())

@@ -83,14 +83,29 @@ def test_larc_on_all_tensors_at_once_equals_one_after_the_other():
 def test_make_optimizer_and_its_groups():
     p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [p]}, {"params": [q], "momentum": 0.0}]
-    for name, kind in {"sgd": torch.optim.SGD, "larc": LARC, "adam": torch.optim.Adam}.items():
+    kinds = {"sgd": torch.optim.SGD, "larc": LARC}
+    for name, kind in (kinds | {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}).items():
         config = TrainConfig(optimizer=name, lr=0.3, weight_decay=0.01)
         optimizer = make_optimizer([dict(g) for g in groups], config)
         assert type(optimizer) is kind
         assert [g["lr"] for g in optimizer.param_groups] == [0.3, 0.3]
         assert [g["weight_decay"] for g in optimizer.param_groups] == [0.01, 0.01]
-        if name != "adam":
+        if name in kinds:
             assert [g["momentum"] for g in optimizer.param_groups] == [0.9, 0.0]
+
+
+def test_rmsprop_by_hand():
+    p = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    config = TrainConfig(optimizer="rmsprop", lr=0.1, momentum=0.5)  # which is not for rmsprop
+    optimizer = make_optimizer([{"params": [p]}], config)
+    p.grad = torch.tensor([4.0, -0.01])
+    optimizer.step()  # the mean square is .1 g^2, so the step is lr / sqrt(.1), whatever g
+    first = 0.1 / math.sqrt(0.1)
+    torch.testing.assert_close(p.detach(), torch.tensor([1 - first, 1 + first]))
+    p.grad = torch.tensor([2.0, 0.0])
+    optimizer.step()  # .9 * .1 * 16 + .1 * 4
+    second = 0.1 * 2 / math.sqrt(0.9 * 1.6 + 0.4)
+    torch.testing.assert_close(p.detach(), torch.tensor([1 - first - second, 1 + first]))
 
 
 def test_warmup_and_cosine_by_hand():

@@ -23,6 +23,7 @@ ALONE = {
     "simclr": {"view": View(), "train": STEP},
     "rotnet": {"view": View(), "train": STEP},
     "deepcluster": {"view": SAME, "train": STEP, "balance": "weight", "reassign": 1},
+    "dac": {"view": SAME, "train": STEP},
     "lsdc": {"view": SAME, "clean_view": SAME, "beta": 0, "labeler": "cosine", "train": STEP},
     "scan": {"n_neighbors": 1, "scan_view": SAME, "strong": SAME, "threshold": 0.1,
              "scan": STEP, "selflabel": STEP},
@@ -109,6 +110,8 @@ def whole_set(rank):
         "sphere": sphere.labels,
         "mine": mine(x, 4),
         "rows": dist.all_rows(x[rank : rank + 2 + rank]),
+        "own": dist.all_rows(x[rank : rank + 2 + rank])[dist.own_rows(x[: 2 + rank])],
+        "wanted own": x[rank : rank + 2 + rank],
         "wanted rows": torch.cat([x[r : r + 2 + r] for r in range(dist.world_size())]),
         "extract": extract(nn.Flatten(), (x.abs() * 10).to(torch.uint8)[:, None, None, :]),
     }
@@ -118,6 +121,7 @@ def test_the_whole_set_is_shared_out_and_put_together(world):
     one = whole_set(0)
     for many in (result["set"] for result in world):
         assert torch.equal(many["rows"], many["wanted rows"])
+        assert torch.equal(many["own"], many["wanted own"])
         for name in ("labels", "sphere", "mine", "extract"):
             assert torch.equal(many[name], one[name]), name
         assert torch.allclose(many["centroids"], one["centroids"], atol=1e-5)

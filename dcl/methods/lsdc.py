@@ -46,9 +46,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
-from dcl.dist import all_rows, rank
+from dcl.dist import all_rows, own_rows
 from dcl.methods import rotnet, simclr
 from dcl.optim import TrainConfig, check_config, with_epochs
+from dcl.pairs import pair_loss
 from dcl.train import Monitor, Objective, check_fit, seeded, train
 
 
@@ -165,16 +166,6 @@ def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
     return torch.einsum("k,kij->ij", draw.weights, torch.stack(parts))
 
 
-def pair_loss(p_mixed: Tensor, p: Tensor, target: Tensor, eps: float = 1e-7) -> Tensor:
-    """Binary cross-entropy of "the same cluster" over all pairs, a scalar.
-
-    `p_mixed`, `p` (B,K): probabilities; `target` (B,B) in [0,1]. Their dot product is the
-    probability that two independent draws agree. Source: LSD-C section 3.1. Chapter: 02-lsdc.
-    """
-    same = (p_mixed @ p.T).clamp(0, 1)  # rounding may lead above 1, and the log to NaN
-    return -(target * (same + eps).log() + (1 - target) * (1 - same + eps).log()).mean()
-
-
 def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
     """Weight of the consistency loss, from height * exp(-5) at 0 to `height` at `length`.
 
@@ -210,8 +201,7 @@ class LSDC(Objective):
         c = self.config
         gather = (lambda own: own) if c.official_orientation else all_rows
         f = self.encoder(c.clean_view(x))
-        mine = (gather(torch.full((len(x),), rank(), device=x.device)) == rank()).int().argmax()
-        mine = mine + torch.arange(len(x), device=x.device)  # a mask would make the GPU wait
+        mine = slice(None) if c.official_orientation else own_rows(x)
         target = alike = pair_labels(gather(f), c)[mine]  # own images with those of all
         a, b = c.view(x), c.view(x)
         if c.beta:

@@ -136,51 +136,6 @@ def test_every_rule_is_symmetric_binary_and_follows_the_rows(labeler, features):
 # ---------------------------------------------------------------- losses
 
 
-def test_pair_loss_by_hand():
-    a = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-    b = torch.tensor([[0.7, 0.3], [0.4, 0.6]])
-    t = torch.tensor([[1.0, 0.0], [0.25, 1.0]])
-    p = [[0.66, 0.42], [0.38, 0.56]]
-    expected = -(
-        math.log(p[0][0])
-        + math.log(1 - p[0][1])
-        + 0.25 * math.log(p[1][0])
-        + 0.75 * math.log(1 - p[1][0])
-        + math.log(p[1][1])
-    )
-    assert pair_loss(a, b, t).item() == pytest.approx(expected / 4, rel=1e-5)
-
-
-def test_pair_loss_pairs_each_mixture_with_each_clean_image():
-    with seeded(0):
-        a, b = torch.rand(5, 3).softmax(1), torch.rand(5, 3).softmax(1)
-        t = torch.rand(5, 5)
-    rows = [
-        F.binary_cross_entropy((a[i] * b[j]).sum(), t[i, j]) for i in range(5) for j in range(5)
-    ]
-    torch.testing.assert_close(pair_loss(a, b, t), torch.stack(rows).mean())
-    assert not torch.isclose(pair_loss(a, b, t.T), pair_loss(a, b, t), rtol=1e-4)
-
-
-def test_pair_loss_gradient_in_float64():
-    with seeded(0):
-        a, b = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        t = torch.rand(4, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: pair_loss(a.softmax(1), b.softmax(1), t), (a, b))
-
-
-def test_pair_loss_survives_a_probability_above_one():
-    one = torch.tensor([[1 + 3e-7, 0.0]])
-    zero = torch.zeros(1, 1)
-    released = -((1 - zero) * (1 - one @ one.T + 1e-7).log()).mean()
-    assert released.isnan()
-    assert pair_loss(one, one, zero).item() == pytest.approx(-math.log(1e-7), rel=1e-4)
-    sure = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    loss = pair_loss(sure, torch.tensor([[0.0, 1.0]]), torch.ones(1, 1))
-    loss.backward()
-    assert loss.isfinite() and sure.grad.isfinite().all()
-
-
 def test_mixed_targets_by_hand():
     s = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     d = draw([[0, 1, 2], [2, 0, 1], [0, 1, 2], [0, 1, 2]], [0.5, 0.3, 0.2, 0.0])

@@ -1,0 +1,230 @@
+r"""DAC: is this pair alike? The network answers itself, where it is sure, and surely ever more.
+
+Chang, Wang, Meng, Xiang, Pan: Deep Adaptive Image Clustering, ICCV 2017. Chapter: 08-dac.
+
+Notation: :math:`p_i` the softmax of image i over K clusters, :math:`l_i = p_i / \lVert p_i \rVert`
+its label features, :math:`g_{ij} = l_i \cdot l_j \in [0, 1]` the similarity of a pair,
+:math:`\tilde g_{ij}` that of its augmented views; :math:`\lambda` how far training has come.
+
+Algorithm, from random weights; for every epoch t:
+
+1. The band of the undecided, :math:`u = 0.95 - \lambda` and :math:`l = 0.455 + 0.1 \lambda`.
+   Stop when it has closed, :math:`u \le l`.
+2. For every batch, with the network as it is: pair labels from the images themselves,
+   :math:`r_{ij} = 1` where :math:`g_{ij} \ge u`, 0 where :math:`g_{ij} < l`; the pairs between
+   are left out, :math:`v_{ij} = 0`.
+3. Step down
+
+   .. math:: \frac{1}{\sum v_{ij}} \sum_{ij} -v_{ij} \left[ r_{ij} \log \tilde g_{ij}
+             + (1 - r_{ij}) \log (1 - \tilde g_{ij}) \right]
+
+4. The paper's objective has a second part, u - l, whose derivative by :math:`\lambda` is -1.1; so
+   :math:`\lambda` rises by :math:`1.1 \eta`, once an epoch. With :math:`\eta = 0.009` the band
+   closes after 46.
+
+The cluster of an image is the largest of its label features. There is no pretext and no k-means.
+
+**Differences**
+
+- from the paper: the pair labels come from the batch that is trained on, not from a larger block;
+  the sum is divided by the number of pairs that count
+- BatchNorm uses the statistics of the batch while it trains, as released. The released code does
+  so in prediction too, where an image's cluster would then depend on its neighbours in the batch;
+  here `settle` measures the statistics of the whole training set once, at the end
+- the released code is of a variant, DAC*: one threshold, so that every pair counts
+  (``all_pairs=True``), on MNIST with the squared error in place of the cross-entropy, and for
+  photographs with a further loss that the paper does not have
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dcl import nets
+from dcl.augment import View
+from dcl.dist import all_rows, own_rows, rank, world_size
+from dcl.optim import TrainConfig, check_config
+from dcl.pairs import pair_loss
+from dcl.train import Monitor, Objective, batches, check_fit, seeded, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """The paper's for MNIST, with the batches of the released code."""
+
+    seed: int = 0
+    n_clusters: int = 10
+    width: int = 64
+    """Maps of the first stage of convolutions; the next has twice as many."""
+    depth: int = 3
+    """Convolutions of a stage."""
+    stages: int = 2
+    eta: float = 0.009
+    """How fast the band closes: after .5 / eta epochs, less a tenth."""
+    until: float = 0.0
+    """Training also ends when the upper threshold falls to this. Below .707 an image torn between
+    two clusters is alike to both of them, and they grow together."""
+    all_pairs: bool = False
+    """Label every pair by the upper threshold: the released variant, DAC*."""
+    view: View = View(rotate=10, translate=0.1, zoom=(0.95, 1.05))
+    """What is trained on; labels come from the images as they are."""
+    train: TrainConfig = TrainConfig(epochs=46, batch_size=128, optimizer="rmsprop", lr=1e-3)
+
+    def __post_init__(self) -> None:
+        check_config(self, width=1, depth=1, stages=1)
+        if self.eta <= 0:
+            raise ValueError(f"eta must be above 0; got {self.eta}")
+
+
+# ---------------------------------------------------------------- pair labels
+
+
+def thresholds(step: float) -> tuple[float, float]:
+    r"""The upper and lower end of the band, .95 - step and .455 + .1 step (:math:`\lambda`).
+
+    Source: DAC section 3.3. Chapter: 08-dac.
+    """
+    return 0.95 - step, 0.455 + 0.1 * step
+
+
+def label_features(p: Tensor) -> Tensor:
+    """Probabilities (B,K) with length 1: dot products are in [0,1], and 1 for equal hard choices.
+
+    Source: DAC eq. 5, whose exp(v - max v) over its length this is. Chapter: 08-dac.
+    """
+    return F.normalize(p, dim=1)
+
+
+def band_labels(g: Tensor, upper: float, lower: float) -> tuple[Tensor, Tensor]:
+    """Labels and selection, both (A,B) of 0 and 1, of similarities g (A,B).
+
+    Alike from `upper` on, not alike below `lower`, not selected between. Source: DAC eq. 4.
+    Chapter: 08-dac.
+    """
+    alike = g >= upper
+    return alike.float(), (alike | (g < lower)).float()
+
+
+# ---------------------------------------------------------------- objective
+
+
+class DAC(Objective):
+    """Label features that learn from the pairs of which they are sure."""
+
+    def __init__(self, encoder: nn.Module, config: Config):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.upper, self.lower = thresholds(0.0)
+        k, features = config.n_clusters, int(encoder.out_dim)  # type: ignore[arg-type]
+        layers: list[nn.Module] = []
+        for a in ([] if features == k else [features]) + [k, k]:
+            layers += [nn.Linear(a, k), nn.BatchNorm1d(k), nn.ReLU()]
+            if a == k:
+                nn.init.eye_(layers[-3].weight)  # type: ignore[arg-type]
+                nn.init.zeros_(layers[-3].bias)  # type: ignore[arg-type]
+        self.head = nn.Sequential(*layers)
+
+    def before_epoch(self, epoch: int) -> None:
+        """Step 4: narrow the band."""
+        self.upper, self.lower = thresholds(1.1 * self.config.eta * epoch)
+
+    def finished(self) -> bool:
+        """Whether the band has closed, or the upper threshold is as low as it may be."""
+        return self.upper <= max(self.lower, self.config.until)
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Step 3; also logs the share of pairs "selected", of these "alike", and the thresholds."""
+        with torch.no_grad():
+            clean = all_rows(self.embed(x))
+        moved = self.embed(self.config.view(x))
+        everybody, mine = all_rows(moved), own_rows(x)
+        with torch.autocast(x.device.type, enabled=False):
+            lower = self.upper if self.config.all_pairs else self.lower
+            alike, selected = band_labels(clean @ clean.T, self.upper, lower)  # (B,B)
+            weights = selected / selected.mean()  # of all: the mean of every process's rows is 1
+            loss = pair_loss(moved, everybody, alike[mine], weights[mine])
+        found = {"selected": selected.mean(), "alike": (alike * selected).sum() / selected.sum()}
+        for name in "upper", "lower":
+            found[name] = torch.full((), getattr(self, name), device=x.device)
+        return {"loss": loss, **found}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Label features (B,K) of images x, of length 1: what is clustered."""
+        return label_features(self.predict_proba(x))
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Cluster probabilities (B,K) of images x."""
+        return self.head(self.encoder(x)).float().softmax(1)
+
+
+@torch.no_grad()
+def settle(module: nn.Module, images: Any, batch_size: int) -> None:
+    """Set what BatchNorm uses in prediction to the mean over batches of uint8 images (N,C,H,W).
+
+    In place. A running average holds augmented images and weights of long ago; this one the
+    images, and the weights that stay. Source: Wu and Johnson 2021, arXiv 2105.07576.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    rates = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # the mean of all batches
+        m.train()
+    size = min(batch_size, len(images))
+    rows = torch.randperm(len(images))[: len(images) // size * size].to(images.device)
+    own = rows.view(-1, size)[:, rank() :: world_size()]
+    for x, _ in batches(images, own.flatten(), own.shape[1]):
+        module(x)
+    for m, rate in zip(norms, rates, strict=True):
+        m.momentum = rate
+        m.eval()
+
+
+# ---------------------------------------------------------------- Algorithm 1
+
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DAC:
+    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
+    if encoder is None:
+        k, shape = config.n_clusters, (config.width, config.depth, config.stages)
+        encoder = nets.all_conv(images, k, *shape)
+    return DAC(copy.deepcopy(encoder), config).to(images.device)
+
+
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    encoder: nn.Module | None = None,
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> DAC:
+    """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`.
+
+    An `encoder` has `out_dim`; its features get a dense layer to K. Chapter: 08-dac.
+    """
+    check_fit(images, config, run_dir, encoder)
+    with seeded(config.seed):
+        objective = model(images, config, encoder)
+        train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
+        settle(nn.Sequential(objective.encoder, objective.head), images, 512)
+    return objective
+
+
+# of the released code for CIFAR-10, as far as `View` has it
+PHOTO = View(rotate=20, translate=0.18, zoom=(0.85, 1.15), flip=0.5)
+_QUICK = Config(width=16, depth=2)
+PROFILES = {
+    "smoke": replace(_QUICK, width=8, train=replace(Config.train, epochs=3, batch_size=32)),
+    "quick": _QUICK,
+    "quick-shapes": replace(_QUICK, n_clusters=6),
+    "photos": replace(_QUICK, view=PHOTO),
+    "gpu": Config(view=PHOTO),
+    "paper": Config(),
+}

@@ -31,7 +31,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--force-prefers-reduced-motion",  # a colour half-way between two is measured as neither
 ]
+PATIENCE = 120_000  # ms for a page: the API is a megabyte, and other tests run beside it
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("DCL_SKIP_BROWSER")), reason="DCL_SKIP_BROWSER is set"
@@ -196,6 +198,7 @@ def test_page(browser, address, name):
     for scheme in ("light", "dark"):
         context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         seen = Seen(page, address)
         page.goto(address + name, wait_until="load")
         page.evaluate(READY)
@@ -217,6 +220,7 @@ def test_links_lead_somewhere(browser, address):
     """Every link inside the site finds its page, and its place on the page."""
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     links: dict[str, set[str]] = {}
     for path in sorted(SITE.rglob("*.html")):
         if "_static" in path.parts:

@@ -21,6 +21,7 @@ from nbformat.v4 import new_output
 
 from dcl import metrics, publish, results
 from dcl.data import load
+from dcl.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "book" / "results.md"
@@ -198,13 +199,21 @@ def _labels(name: str) -> tuple[torch.Tensor, str]:
 def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
     """What is wrong with the results in a folder, a line for each fault.
 
-    A file is called after what it holds; the scores of the embedded sets are those of the
-    clusters that it holds. (Other sets may not be on this machine; probes and baselines would
-    take the training.)
+    A file is called after what it holds; baselines that do not depend on the method are the same
+    in all files; the scores of the embedded sets are those of the clusters that it holds. (Other
+    sets may not be on this machine; `wrong_probes` does more, and takes seconds.)
     """
     faults = []
+    first: dict[tuple[Any, ...], tuple[str, dict[str, float]]] = {}
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text())
+        for name in {"k-means on pixels", "k-means on PCA", "untrained network"} & {
+            *row["baselines"]
+        }:
+            same = (name, *_sees(row, name == "untrained network"))
+            file, scores = first.setdefault(same, (path.name, row["baselines"][name]))
+            if scores != row["baselines"][name]:
+                faults.append(f"{path.name}: {name} is not what {file} says")
         data = row["data"] + ("-train+test" if row["split"] == "train+test" else "")
         if path.stem != f"{row['method']}-{data}-{row['profile']}-seed{row['seed']}":
             faults.append(f"{path.name} is not called after its method, data, profile and seed")
@@ -219,6 +228,37 @@ def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
             f"{path.name}: {name} is {row['metrics'][name]}, its clusters give {value:.4f}"
             for name, value in again.items()
             if abs(row["metrics"][name] - value) > 1e-4
+        ]
+    return faults
+
+
+def _sees(row: results.Result, network: bool) -> tuple[Any, ...]:
+    """What a baseline depends on: images, seed, number of clusters and, if so, the network."""
+    config = row["config"]
+    seen = (row["checksum"], row["split"], row["seed"], config.get("n_clusters"))
+    if not network:
+        return seen
+    parts = [config.get(k, config.get(f"pretext.{k}")) for k in ("encoder", "width", "stem")]
+    kind = (bool(config.get("sobel")), *parts[:2], parts[2] in (None, "small"))
+    return (*seen, *(kind if parts[0] else (row["method"],)))
+
+
+def wrong_probes(folder: Path = results.COMMITTED, weights: Path = publish.WEIGHTS) -> list[str]:
+    """What the published networks of the embedded sets do not confirm: all scores of their files.
+
+    kNN and linear probe as well; a few images may go the other way on another processor.
+    """
+    faults = []
+    for path in sorted(weights.glob("*.safetensors")):
+        file = folder / f"{path.stem}.json"
+        row = json.loads(file.read_text())
+        if row["data"] not in ("digits", "shapes"):
+            continue
+        again = evaluate(publish.load(path).model, load(row["data"]), seed=row["seed"])
+        faults += [
+            f"{file.name}: {name} is {row['metrics'][name]}, its network gives {value:.4f}"
+            for name, value in again.items()
+            if abs(row["metrics"].get(name, value) - value) > 0.003
         ]
     return faults
 

@@ -4,6 +4,7 @@ import ast
 import copy
 import json
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dcl import results
+from dcl import publish, results
 from notebooks import CHAPTERS, ROOT, address, normalised, setup_source, stamped, tags
 from tables import (
     PAGE,
@@ -21,6 +22,7 @@ from tables import (
     retold,
     stale_tables,
     tables,
+    wrong_probes,
     wrong_results,
 )
 
@@ -324,6 +326,32 @@ def test_a_made_up_number_is_noticed(tmp_path):
         (tmp_path / real.name).write_text(json.dumps(row | change))
         found = wrong_results(tmp_path)
         assert not found if complaint is None else re.search(complaint, "\n".join(found))
+
+
+def test_a_made_up_baseline_or_probe_is_noticed(tmp_path):
+    names = [f"{method}-digits-quick-seed0.json" for method in ("scan", "swav")]
+    for name in names:
+        (tmp_path / name).write_text((results.COMMITTED / name).read_text())
+    assert wrong_results(tmp_path) == []
+    whole = json.loads((tmp_path / names[1]).read_text())
+    for baseline, score in (
+        ("k-means on pixels", "kNN"),
+        ("k-means on PCA", "ACC"),
+        ("untrained network", "NMI"),
+    ):
+        row = copy.deepcopy(whole)
+        row["baselines"][baseline][score] += 0.001
+        (tmp_path / names[1]).write_text(json.dumps(row))
+        assert wrong_results(tmp_path) == [f"{names[1]}: {baseline} is not what {names[0]} says"]
+    assert wrong_probes() == []
+    (tmp_path / "one").mkdir()
+    network = f"{names[1].removesuffix('.json')}.safetensors"
+    shutil.copy(publish.WEIGHTS / network, tmp_path / "one" / network)
+    for score in ("kNN", "linear"):
+        made_up = {"metrics": whole["metrics"] | {score: whole["metrics"][score] + 0.004}}
+        (tmp_path / names[1]).write_text(json.dumps(whole | made_up))
+        (fault,) = wrong_probes(tmp_path, tmp_path / "one")
+        assert re.search(f"swav-digits.*: {score} is .*, its network gives", fault)
 
 
 def test_tables_are_written_between_their_marks(tmp_path):

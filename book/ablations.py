@@ -1,0 +1,494 @@
+"""What each part of a method is worth: one thing changed at a time, on the embedded sets.
+
+python book/ablations.py [scan-digits ...]    run what is missing (default: of all studies)
+    --seeds N    seeds 0 to N-1 of every variant (default 3)
+    --out DIR    where the files are (default: book/results/ablations)
+
+Every finished (variant, seed) is at once a line of the study's file and is not run again, so an
+interrupted command goes on. SCAN and LSD-C get one pretext for each seed, shared by the variants.
+`python book/notebooks.py results` writes the tables of book/ablations.md, `check` holds them to
+the files, and the files to their clusters and to the variants named here.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student
+
+from dcl import checkpoint, metrics, publish, results
+from dcl.augment import DIGIT_VIEW
+from dcl.data import Data, load
+from dcl.evaluate import evaluate
+from dcl.methods import simclr
+from dcl.progress import Log
+from dcl.train import Objective, predict
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER, PAGE = ROOT / "book" / "results" / "ablations", ROOT / "book" / "ablations.md"
+MARKS = re.compile(r"<!-- ablations: (\S+) start -->\n.*?<!-- ablations: \1 end -->", re.DOTALL)
+RECIPE = "as in the recipe"
+SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a cluster's number as one letter of a file
+SAME = 0.02
+"""A difference that a claim of "no difference" may hide."""
+
+Change = dict[str, Any]
+Run = dict[str, Any]
+
+# ---------------------------------------------------------------- what is changed
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A variant against the recipe: what is published about it, and the score that decides."""
+
+    variant: str
+    metric: str = "ACC"
+    published: str = ""
+    """What was read, and where; empty where nothing was."""
+    claim: str = ""
+    """"better", "worse" or "same" than the recipe by that source; empty: it does not say."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants of one method's recipe on one data set, as changes of fields of its Config."""
+
+    method: str
+    data: str
+    recipe: str
+    variants: dict[str, Change]
+    effects: tuple[Effect, ...]
+
+    def config(self, variant: str, seed: int = 0) -> Any:
+        """The configuration of a variant: the recipe with nothing else changed."""
+        change = {} if variant == RECIPE else self.variants[variant]
+        return replace(publish.method(self.method).PROFILES[self.recipe], **change, seed=seed)
+
+    def changed(self, config: Any) -> Change:
+        """The fields in which a configuration differs from the recipe, seeds apart, flat."""
+        recipe, mine = checkpoint.flat(self.config(RECIPE)), checkpoint.flat(config)
+        seeds = ("seed", "pretext.seed")
+        return {k: v for k, v in mine.items() if k not in seeds and recipe.get(k) != v}
+
+
+_SELFLABEL = publish.method("scan").PROFILES["quick"].selflabel
+_SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
+_TINY = (replace(DIGIT_VIEW, size=12),) * 4
+_OWN = publish.method("deepcluster").PROFILES["quick"].view
+
+_POPULAR = "others with the released code: about 100 clusters for CIFAR-10, never 10"
+_BALANCE = "DeepCluster-v2 drops it as unnecessary (SwAV's paper)"
+_RELEASED = "the author: the released code should reproduce the paper (issue 32)"
+_ROUNDS = "paper: fewer than 3 do not converge"
+_COUNT = "paper: 3,000 to 100,000 change at most 0.3 points"
+
+STUDIES = {
+    "scan-digits": Study(
+        "scan", "digits", "quick",
+        {
+            "1 neighbour": {"n_neighbors": 1},
+            "5 neighbours": {"n_neighbors": 5},
+            "50 neighbours": {"n_neighbors": 50},
+            "100 neighbours": {"n_neighbors": 100},
+            "entropy weight 0": {"entropy_weight": 0.0},
+            "entropy weight 1": {"entropy_weight": 1.0},
+            "entropy weight 2": {"entropy_weight": 2.0},
+            "entropy weight 10": {"entropy_weight": 10.0},
+            "1 head": {"heads": 1},
+            "20 clusters": {"n_clusters": 20},
+            "no self-labelling": {"selflabel": replace(_SELFLABEL, epochs=0)},
+        },
+        (
+            Effect("1 neighbour"),
+            Effect("5 neighbours"),
+            Effect("50 neighbours"),
+            Effect("100 neighbours"),
+            Effect("entropy weight 0"),
+            Effect("entropy weight 1"),
+            Effect("entropy weight 2"),
+            Effect("entropy weight 10"),
+            Effect("1 head"),
+            Effect("20 clusters", "purity", "twice as many, many to one: CIFAR-10 86.2 against "
+                   "87.6, STL-10 76.8 against 76.7 (issue 113)", "same"),
+            Effect("no self-labelling", "ACC", "CIFAR-10: 81.6 without, 88.3 with (README of the "
+                   "release)", "worse"),
+        ),
+    ),
+    "swav-digits": Study(
+        "swav", "digits", "quick",
+        {
+            "10 prototypes": {"n_prototypes": 10},
+            "100 prototypes": {"n_prototypes": 100},
+            "300 prototypes": {"n_prototypes": 300},
+            "prototypes never trained": {"freeze_steps": 10**9},
+            "no Sinkhorn": {"sinkhorn_iterations": 0},
+            "1 iteration": {"sinkhorn_iterations": 1},
+            "10 iterations": {"sinkhorn_iterations": 10},
+            "2 + 4 crops": {"views": (DIGIT_VIEW,) * 2 + _SMALL},
+            "2 + 4 smaller images": {"views": (DIGIT_VIEW,) * 2 + _TINY},
+            "queue of 4 batches": {"queue_length": 512, "queue_start": 5},
+        },
+        (
+            Effect("10 prototypes", "linear"),
+            Effect("100 prototypes", "linear", _COUNT, "same"),
+            Effect("300 prototypes", "linear", _COUNT, "same"),
+            Effect("prototypes never trained", "linear", "paper: 73.1 against 73.9", "worse"),
+            Effect("no Sinkhorn", "linear", _ROUNDS, "worse"),
+            Effect("1 iteration", "linear", _ROUNDS, "worse"),
+            Effect("10 iterations", "linear", "paper: more hurt slightly", "worse"),
+            Effect("2 + 4 crops", "linear", "2 + 6 crops: 74.6 against 70.1 at 400 epochs (README "
+                   "of the release)", "better"),
+            Effect("2 + 4 smaller images", "linear"),
+            Effect("queue of 4 batches", "linear"),
+            Effect("2 + 4 crops", "ACC"),
+            Effect("300 prototypes", "ACC"),
+            Effect("queue of 4 batches", "ACC"),
+        ),
+    ),
+    "lsdc-digits": Study(
+        "lsdc", "digits", "quick",
+        {
+            "L2": {"labeler": "l2", "threshold": 6.2},
+            "SNE": {"labeler": "sne", "threshold": 0.01, "temperature": 3.0},
+            "nearest neighbours": {"labeler": "knn", "k": 10},
+            "cosine .9": {"threshold": 0.9},
+            "no RICAP": {"beta": 0.0},
+            "no consistency": {"consistency": 0.0},
+            "targets as released": {"official_orientation": True},
+            "clean view moved": {"clean_view": DIGIT_VIEW},
+        },
+        (
+            Effect("L2"),
+            Effect("SNE"),
+            Effect("nearest neighbours"),
+            Effect("cosine .9"),
+            Effect("no RICAP"),
+            Effect("no consistency"),
+            Effect("targets as released"),
+            Effect("clean view moved"),
+        ),
+    ),
+    "deepcluster-shapes": Study(
+        "deepcluster", "shapes", "quick",
+        {
+            "6 clusters": {"n_pseudo": 6},
+            "10 clusters": {"n_pseudo": 10},
+            "100 clusters": {"n_pseudo": 100},
+            "300 clusters": {"n_pseudo": 300},
+            "raw colour": {"sobel": False},
+            "no balance": {"balance": "none"},
+            "the released sampler": {"official_indexing": True},
+            "no negatives": {"view": replace(_OWN, negative=0.0)},
+        },
+        (
+            Effect("6 clusters", "NMI", _POPULAR, "worse"),
+            Effect("10 clusters", "NMI"),
+            Effect("100 clusters", "NMI"),
+            Effect("300 clusters", "NMI"),
+            Effect("raw colour", "linear", "the author: the paper's runs need the Sobel filter "
+                   "(issue 32)", "worse"),
+            Effect("no balance", "linear", _BALANCE, "same"),
+            Effect("the released sampler", "linear", _RELEASED, "same"),
+            Effect("no negatives", "NMI"),
+        ),
+    ),
+    "deepcluster-digits": Study(
+        "deepcluster", "digits", "quick-digits",
+        {
+            "10 clusters": {"n_pseudo": 10},
+            "100 clusters": {"n_pseudo": 100},
+            "300 clusters": {"n_pseudo": 300},
+            "no balance": {"balance": "none"},
+            "balanced by weights": {"balance": "weight"},
+            "the released sampler": {"official_indexing": True},
+        },
+        (
+            Effect("10 clusters", "NMI", _POPULAR, "worse"),
+            Effect("100 clusters", "NMI"),
+            Effect("300 clusters", "NMI"),
+            Effect("no balance", "linear", _BALANCE, "same"),
+            Effect("balanced by weights", "linear"),
+            Effect("the released sampler", "linear", _RELEASED, "same"),
+        ),
+    ),
+}  # fmt: skip
+"""Each study is a file of FOLDER and a table of the page."""
+
+# ---------------------------------------------------------------- running
+
+
+def run(name: str, folder: Path = FOLDER, seeds: int = 3) -> int:
+    """Run what the file of a study lacks, seed by seed; returns how many runs that were.
+
+    Raises ValueError where the file holds runs of another recipe or other variants.
+    """
+    study, path = STUDIES[name], folder / f"{name}.json"
+    found = read(path) or fresh(study)
+    if wrong := faults(name, found):
+        raise ValueError(f"{path} must hold runs of the variants as they are:\n" + "\n".join(wrong))
+    data, count = load(study.data), 0
+    for seed in range(seeds):
+        pretext = None
+        for variant in (RECIPE, *study.variants):
+            if any((r["variant"], r["seed"]) == (variant, seed) for r in found["runs"]):
+                continue
+            config = study.config(variant, seed)
+            if hasattr(config, "pretext") and pretext is None:
+                shared = replace(config.pretext, seed=seed)
+                pretext = simclr.fit(data.images, shared)
+            found["runs"].append(one(study, variant, seed, data, pretext))
+            found["command"] = f"python book/ablations.py {name} --seeds {seeds}"
+            checkpoint.write_atomic(path, dumps(found).encode())
+            count += 1
+            print(f"{name} {variant}, seed {seed}: {found['runs'][-1]['metrics']}", flush=True)
+    return count
+
+
+def fresh(study: Study) -> dict[str, Any]:
+    """A file without runs."""
+    data = load(study.data)
+    return {
+        "method": study.method,
+        "data": study.data,
+        "checksum": data.checksum,
+        "images": len(data),
+        "command": "",
+        "recipe": checkpoint.flat(study.config(RECIPE)),
+        "runs": [],
+    }
+
+
+def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | None) -> Run:
+    """Train a variant with a seed and score its last epoch. Seconds are CPU time, of `fit`."""
+    config, log = study.config(variant, seed), Log(every=10**9)
+    given = {} if pretext is None else {"encoder": pretext}
+    began = time.process_time()
+    model = publish.method(study.method).fit(data.images, config, monitor=log, **given)
+    seconds = time.process_time() - began
+    clusters = predict(model, data.images).tolist()
+    losses = {k: v for k, v in log.history[-1].items() if k not in ("stage", "epoch")}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "changed": study.changed(model.config),  # what was trained, not what was asked for
+        "metrics": {k: round(v, 4) for k, v in evaluate(model, data, seed=seed).items()},
+        "used": len(set(clusters)),
+        "losses": {k: round(v, 4) for k, v in losses.items()},
+        "seconds": round(seconds, 1),
+        "clusters": "".join(SYMBOLS[c] for c in clusters),
+        "machine": results.machine("cpu"),
+        "versions": results.versions(),
+    }
+
+
+# ---------------------------------------------------------------- the files
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A study's file, {} where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def dumps(found: dict[str, Any]) -> str:
+    """JSON with a line for each run, so that a change is easy to read."""
+    runs = ",\n".join("  " + json.dumps(run) for run in found["runs"])
+    head = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "runs"]
+    return "{\n" + ",\n".join([*head, f' "runs": [\n{runs}\n ]']) + "\n}\n"
+
+
+@cache
+def _labels(name: str) -> tuple[torch.Tensor, str]:
+    data = load(name)
+    assert data.labels is not None
+    return data.labels, data.checksum
+
+
+def faults(name: str, found: dict[str, Any]) -> list[str]:
+    """What is wrong with a study's file, a line for each fault.
+
+    Held: recipe and changes are those of this module; no run stands twice; ACC, NMI, ARI, purity
+    and the number of clusters are those of the clusters. (Probes would take the training.)
+    """
+    study = STUDIES[name]
+    labels, checksum = _labels(study.data)
+    now = checkpoint.flat(study.config(RECIPE))
+    wrong = [
+        f"{name}: {k} was {v!r} in the recipe that was run, is {now.get(k)!r}"
+        for k, v in found["recipe"].items()
+        if now.get(k) != v
+    ]
+    if found["checksum"] != checksum:
+        wrong.append(f"{name}: is not of the images of {study.data}")
+    seen = set()
+    for one_run in found["runs"]:
+        title, seed = one_run["variant"], one_run["seed"]
+        which = f"{name}, {title}, seed {seed}"
+        if title != RECIPE and title not in study.variants:
+            wrong.append(f"{which}: there is no such variant")
+            continue
+        meant = study.changed(study.config(title))
+        if one_run["changed"] != meant:
+            wrong.append(f"{which}: ran with {one_run['changed']}, means {meant}")
+        if (title, seed) in seen:
+            wrong.append(f"{which}: stands there twice")
+        seen.add((title, seed))
+        clusters = torch.tensor([SYMBOLS.index(c) for c in one_run["clusters"]])
+        if len(clusters) != len(labels):
+            wrong.append(f"{which}: holds clusters of {len(clusters)} images")
+            continue
+        again = {
+            **metrics.scores(labels, clusters),
+            "purity": metrics.purity(labels, clusters),
+        }
+        wrong += [
+            f"{which}: {k} is {one_run['metrics'][k]}, its clusters give {v:.4f}"
+            for k, v in again.items()
+            if abs(one_run["metrics"][k] - v) > 1e-4
+        ]
+        if one_run["used"] != len(clusters.unique()):
+            wrong.append(f"{which}: {one_run['used']} clusters used, {len(clusters.unique())} are")
+    return wrong
+
+
+def wrong_ablations(folder: Path = FOLDER) -> list[str]:
+    """What is wrong with the files of a folder."""
+    paths = sorted(folder.glob("*.json"))
+    unknown = [f"{path.name} is of no study" for path in paths if path.stem not in STUDIES]
+    known = [path for path in paths if path.stem in STUDIES]
+    return unknown + [line for path in known for line in faults(path.stem, read(path))]
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def difference(found: dict[str, Any], variant: str, metric: str) -> tuple[float, float, int]:
+    """Mean of variant less recipe over the seeds that both have, half its 95 % interval, n.
+
+    The interval is Student's, for pairs of the same seed; infinite for one pair.
+    """
+    scores = {(r["variant"], r["seed"]): r["metrics"][metric] for r in found["runs"]}
+    gaps = [v - scores[RECIPE, s] for (t, s), v in scores.items()
+            if t == variant and (RECIPE, s) in scores]  # fmt: skip
+    if len(gaps) < 2:
+        return (gaps[0] if gaps else float("nan")), float("inf"), len(gaps)
+    spread = statistics.stdev(gaps) / len(gaps) ** 0.5
+    return statistics.fmean(gaps), float(student.ppf(0.975, len(gaps) - 1)) * spread, len(gaps)
+
+
+def word(mean: float, half: float, claim: str = "") -> str:
+    """What a difference and half its interval say about a claim, "better", "worse" or "same".
+
+    Without a claim: "higher", "lower", or "within noise" where the interval holds 0.
+    """
+    told = "within noise" if abs(mean) <= half else "higher" if mean > 0 else "lower"
+    if claim == "same":
+        within, beyond = abs(mean) + half <= SAME, abs(mean) > max(half, SAME)
+        return "**reproduced**" if within else "**refuted**" if beyond else "within noise"
+    if not claim or told == "within noise":
+        return told
+    return "**reproduced**" if (told == "higher") == (claim == "better") else "**refuted**"
+
+
+def content(name: str, folder: Path = FOLDER) -> str:
+    """The Markdown of a study; without its file, the command that would make it."""
+    found, study = read(folder / f"{name}.json"), STUDIES[name]
+    if not found or not found["runs"]:
+        return f"This has not been run yet: `python book/ablations.py {name}`."
+    shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
+    columns = ("ACC", "NMI", "purity", "kNN", "linear")
+    lines = [["", *columns, "used", "n", "CPU s"]]
+    for variant in shown:
+        runs = [r for r in found["runs"] if r["variant"] == variant]
+        used = statistics.fmean(r["used"] for r in runs)
+        seconds = statistics.fmean(r["seconds"] for r in runs)
+        cells = [results.cell(runs, metric) for metric in columns]
+        lines.append([variant, *cells, f"{used:.1f}".removesuffix(".0"), str(len(runs)),
+                      f"{seconds:.0f}"])  # fmt: skip
+    parts = [_caption(found), _table(lines)]
+    verdicts = [["changed", "published", "score", "difference, 95 %", "n", "here"]]
+    for effect in study.effects:
+        if effect.variant in shown:
+            mean, half, n = difference(found, effect.variant, effect.metric)
+            range_ = f"{mean:+.3f} ± {half:.3f}" if n > 1 else f"{mean:+.3f}"
+            verdicts.append([effect.variant, effect.published, effect.metric, range_, str(n),
+                             word(mean, half, effect.claim)])  # fmt: skip
+    parts += [_table(verdicts), _foot(found)]
+    return "\n\n".join(parts)
+
+
+def _caption(found: dict[str, Any]) -> str:
+    return (
+        f"The {found['images']:,} images of {found['data']}, trained and scored on the same, last "
+        "epoch; mean ± standard deviation over the seeds:"
+    )
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(ln) + " |" for ln in [head, ["---"] * len(head), *rest])
+
+
+def _foot(found: dict[str, Any]) -> str:
+    """Command, revisions and machine, folded away."""
+    revisions = sorted({r["versions"]["revision"] for r in found["runs"]})
+    torches = sorted({r["versions"]["torch"] for r in found["runs"]})
+    machines = sorted({r["machine"]["cpu"] for r in found["runs"]})
+    lines = [
+        f"`{found['command']}`",
+        f"Machine: {', '.join(machines)}, 1 thread; torch {', '.join(torches)}; "
+        f"revision {', '.join(revisions)}.",
+        f"Checksum of the images and labels: `{found['checksum']}`.",
+    ]
+    text = "\n".join(f"- {line}" for line in lines)
+    return f"<details><summary>Machine and command</summary>\n\n{text}\n\n</details>"
+
+
+def filled(text: str, folder: Path = FOLDER) -> str:
+    """The text with what stands between the marks replaced."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        mark = f"<!-- ablations: {name} "
+        return f"{mark}start -->\n\n{content(name, folder)}\n\n{mark}end -->"
+
+    return MARKS.sub(part, text)
+
+
+def write_ablations(folder: Path = FOLDER, page: Path = PAGE) -> None:
+    """Bring the page up to date."""
+    page.write_text(filled(page.read_text(), folder))
+
+
+def stale_ablations(folder: Path = FOLDER, page: Path = PAGE) -> list[str]:
+    """The page's name if its tables are not those of the folder."""
+    text = page.read_text()
+    return [] if filled(text, folder) == text else [page.name]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    asked = parser.parse_args(arguments)
+    if unknown := [name for name in asked.studies if name not in STUDIES]:
+        parser.error(f"there is no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
+    for name in asked.studies or STUDIES:
+        count = run(name, asked.out, asked.seeds)
+        print(f"{name}: {count} runs were missing and are there now")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+r"""Autoencoder: a code of ten numbers from which the image can be drawn again; DEC's pretext.
+
+Xie, Girshick, Farhadi: Unsupervised Deep Embedding for Clustering Analysis, ICML 2016,
+arXiv 1511.06335, section 3.2; stacked denoising autoencoders are from Vincent et al. 2010.
+Explained in chapter 07-dec.
+
+Notation: x an image or vector of d numbers, already scaled; encoder f, code :math:`z = f(x)`,
+decoder g; :math:`W_k` the encoder's layers, :math:`V_k` those of the decoder that undo them.
+
+Algorithm:
+
+1. Scale the input by one number for the whole set, so that the mean of
+   :math:`\lVert x \rVert^2 / d` is one.
+2. Layer by layer, if `layers` has epochs: with :math:`h_{k-1}` the outputs of the layers below,
+   which stay as they are,
+
+   .. math:: \min_{W_k, V_k} \lVert h_{k-1} -
+             V_k\, \mathrm{drop}(\mathrm{ReLU}(W_k\, \mathrm{drop}(h_{k-1}))) \rVert^2
+
+   without dropout on the image and on the code, and without ReLU on the code; what is drawn again
+   has a ReLU where :math:`h_{k-1}` had one.
+3. The whole stack without dropout: :math:`\min \lVert x - g(f(x)) \rVert^2`.
+
+All squared errors are means, over images and over the numbers of each.
+
+**Differences** from the released code
+
+- the paper scales as in step 1; its code multiplies MNIST's pixels by .02, which gives 2.9 instead
+  of one: `scale=5.1` for images in [0,1]
+- biases have the learning rate of the weights (released: twice), momentum is constant (released:
+  it rises over 1,000 steps), and the rate falls at the end of the nearest epoch
+- step 2 may be left out, as in later re-implementations, which found it no better
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcl.coders import Scale, coders, mlp_decoder
+from dcl.optim import TrainConfig, check_config
+from dcl.train import Monitor, Objective, check_fit, seeded, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """The released settings for MNIST."""
+
+    takes_vectors = True
+
+    encoder: Literal["mlp", "cnn"] = "mlp"
+    """mlp: linear layers; cnn: convolutions with BatchNorm, one to halve the image for each width
+    but the last."""
+    dims: tuple[int, ...] = (500, 500, 2000, 10)
+    """Widths of the encoder's layers; the last is the length of the code."""
+    scale: float | None = None
+    """Factor for the input; None: the mean of its squares becomes one."""
+    layers: TrainConfig = TrainConfig(
+        epochs=213, batch_size=256, lr=0.1, schedule="step", milestones=(85, 170)
+    )
+    """Training of each layer, with dropout, before that of all; 0 epochs: none."""
+    dropout: float = 0.2
+    """Share of a layer's numbers that are dropped while it is trained alone."""
+    train: TrainConfig = TrainConfig(
+        epochs=427, batch_size=256, lr=0.1, schedule="step", milestones=(85, 170, 256, 342)
+    )
+    """Training of all layers together."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_config(self, dropout=(0, 1))
+        if len(self.dims) < 2 or min(self.dims) < 1:
+            raise ValueError(f"dims must be two widths or more, each at least 1; got {self.dims}")
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"scale must be above 0; got {self.scale}")
+        if self.encoder == "cnn" and self.layers.epochs:
+            raise ValueError("layers.epochs must be 0 with encoder cnn: only mlp has such layers")
+
+
+class Autoencoder(Objective):
+    """Encoder and decoder that draw the scaled input again. It does not cluster."""
+
+    def __init__(self, images: Any, config: Config, encoder: nn.Module | None = None):
+        super().__init__()
+        self.config, self.scale = config, Scale(images, config.scale)
+        own, decoder = coders(config.encoder, images, config.dims, config.scale)
+        if encoder is not None:
+            width: int = encoder.out_dim  # type: ignore[assignment]
+            decoder = mlp_decoder(width, config.dims, images)
+        self.encoder, self.decoder = own if encoder is None else encoder, decoder
+        self.to(images.device)
+
+    def target(self, x: Tensor) -> Tensor:
+        """What is to be drawn again, (B,d): images or vectors x, scaled."""
+        return self.scale(x).flatten(1)
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of what is drawn again."""
+        return {"loss": F.mse_loss(self.decoder(self.encoder(x)).float(), self.target(x))}
+
+
+class Layer(Objective):
+    """One layer of the encoder and its mirror in the decoder, as a denoising autoencoder."""
+
+    def __init__(
+        self, below: nn.Module, layer: nn.Linear, mirror: nn.Linear, dropout: float, k: int, n: int
+    ):
+        """Layer k of n, both from 1."""
+        super().__init__()
+        self.below, self.encoder, self.mirror, self.dropout = below, layer, mirror, dropout
+        self.first, self.code = k == 1, k == n
+        for linear in (layer, mirror):
+            nn.init.normal_(linear.weight, 0, 0.01)
+            nn.init.zeros_(linear.bias)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The layer and its mirror; what is below stays."""
+        return [{"params": [*self.encoder.parameters(), *self.mirror.parameters()]}]
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of the layer's input, from a corrupted one."""
+        drop = self.dropout
+        with torch.no_grad():
+            h = self.below(x)  # (B,a)
+        z = self.encoder(h if self.first else F.dropout(h, drop))
+        back = self.mirror(z if self.code else F.dropout(F.relu(z), drop))
+        return {"loss": F.mse_loss((back if self.first else F.relu(back)).float(), h.float())}
+
+
+def layers_of(objective: Autoencoder) -> Iterator[Layer]:
+    """The encoder's layers from the image up, each with a fresh start (step 2)."""
+    scale, trunk = objective.encoder.children()
+    parts = list(trunk.children())
+    at = {k: m for k, m in enumerate(parts) if isinstance(m, nn.Linear)}
+    mirrors = [m for m in objective.decoder.children() if isinstance(m, nn.Linear)]
+    for n, ((k, layer), mirror) in enumerate(zip(at.items(), mirrors[::-1], strict=True), 1):
+        below = nn.Sequential(scale, *parts[:k])
+        yield Layer(below, layer, mirror, objective.config.dropout, n, len(at))
+
+
+def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> Autoencoder:
+    """What `fit` trains, with fresh weights, for images (N,C,H,W) or vectors (N,d) like these."""
+    return Autoencoder(images, config, copy.deepcopy(encoder))
+
+
+def fit(
+    images: Tensor,
+    config: Config,
+    *,
+    encoder: nn.Module | None = None,
+    monitor: Monitor | None = None,
+    run_dir: str | Path | None = None,
+) -> Autoencoder:
+    """Train on images uint8 (N,C,H,W), or vectors float32 (N,d), without labels.
+
+    An `encoder` with `out_dim` is trained as a copy, with a decoder of linear layers; ValueError
+    when it is to be trained layer by layer. Chapter: 07-dec.
+    """
+    check_fit(images, config, run_dir)
+    if encoder is not None and config.layers.epochs:
+        raise ValueError("layers.epochs must be 0 with an encoder of your own")
+    with seeded(config.seed):
+        objective = model(images, config, encoder)
+        if config.layers.epochs:  # step 2
+            for n, layer in enumerate(layers_of(objective), 1):
+                stage = f"layer{n}"
+                train(layer, images, config.layers, stage=stage, monitor=monitor, run_dir=run_dir)
+        train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
+    return objective
+
+
+_NONE = TrainConfig(epochs=0)
+_DIGITS = TrainConfig(epochs=100, batch_size=128, optimizer="adam", lr=1e-3, schedule="cosine")
+_QUICK = Config(dims=(250, 250, 1000, 10), layers=_NONE, train=_DIGITS)
+PROFILES = {
+    "smoke": replace(_QUICK, dims=(64, 64, 10), train=replace(_DIGITS, epochs=10, batch_size=64)),
+    "quick": _QUICK,
+    "photos": replace(_QUICK, encoder="cnn", dims=(32, 64, 128, 10)),
+    "gpu": Config(layers=_NONE, train=TrainConfig(300, 256, "adam", 1e-3, schedule="cosine")),
+    "gpu-mnist": Config(layers=_NONE, train=replace(_DIGITS, epochs=30, batch_size=256)),
+    "paper": Config(scale=5.1),
+}

@@ -272,7 +272,10 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
     trained, _, scored = result["split"].partition(" -> ")
     place = pick_device(values["device"])
-    train_set = load(name, trained).to(place)
+    train_set = load(name, trained)
+    if not scored:  # a part of it, where the chapter took one
+        train_set = train_set.subset(result["images"])
+    train_set = train_set.to(place)
     config = publish.unflat(publish.method(method).Config, result["config"])
     # all epochs are in the checkpoints: none is trained again
     model = publish.method(method).fit(train_set.images, config, run_dir=folder)

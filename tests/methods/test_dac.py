@@ -70,6 +70,26 @@ def test_the_rate_decides_when_training_ends_and_train_asks(images):
     assert [row["lower"] for row in seen] == pytest.approx(lower, rel=1e-5)
 
 
+def test_below_the_cosine_of_a_torn_image_it_is_alike_to_both_sides():
+    p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    g = label_features(p) @ label_features(p).T
+    until = PROFILES["quick"].until
+    assert g[0, 1].item() == pytest.approx(until)
+    assert band_labels(g, until + 1e-4, 0.46)[0].tolist() == torch.eye(3).tolist()
+    assert band_labels(g, until - 1e-4, 0.46)[0].tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("until, epochs", [(0.5**0.5, 25), (0.0, 46), (0.9, 6)])
+def test_training_ends_where_the_upper_threshold_is_as_low_as_it_may_be(images, until, epochs):
+    objective = model(images, Config(width=4, depth=2, until=until))
+    for epoch in range(100):
+        objective.before_epoch(epoch)
+        if objective.finished():
+            break
+        assert objective.upper > until
+    assert epoch == epochs
+
+
 # ---------------------------------------------------------------- label features and pair labels
 
 

@@ -11,8 +11,8 @@ papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
     notebook.ipynb    the chapter as executed (unfinished.ipynb until it is)
     metrics.jsonl     a line for each epoch, as training goes on (of LSD-C's pretext: pretext/)
     manifest.json     command, revision, parameters, data, versions, machine, seconds, memory, state
-    results/          the file that the chapter wrote at its end
-    *.pt, pretext/    checkpoints
+    results/          the files that the chapter wrote at its end, one for each method
+    *.pt, pretext/    checkpoints; of a second method, such as IDEC in the chapter of DEC, idec/
     model.safetensors the trained network, once it was published
 
 Interrupted anywhere, the same command goes on; a finished run is not run again. Exit codes: 0 done,
@@ -123,7 +123,7 @@ def only_one(folder: Path, patience: float = 20.0):
         raise RuntimeError(f"run folder {str(folder)!r} is in use by another command") from None
     try:
         end = time.monotonic() + patience
-        for place in (folder, folder / "pretext"):
+        for place in (folder, *(path for path in folder.glob("*/") if path.name != "results")):
             while place.exists():
                 try:
                     with checkpoint.lock(place):
@@ -247,8 +247,13 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
     manifest = manifest_of(folder)
     if manifest.get("state") != "finished" or "result" not in manifest:
         raise ValueError(f"run folder {str(folder)!r} must hold a finished run with a result")
-    result = json.loads((folder / "results" / manifest["result"]).read_bytes())
-    values = manifest["parameters"]
+    names = sorted(path.name for path in (folder / "results").glob("*.json"))
+    return [path for name in names for path in _published(folder, name, recorded, weights)]
+
+
+def _published(folder: Path, name: str, recorded: Path, weights: Path) -> list[Path]:
+    manifest = manifest_of(folder)
+    result, values = json.loads((folder / "results" / name).read_bytes()), manifest["parameters"]
     if values["dataset"].startswith("folder:"):  # where it was is nobody's business
         values = {**values, "dataset": f"folder:{result['data']}"}
     network = _network(folder, manifest, result)
@@ -258,7 +263,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
         "attempts": len(manifest["attempts"]),
         "weights": about,
     }
-    made = [results.put(result, recorded / manifest["result"])]
+    made = [results.put(result, recorded / name)]
     if about["bytes"] <= SMALL and result["seed"] == 0:  # one of each is enough to look at
         weights.mkdir(exist_ok=True)
         made.append(weights / f"{made[0].stem}.safetensors")
@@ -268,7 +273,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
 
 def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     """Write the trained network of a run into its folder."""
-    values, method = manifest["parameters"], result["method"]
+    values, method = manifest["parameters"], chapters()[manifest["chapter"]]
     name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
     trained, _, scored = result["split"].partition(" -> ")
     place = pick_device(values["device"])
@@ -277,6 +282,10 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
         train_set = train_set.subset(result["images"])
     train_set = train_set.to(place)
     config = publish.unflat(publish.method(method).Config, result["config"])
+    if result["method"] != method:  # a second result, such as that of idec in the chapter of dec,
+        pretext, folder = folder / "pretext", folder / result["method"]  # has a folder in that of
+        if pretext.exists() and not (folder / "pretext").exists():  # the run, and the same pretext
+            shutil.copytree(pretext, folder / "pretext", ignore=shutil.ignore_patterns(".lock"))
     # all epochs are in the checkpoints: none is trained again
     model = publish.method(method).fit(train_set.images, config, run_dir=folder)
     clusters, _ = publish.fitted(model, method, train_set.images)

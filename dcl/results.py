@@ -41,17 +41,19 @@ def record(
     trained_on: Data | None = None,
     baselines: dict[str, dict[str, float]] | None = None,
     clusters: Iterable[int] | None = None,
+    method: str = "",
 ) -> Path:
     """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
 
     Trained and scored on train+test, the data are called so: `<data>-train+test`.
-    chapter: notebook stem, such as "04-scan"; data: what was scored; trained_on: what `fit` saw,
+    chapter: notebook stem, such as "04-scan", which ends with the method unless `method` says
+    another, of a chapter with two; data: what was scored; trained_on: what `fit` saw,
     `data` itself by default; seconds: wall-clock time of `fit`; epochs: the chapter's parameter;
     clusters: the assignment (N,), kept for up to 10,000 images, so that the scores can be
     computed again. The file is replaced only by a run of the same
     configuration on the same data: otherwise ValueError lists the differences.
     """
-    method = chapter.split("-", 1)[1]
+    method = method or chapter.split("-", 1)[1]
     seen = trained_on or data
     joined = data.split == "train+test"
     shown = f"{data.name}-{data.split}" if joined else data.name

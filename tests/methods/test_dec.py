@@ -1,0 +1,365 @@
+"""DEC and IDEC: golden values, gradients by hand, whose target is whose, when it is over."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dcl import checkpoint
+from dcl.data import load
+from dcl.methods import autoencoder
+from dcl.methods.dec import (
+    DEC,
+    PROFILES,
+    Config,
+    fit,
+    kl_loss,
+    label_change,
+    model,
+    reconstruction_loss,
+    student_t,
+    target_distribution,
+)
+from dcl.optim import TrainConfig
+from dcl.train import extract, predict, seeded, train
+
+NONE = TrainConfig(epochs=0)
+PRETEXT = autoencoder.Config(dims=(32, 32, 5), layers=NONE, train=TrainConfig(15, 50, "adam", 3e-3))
+STEPS = TrainConfig(3, 40, "sgd", 0.01)
+SMALL = Config(interval=4, starts=2, pretext=PRETEXT, train=STEPS)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load("digits").subset(220).images
+
+
+@pytest.fixture(scope="module")
+def coder(images):
+    return autoencoder.fit(images, PRETEXT)
+
+
+# ---------------------------------------------------------------- assignment and target
+
+
+def test_soft_assignment_of_a_point():
+    mu = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    q = student_t(torch.tensor([[-2.0, -2.0]]), mu)
+    # squared distances 2 and 18: 1/3 against 1/19
+    assert_close(q, torch.tensor([[19 / 22, 3 / 22]]))
+    assert [round(v, 4) for v in q[0].tolist()] == [0.8636, 0.1364]
+    q = student_t(torch.tensor([[-2.0, -2.0]]), mu, alpha=3.0)  # (1 + 2/3)^-2, (1 + 6)^-2
+    assert_close(q, torch.tensor([[49 / (49 + 25 / 9), 25 / 9 / (49 + 25 / 9)]]))
+
+
+def test_target_of_two_rows():
+    q = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    assert_close(target_distribution(q), torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
+
+
+def test_target_sharpens_and_holds_large_clusters_back():
+    with seeded(0):
+        q = torch.rand(50, 4).softmax(1)
+    p = target_distribution(q)
+    assert_close(p.sum(1), torch.ones(50))
+    even = q / q.sum(0)  # what a row's choices are worth: its share of each cluster
+    assert_close(p, (q * even) / (q * even).sum(1, keepdim=True))
+    assert (p.amax(1) > q.amax(1)).float().mean() > 0.8
+    # a constant factor of the mass cancels; the mass of a part is that of the part
+    assert_close(target_distribution(q, 7 * q.sum(0)), p)
+    assert not torch.allclose(target_distribution(q[:10]), p[:10], atol=1e-4)
+    assert_close(target_distribution(q[:10], q.sum(0)), p[:10])
+
+
+def test_an_empty_cluster_gets_no_target():
+    p = target_distribution(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert_close(p, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_divergence_by_hand_and_as_torch_has_it():
+    p = torch.tensor([[0.75, 0.25], [0.0, 1.0]])
+    q = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+    first = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
+    assert_close(kl_loss(p, q), (first + torch.tensor(2.0).log()) / 2)
+    assert_close(kl_loss(p, q), F.kl_div(q.log(), p, reduction="batchmean"))
+    assert_close(kl_loss(p, q, "port"), F.kl_div(q.log(), p, reduction="mean"))
+    assert_close(kl_loss(p, q, "port") * 2, kl_loss(p, q))  # K = 2
+    assert_close(kl_loss(p, q, "formula"), kl_loss(p, q))
+    assert kl_loss(p, p) == 0
+    q.requires_grad_()
+    kl_loss(p, q).backward()
+    assert_close(q.grad, -p / q.detach() / 2)  # also where p is 0: no NaN
+
+
+def test_reconstruction_by_hand():
+    x, drawn = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]] * 2)
+    assert_close(reconstruction_loss(x, drawn), torch.tensor(14 / 6))
+    assert_close(reconstruction_loss(x, drawn, "port"), torch.tensor(14 / 6))
+    assert_close(reconstruction_loss(x, drawn, "formula"), torch.tensor(14 / 2))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.5])
+def test_gradients_have_the_papers_closed_form(alpha):
+    with seeded(0):
+        z = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+        mu = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+        p = torch.rand(7, 4, dtype=torch.float64).softmax(1)
+    q = student_t(z, mu, alpha)
+    kl_loss(p, q).backward()
+    away = z[:, None] - mu  # (B,K,D)
+    pull = (p - q) / (1 + away.square().sum(2) / alpha)
+    each = (alpha + 1) / alpha * pull[:, :, None] * away / 7  # / 7: the mean over the batch
+    assert_close(z.grad, each.sum(1).detach())
+    assert_close(mu.grad, -each.sum(0).detach())
+
+
+def test_share_of_changed_labels():
+    assert label_change(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 0, 0])) == 0.5
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def started(images, coder, **changes):
+    with seeded(0):
+        objective = model(images, replace(SMALL, **changes), coder)
+        objective.before_epoch(0)
+    return objective
+
+
+def test_centres_are_the_best_of_the_starts(images, coder, monkeypatch):
+    seen = {}
+
+    def spy(x, k, *, n_init):
+        seen.update(x=x, k=k, n_init=n_init)
+        return real(x, k, n_init=n_init)
+
+    import dcl.methods.dec as module
+
+    real = module.kmeans
+    monkeypatch.setattr(module, "kmeans", spy)
+    objective = started(images, coder, starts=20)
+    assert_close(seen["x"], extract(coder.encoder, images))
+    assert (seen["k"], seen["n_init"]) == (10, 20)
+    z = extract(objective.encoder, images)
+    nearest = torch.cdist(z, objective.centres).argmin(1)
+    assert torch.equal(nearest, predict(objective, images))
+    assert torch.equal(nearest, objective.labels)
+    for k in range(10):  # k-means' centres, and not something of their size
+        assert_close(objective.centres[k].detach(), z[nearest == k].mean(0), atol=1e-4, rtol=1e-4)
+    seen.clear()
+    objective.before_epoch(1)
+    assert not seen  # only once
+
+
+def test_the_target_is_that_of_the_whole_set(images, coder):
+    objective = started(images, coder)
+    q = extract(objective.predict_proba, images)
+    assert_close(objective.target, target_distribution(q))
+    moved = objective.target.clone()
+    objective.centres.data += 0.1
+    objective(images[:5].float() / 255, torch.arange(5))
+    assert torch.equal(objective.target, moved)  # a constant between two refreshes
+    objective.before_epoch(1)
+    assert not torch.equal(objective.target, moved)
+
+
+def test_rows_of_the_target_follow_the_images_they_belong_to(images, coder):
+    objective = started(images, coder)
+    objective.centres.data += 0.1
+    rows = torch.tensor([17, 3, 200, 4])
+    x = images[rows].float() / 255
+    q = student_t(objective.encoder(x), objective.centres)
+    assert_close(objective(x, rows)["loss"], kl_loss(objective.target[rows], q))
+    wrong = objective(x, rows.flip(0))["loss"]  # nothing crashes, and it is another loss
+    assert wrong > 1.5 * objective(x, rows)["loss"]
+
+
+def test_training_serves_each_image_with_its_own_row(images, coder):
+    class Watched(DEC):
+        served = 0
+
+        def forward(self, x, i):
+            assert torch.equal((x * 255).round().to(torch.uint8), images[i])
+            Watched.served += len(i)
+            return super().forward(x, i)
+
+    with seeded(0):
+        objective = Watched(images, SMALL, model(images, SMALL, coder).encoder)
+        train(objective, images, STEPS)
+    assert Watched.served == 3 * 4 * 40
+
+
+def test_an_epoch_is_t_steps_and_goes_round_the_set(images, coder):
+    objective = model(images, replace(SMALL, interval=14), coder)  # 560 rows of 220 images
+    with seeded(0):
+        rows = objective.order(len(images))
+    assert len(rows) == objective.length(len(images)) == 14 * 40
+    assert torch.equal(rows[:220].sort().values, torch.arange(220))
+    assert torch.equal(rows[220:440].sort().values, torch.arange(220))
+    assert not torch.equal(rows[:220], rows[220:440])
+    assert rows[440:].unique().numel() == 120
+
+
+def test_target_of_the_batch_alone(images, coder):
+    whole, part = (started(images, coder, refresh=r) for r in ("set", "batch"))
+    rows = torch.arange(30)
+    x = images[rows].float() / 255
+    q = part.predict_proba(x)
+    assert_close(part(x, rows)["loss"], kl_loss(target_distribution(q.detach()), q))
+    assert not torch.isclose(part(x, rows)["loss"], whole(x, rows)["loss"], rtol=1e-3)
+    everything = torch.arange(len(images))
+    x = images.float() / 255
+    assert_close(part(x, everything)["loss"], whole(x, everything)["loss"])
+    part(x, everything)["loss"].backward()  # the target gets no gradient
+    mine = part.centres.grad
+    whole(x, everything)["loss"].backward()
+    assert_close(mine, whole.centres.grad)
+
+
+@pytest.mark.parametrize("reading", ["code", "formula", "port"])
+def test_idec_is_reconstruction_and_a_share_of_the_divergence(reading, images, coder):
+    objective = started(images, coder, gamma=0.3, reading=reading)
+    objective.centres.data += 0.1
+    rows = torch.arange(30)
+    x = images[rows].float() / 255
+    found = objective(x, rows)
+    error = (coder.target(x) - coder.decoder(coder.encoder(x))).square().sum(1).mean()
+    kl = F.kl_div(objective.predict_proba(x).log(), objective.target[rows], reduction="batchmean")
+    error = error / (1 if reading == "formula" else 256)
+    kl = kl / (10 if reading == "port" else 1)
+    assert_close(found["reconstruction"], error)
+    assert_close(found["kl"], kl)
+    assert_close(found["loss"], error + 0.3 * kl)
+
+
+def test_dec_drops_the_decoder_and_idec_trains_it(images, coder):
+    before = [p.clone() for p in coder.parameters()]
+    plain = fit(images, SMALL, encoder=coder)
+    assert not any("decoder" in name for name, _ in plain.named_parameters())
+    kept = fit(images, replace(SMALL, gamma=0.1, train=replace(STEPS, lr=0.1)), encoder=coder)
+    for (_, now), old in zip(kept.decoder.named_parameters(), coder.decoder.parameters()):
+        assert not torch.equal(now, old)
+    assert all(torch.equal(a, b) for a, b in zip(before, coder.parameters()))  # a copy was trained
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+    mine.out_dim = 4
+    assert fit(images, SMALL, encoder=mine).centres.shape == (10, 4)
+    with pytest.raises(ValueError, match="encoder must be an Autoencoder for IDEC"):
+        fit(images, replace(SMALL, gamma=0.1), encoder=mine)
+
+
+# ---------------------------------------------------------------- stop and go on
+
+
+def test_it_stops_when_labels_stand_still(images, coder):
+    rows = []
+    still = replace(SMALL, tolerance=0.01, train=TrainConfig(5, 40, "sgd", 0.0))
+    done = fit(images, still, encoder=coder, monitor=lambda *row: rows.append(row))
+    assert [row[1] for row in rows] == [0]  # the second look finds all as it was
+    assert rows[0][3]["changed"] == 1  # the first one has nothing to compare with
+    assert done.changed == 0 and done.finished()
+    never = replace(still, tolerance=0.0)
+    rows.clear()
+    fit(images, never, encoder=coder, monitor=lambda *row: rows.append(row))
+    assert len(rows) == 5
+
+
+def test_change_is_measured_from_refresh_to_refresh(images, coder):
+    objective = started(images, coder, tolerance=0.5)
+    before = objective.labels.clone()
+    objective.centres.data = objective.centres.data.roll(1, 0)  # clusters 0..9 become 1..9, 0
+    objective.before_epoch(1)
+    assert objective.changed == label_change(before, objective.labels) == 1
+    assert not objective.finished()
+    objective.before_epoch(2)
+    assert objective.changed == 0 and objective.finished()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("gamma", [None, 0.1])
+@pytest.mark.parametrize("stop", [0, 1])
+def test_a_run_goes_on_to_the_bit(gamma, stop, images, tmp_path):
+    config = replace(SMALL, gamma=gamma)
+    whole = fit(images, config).state_dict()
+
+    def interrupt(stage, epoch, objective, losses):
+        if (stage, epoch) == ("train", stop):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(images, config, monitor=interrupt, run_dir=tmp_path)
+    assert same(fit(images, config, run_dir=tmp_path).state_dict(), whole)
+    found = checkpoint.load(tmp_path / "train.pt")["objective"]
+    assert {"centres", "target", "labels", "changed"} <= found.keys()
+
+
+def test_a_run_that_stopped_itself_stays_as_it_is(images, tmp_path):
+    config = replace(SMALL, tolerance=0.2, train=replace(STEPS, epochs=30))
+    rows = []
+    first = fit(images, config, run_dir=tmp_path, monitor=lambda *row: rows.append(row[0]))
+    assert rows.count("train") < 30
+    rows.clear()
+    again = fit(images, config, run_dir=tmp_path, monitor=lambda *row: rows.append(row[0]))
+    assert not rows
+    assert same(first.state_dict(), again.state_dict())
+
+
+# ---------------------------------------------------------------- as a whole
+
+
+def test_vectors_are_clustered():
+    with seeded(0):
+        centres = torch.randn(3, 12) * 20
+        truth = torch.arange(150) % 3
+        vectors = centres[truth] + torch.randn(150, 12)
+    config = replace(SMALL, n_clusters=3)
+    found = predict(fit(vectors, config), vectors)
+    assert all(found[truth == k].unique().numel() == 1 for k in range(3))
+    assert found.unique().numel() == 3
+
+
+def test_sharpening_makes_assignments_sure(images, coder):
+    first = extract(started(images, coder).predict_proba, images).amax(1).mean()
+    done = fit(images, replace(SMALL, interval=20, tolerance=0, train=replace(STEPS, epochs=10)),
+               encoder=coder)  # fmt: skip
+    assert extract(done.predict_proba, images).amax(1).mean() > first + 0.1
+
+
+def test_bad_settings_are_refused():
+    for change, message in (
+        ({"gamma": 0.0}, r"gamma must be None \(DEC\) or above 0 \(IDEC\); got 0.0"),
+        ({"alpha": 0.0}, "alpha must be above 0; got 0.0"),
+        ({"interval": 0}, "interval must be at least 1; got 0"),
+        ({"tolerance": 1.0}, "tolerance must be at least 0 and below 1; got 1.0"),
+        ({"reading": "keras"}, "reading must be one of code, formula, port; got 'keras'"),
+        ({"refresh": "epoch"}, "refresh must be one of set, batch; got 'epoch'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(SMALL, **change)
+
+
+def test_the_recipes_are_the_published_ones():
+    c = PROFILES["paper"]
+    assert c.gamma is None and (c.interval, c.tolerance, c.alpha, c.starts) == (160, 0.001, 1, 20)
+    t = c.train
+    assert (t.optimizer, t.lr, t.momentum, t.batch_size) == ("sgd", 0.01, 0.9, 256)
+    for name, config in PROFILES.items():
+        assert (config.gamma is None) == ("idec" not in name), name
+        assert (config.reading, config.refresh) == ("code", "set")
+        if name.endswith("-idec"):
+            t = config.train
+            assert (config.gamma, t.optimizer, t.lr) == (0.1, "adam", 1e-3)
+            assert config.pretext == PROFILES[name.removesuffix("-idec")].pretext
+    assert PROFILES["paper-idec"].interval == 140
+    for name in ("paper", "paper-idec", "gpu-mnist", "gpu-mnist-idec"):
+        steps = PROFILES[name].train.epochs * PROFILES[name].interval
+        assert 0 <= steps - 20_000 < PROFILES[name].interval

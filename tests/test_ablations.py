@@ -10,6 +10,7 @@ import pytest
 import ablations
 import notebooks
 from ablations import FOLDER, PAGE, RECIPE, STUDIES, Effect, Study, faults, read, word
+from dcl import results
 from dcl.data import load
 from dcl.methods import simclr
 
@@ -63,6 +64,20 @@ def test_variants_were_other_trainings(name):
     for (variant, seed), clusters in found.items():
         if variant != RECIPE and (RECIPE, seed) in found:
             assert clusters != found[RECIPE, seed], (variant, seed)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_recipe_is_the_recorded_one(name):
+    """Same configuration and seed: the probes, too, are those of book/results."""
+    found, many = read(FOLDER / f"{name}.json"), 0
+    for run in found["runs"]:
+        stem = f"{found['method']}-{found['data']}-quick-seed{run['seed']}"
+        if run["variant"] == RECIPE:
+            (recorded,) = results.load(stem=stem)
+            for metric, value in recorded["metrics"].items():
+                assert run["metrics"][metric] == pytest.approx(value, abs=0.005), (stem, metric)
+            many += 1
+    assert many
 
 
 # ---------------------------------------------------------------- words

@@ -5,13 +5,15 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from dcl.data import Data
 from dcl.metrics import purity, scores
 from dcl.publish import Assignment
 
 
 def names(data: Data) -> list[str]:
-    """The files of a folder; numbers, as texts, for the rows of any other set."""
+    """The files of a folder; numbers from 0, as texts, for the rows of vectors and other sets."""
     return data.files if data.files is not None else [str(row) for row in range(len(data))]
 
 
@@ -51,12 +53,18 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     """ACC, NMI, ARI and purity of `assignments.csv`, and the number of images that were compared.
 
     labels: a CSV file with the columns file and label, of which files that the run does not know
-    and empty labels are left out; or "folders": an image's label is the name of the folder that it
-    lies in. Raises ValueError when no file has a label, or one has two.
+    and empty labels are left out; a .npy file with one label for each row; or "folders": an
+    image's label is the name of the folder that it lies in. Raises ValueError when no file has a
+    label, or one has two, and where a .npy file does not fit.
     """
     rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
     if str(labels) == "folders":
         given = [(file, PurePosixPath(file).parent.name) for file, _ in rows]
+    elif str(labels).endswith(".npy"):
+        values = np.load(labels, allow_pickle=False)
+        if values.shape != (len(rows),):
+            raise ValueError(f"labels must be ({len(rows)},), one a row; got {values.shape}")
+        given = [(file, str(label)) for (file, _), label in zip(rows, values.tolist())]
     else:
         given = [(file, label) for file, label in read_csv(labels, "file", "label")]
     pairs = {(file, label) for file, label in given if label}

@@ -1,4 +1,4 @@
-"""Cluster your own images from the command line.
+"""Cluster your own images, or vectors, from the command line.
 
     dcl list                                        the methods
     dcl fit scan --data ./photos --clusters 20 --out runs/photos
@@ -7,6 +7,8 @@
     dcl evaluate runs/photos --labels labels.csv    against labels that you have after all
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
+    dcl fit dec --data vectors.npy --clusters 10 --out runs/v
+                                                    vectors (N,d): a .npy file of floats
 
 `dcl COMMAND --help` explains a command, `dcl fit METHOD --help` every setting of a method.
 On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
@@ -27,6 +29,7 @@ from dcl import assignments, checkpoint, dist, publish, run
 from dcl.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
 from dcl.device import pick_device
 from dcl.source import Source
+from dcl.vectors import is_vectors
 
 # ---------------------------------------------------------------- commands
 
@@ -54,7 +57,7 @@ def predict(
 
     Args:
         folder: The run folder, or a network that travels with the book (dcl list names them).
-        data: A folder of images, or the name of a set.
+        data: A folder of images, the name of a set, or a .npy file, as in training.
         out: A file to write; else the lines go to the standard output.
         split: Part of a set that has parts.
         device: auto, cpu, cuda.
@@ -62,7 +65,10 @@ def predict(
     if out and out.exists() and not out.is_file():
         raise ValueError(f"out must be a file, or a place for one; got {str(out)!r}")
     clusters = run.clusters(folder, device=device)
-    _, height, width = clusters.shape
+    if clusters.vectors != is_vectors(data):
+        kind = "a .npy file of vectors (N,d)" if clusters.vectors else "images"
+        raise ValueError(f"data must be {kind}, as in training; got {data!r}")
+    *_, height, width = 0, *clusters.shape  # (d,) of vectors, which have no side
     new = Source(data, split, height if height == width else 0).load()
     found = clusters.assign(new.images.to(pick_device(device)))
     for file, reason in new.skipped or ():
@@ -92,7 +98,9 @@ def evaluate(folder: Positional[Path], labels: str) -> int:
 
     Args:
         folder: The run folder.
-        labels: A CSV file with columns file and label, or folders: the folder of each image.
+        labels: A CSV file with columns file and label, where file is the number of the row, from 0,
+            for vectors and named sets; a .npy file with a label for each row; or folders: the
+            folder of each image.
     """
     for name, value in assignments.evaluate(folder, labels).items():
         print(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
@@ -112,7 +120,8 @@ def choose_k(
     """How many clusters? A sweep of k-means on fixed features, and how sure it is.
 
     Args:
-        data: A folder of images, the name of a set, or a run folder, whose features are taken.
+        data: A folder of images, the name of a set, a .npy file of vectors, or a run folder, whose
+            features are taken.
         encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
         size: Side in pixels to which images are brought.
         split: Part of a set that has parts.
@@ -130,6 +139,8 @@ def methods() -> int:
     for name, module in publish.methods().items():
         print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
         print(f"{'':<12} profiles: {', '.join(module.PROFILES)}")
+        if getattr(module.Config, "takes_vectors", False):
+            print(f"{'':<12} takes vectors (N,d) as well as images")
     for name in publish.shipped():
         print(f"trained      {name}")
     return OK

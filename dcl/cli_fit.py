@@ -12,7 +12,8 @@ from dcl import dist, publish, run
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.progress import Bar, Reading, all_of, epochs_of, read_log, tensorboard
-from dcl.source import Source, side
+from dcl.source import Source, recipe, side
+from dcl.vectors import is_vectors
 
 SMALLEST = 8  # pixels: of fewer the networks leave none
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
@@ -23,14 +24,16 @@ class Fit:
     """What every `dcl fit` takes, whatever the method."""
 
     data: str
-    """A folder of images, of any depth and with files of any kind, or the name of a set."""
+    """A folder of images, of any depth and with files of any kind, or the name of a set. For some
+    methods (dcl list) also a .npy file of vectors, one array of floats (N,d)."""
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
     """How many clusters; 0: as many as the profile says. Unsure? dcl choose-k."""
     profile: str = "auto"
-    """The recipe that the settings below start from. auto: quick for the embedded sets; frozen
-    with an encoder, where the method has it; else gpu on a GPU and photos on a CPU."""
+    """The recipe that the settings below start from. auto: quick for the embedded sets and for
+    vectors; frozen with an encoder, where the method has it; else gpu on a GPU and photos on a
+    CPU."""
     encoder: str = ""
     """A network that already sees, such as resnet50 or resnet50:weights.pth. For a few hundred or
     thousand photographs nothing trained from scratch is good. It is fine-tuned, unless the
@@ -61,11 +64,12 @@ def fit(args: Sequence[str]) -> int:
         return OK if args else IMPOSSIBLE
     name, rest = args[0], [*args[1:]]
     module = publish.method(name)
-    profile = peek(rest, "--profile", "auto")
+    profile, words = peek(rest, "--profile", "auto"), peek(rest, "--data")
+    if is_vectors(words):
+        publish.for_vectors(name)
     if profile == "auto":
         place = pick_device(peek(rest, "--device", "auto")).type
-        encoder = bool(peek(rest, "--encoder"))
-        profile = run.profile(module, peek(rest, "--data"), encoder, place)
+        profile = recipe(module, words, bool(peek(rest, "--encoder")), place)
     if profile not in module.PROFILES:
         raise ValueError(f"profile must be one of {', '.join(module.PROFILES)}; got {profile!r}")
     asked, config = _settings(name, module, profile, rest)
@@ -83,7 +87,7 @@ def fit(args: Sequence[str]) -> int:
     data = source.load(Reading())
     if len(data) < max(2, config.n_clusters):
         raise ValueError(
-            f"data must have at least as many images as clusters, {config.n_clusters}; "
+            f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
             f"got {len(data)}"
         )
     config = with_batches(config, len(data))

@@ -91,6 +91,11 @@ class Data:
         return self.images.ndim == 2
 
     @property
+    def noun(self) -> str:
+        """What one row is: "vector" or "image"."""
+        return "vector" if self.vectors else "image"
+
+    @property
     def channels(self) -> int:
         """Number of colour channels, 1 or 3."""
         return 0 if self.vectors else self.images.shape[1]

@@ -15,14 +15,18 @@ from dcl.data import Data
 from dcl.device import pick_device
 from dcl.optim import with_batches, with_epochs
 from dcl.publish import Clusters
-from dcl.source import Source
+from dcl.source import Source, recipe
+from dcl.vectors import is_vectors, vectors_of
 
 
 class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
-    """Deep clustering of images as an estimator: fit, predict, transform, score, save, load.
+    """Deep clustering as an estimator: fit, predict, transform, score, save, load.
 
     Images, X everywhere: uint8 arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3;
-    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`.
+    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`. Vectors, for methods
+    that take them (method="dec"): floats (N,d) of any range, taken as they are, or the path of a
+    .npy file of such. Whole numbers (N,d) are refused: pixels would have to be divided by 255, or
+    given as images, counts and categories scaled in a way that only you know.
 
     Parameters: method, a file of `dcl.methods`; n_clusters; profile, the recipe: "auto" is frozen
     with an encoder where the method has it, else gpu on a GPU and photos on a CPU; encoder, a name
@@ -32,7 +36,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     run_dir, a folder in which an interrupted fit goes on and the report is left.
 
     After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
-    image), ``clusters_`` (`dcl.publish.Clusters`). Labels never enter fit; y is there for
+    image, or d), ``clusters_`` (`dcl.publish.Clusters`). Labels never enter fit; y is there for
     pipelines and is ignored. Chapter: 06-your-images.
     """
 
@@ -62,18 +66,17 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         self.run_dir = run_dir
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Cluster the images. Raises TypeError or ValueError naming the parameter."""
+        """Cluster images or vectors. Raises TypeError or ValueError naming the parameter."""
         module = publish.method(self.method)
-        data = self._data(X)
-        recipe = self.profile
-        if recipe == "auto":
+        data, profile = self._data(X), self.profile
+        if profile == "auto":
             place = pick_device(self.device).type
-            recipe = run.profile(module, "", bool(self.encoder), place)
-        if self.config is None and recipe not in module.PROFILES:
+            profile = recipe(module, "", bool(self.encoder), place, data.vectors)
+        if self.config is None and profile not in module.PROFILES:
             raise ValueError(
-                f"profile must be auto or one of {', '.join(module.PROFILES)}; got {recipe!r}"
+                f"profile must be auto or one of {', '.join(module.PROFILES)}; got {profile!r}"
             )
-        config = self.config or module.PROFILES[recipe]
+        config = self.config or module.PROFILES[profile]
         if self.config is None and self.epochs is not None:
             config = with_epochs(config, self.epochs)
         config = replace(config, n_clusters=self.n_clusters, seed=self.random_state)
@@ -129,27 +132,31 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         clusters = self._fitted()
         place = pick_device(self.device)
         clusters.model.to(place)
-        return clusters.assign(self._data(X, clusters.shape[1]).images.to(place))
+        return clusters.assign(self._data(X, clusters.shape[-1]).images.to(place))
 
     def _data(self, X: Any, size: int | None = None) -> Data:
         if isinstance(X, Data):
             return X
         if isinstance(X, str | Path):
             side = size or self.size or (224 if self.encoder else 32)
-            return Source(str(X), size=side).load()
+            return Source(str(X), size=0 if is_vectors(str(X)) else side).load()
         return Data(images_of(X), None, None, name="array", split="all")
 
 
 def images_of(X: Any) -> Tensor:
-    """Arrays or tensors as uint8 (N,C,H,W): see `DeepClusterer`.
+    """Arrays or tensors as uint8 (N,C,H,W), or as float32 vectors (N,d): see `DeepClusterer`.
 
     Raises TypeError for other kinds of numbers, ValueError for other shapes and ranges.
     """
+    if np.ndim(X) == 2:
+        return vectors_of(X)
     x = torch.as_tensor(np.ascontiguousarray(X) if not isinstance(X, Tensor) else X)
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"X must be (N,H,W), (N,C,H,W) or (N,H,W,C); got {tuple(x.shape)}")
+        raise ValueError(
+            f"X must be (N,H,W), (N,C,H,W), (N,H,W,C) or vectors (N,d); got {tuple(x.shape)}"
+        )
     if x.shape[1] not in (1, 3):
         if x.shape[3] not in (1, 3):
             raise ValueError(f"X must have 1 or 3 channels; got {tuple(x.shape)}")

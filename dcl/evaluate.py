@@ -7,13 +7,13 @@ from torch.nn import functional as F
 from dcl.data import Data
 from dcl.kmeans import kmeans
 from dcl.metrics import knn_accuracy, linear_probe, purity, scores
-from dcl.train import Objective, extract, predict, seeded
+from dcl.train import Objective, extract, predict, seeded, unit
 
 Scores = dict[str, float]
 
 
 def baselines(data: Data, encoder: nn.Module, n_clusters: int, seed: int = 0) -> dict[str, Scores]:
-    """ACC, NMI and ARI of k-means (best of 10 starts) on pixels, on PCA and on `encoder`.
+    """ACC, NMI and ARI of k-means (best of 10 starts) on pixels (or vectors), PCA and `encoder`.
 
     Each row also has the leave-one-out kNN accuracy. `encoder` is the network before training.
     Of a larger set 10,000 images are drawn: more would take longer than many a training.
@@ -21,10 +21,10 @@ def baselines(data: Data, encoder: nn.Module, n_clusters: int, seed: int = 0) ->
     """
     data = data.subset(min(len(data), 10_000), seed)
     labels = labels_of(data)
-    pixels = data.images.flatten(1).float().cpu() / 255
+    pixels = unit(data.images).flatten(1).cpu()
     with seeded(seed):
         features = {
-            "k-means on pixels": pixels,
+            f"k-means on {'vectors' if data.vectors else 'pixels'}": pixels,
             "k-means on PCA": principal_components(pixels, 50),
             "untrained network": extract(encoder, data.images).float().cpu(),
         }

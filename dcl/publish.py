@@ -19,6 +19,7 @@ import dcl
 from dcl import checkpoint, evaluate, results
 from dcl.pretrained import architecture
 from dcl.train import Objective, extract
+from dcl.vectors import check_vectors
 
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
@@ -41,8 +42,17 @@ def method(name: str) -> ModuleType:
     return known[name]
 
 
+def for_vectors(name: str) -> None:
+    """Raise ValueError unless a method takes plain vectors (N,d): its Config says so."""
+    takers = [s for s, m in methods().items() if getattr(m.Config, "takes_vectors", False)]
+    if name not in takers:
+        raise ValueError(
+            f"method {name} needs images; got vectors (N,d), taken by {', '.join(takers) or 'none'}"
+        )
+
+
 class Assignment(NamedTuple):
-    """Where images belong."""
+    """Where images, or vectors, belong."""
 
     clusters: Tensor  # (N,) int64
     confidence: Tensor  # (N,) the probability of that cluster, 1/K to 1
@@ -58,29 +68,39 @@ class Clusters:
     model: Objective
     method: str
     config: Any
-    shape: tuple[int, int, int]
-    """(C,H,W) of the images it was trained on, and of those that it can assign."""
+    shape: tuple[int, ...]
+    """(C,H,W) of the images it was trained on, and of those that it can assign; (d,) of vectors."""
     encoder: str = ""
     """Empty: the method's own; else the architecture of `dcl.pretrained`, as name@size; "module"
     for a network that came from Python."""
     prototypes: Tensor = torch.empty(0)
-    """(K,D) of length 1: the vector of the image that stands for each cluster."""
+    """(K,D) of length 1: the embedding of the image that stands for each cluster."""
 
     @property
     def n_clusters(self) -> int:
         """K."""
         return self.config.n_clusters
 
+    @property
+    def vectors(self) -> bool:
+        """Whether it was trained on vectors (N,d), and no images."""
+        return len(self.shape) == 1
+
     def assign(self, images: Tensor) -> Assignment:
         """Cluster, confidence and distance of images uint8 (N,C,H,W), on the CPU.
 
-        Raises ValueError when they have another (C,H,W) than the images of the training.
+        Of vectors, float32 (N,d), where these were trained on. Raises ValueError for another
+        kind, or when they have another (C,H,W) or (d,) than in training.
         """
-        if tuple(images.shape[1:]) != self.shape or images.dtype != torch.uint8:
+        kind, name = (torch.float32, "vectors") if self.vectors else (torch.uint8, "images")
+        if tuple(images.shape[1:]) != self.shape or images.dtype != kind:
             raise ValueError(
-                f"images must be uint8 (N, {', '.join(map(str, self.shape))}) as in training; "
+                f"{name} must be {str(kind).removeprefix('torch.')} "
+                f"(N, {', '.join(map(str, self.shape))}) as in training; "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
+        if self.vectors:
+            check_vectors(images)
         p, z = (
             extract(f, images).float().cpu() for f in (self.model.predict_proba, self.model.embed)
         )
@@ -158,7 +178,7 @@ def load(
     if about["encoder"] not in ("", "module"):
         name, size = about["encoder"].rsplit("@", 1)
         encoder = architecture(name, int(size))
-    like = torch.zeros(1, *shape, dtype=torch.uint8)
+    like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
     model: Objective = module.model(like, config, encoder)
     prototypes = tensors.pop(PROTOTYPES)
     own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {*model.transient}
@@ -183,7 +203,7 @@ def fitted(
     Uses no labels. `encoder` as in `Clusters`.
     """
     config = model.config
-    shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+    shape = tuple(images.shape[1:])
     a = Clusters(model, name, config, shape, encoder).assign(images)
     rows = evaluate.prototypes(a.vectors, a.probabilities)  # (K,), -1 where a cluster is empty
     z = F.normalize(a.vectors, dim=1)

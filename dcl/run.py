@@ -35,16 +35,10 @@ from dcl.progress import Lines, all_of, read_log
 from dcl.publish import Assignment, Clusters
 from dcl.report import report
 from dcl.source import Source, side
-from dcl.train import Monitor, extract
+from dcl.train import Monitor, extract, unit
+from dcl.vectors import is_vectors
 
 # ---------------------------------------------------------------- fit
-
-
-def profile(module: Any, data: str, encoder: bool, device: str) -> str:
-    """The recipe that fits: of a method's PROFILES, for a set's name or a folder, and a device."""
-    own = {"digits": ("quick-digits", "quick"), "shapes": ("quick-shapes", "quick")}.get(data, ())
-    other = ("frozen", "gpu") if encoder else ("gpu",) if device == "cuda" else ("photos",)
-    return next(p for p in (*own, *other) if p in module.PROFILES)
 
 
 def fit(
@@ -58,15 +52,17 @@ def fit(
     device: str = "auto",
     monitor: Monitor | None = None,
 ) -> tuple[Clusters, Assignment]:
-    """Cluster images and leave a run folder at `out`; go on with the one that is there.
+    """Cluster images or vectors and leave a run folder at `out`; go on with the one that is there.
 
     method: a file of `dcl.methods`, `config` its Config; source: where the data came from, for
     `resume`; encoder: a name for `dcl.pretrained.pretrained`, or a module that maps images to
     (B,D). Without `out` nothing is written. Labels that the data have are not used. Raises
-    ValueError when `out` holds a run of other settings or other images, RuntimeError when another
-    process writes into it. Chapter: 06-your-images.
+    ValueError when a method that needs images gets vectors, or `out` holds a run of other settings
+    or other images; RuntimeError when another process writes into it. Chapter: 06-your-images.
     """
     module = publish.method(method)
+    if data.vectors:
+        publish.for_vectors(method)
     images = data.images.to(pick_device(device))
     network, spec, said = _encoder(encoder, data)
     if out is None:
@@ -108,6 +104,8 @@ def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, st
         return found, "module", f"module {fingerprint(found)}"
     if not encoder:
         return None, "", ""
+    if data.vectors:
+        raise ValueError(f"encoder must be a torch module for vectors; {encoder!r} sees images")
     small = 64  # below, the network sees enlarged images: it has learned from objects of 224 px
     found = pretrained(encoder, size=data.size if data.size >= small else 224)
     return found, f"{found.spec}@{found.size}", encoder
@@ -125,7 +123,7 @@ def write(out: Path, data: Data, assignment: Assignment, title: str = "") -> Non
     about = {
         "data": data.name,
         "split": data.split,
-        "images": f"{len(data):,} of {' x '.join(map(str, data.images.shape[1:]))}",
+        data.noun + "s": f"{len(data):,} of {' x '.join(map(str, data.images.shape[1:]))}",
         "skipped": len(data.skipped or ()),
         "checksum": kept["data"]["checksum"],
         **{k: v for k, v in kept["config"].items() if not k.startswith("config.")},
@@ -208,8 +206,9 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
     """What a finished run has found, in lines, and the warning lights that are on."""
     found = json.loads((Path(out) / "health.json").read_text())
     sizes = " ".join(map(str, sorted(found["sizes"], reverse=True)))
+    noun = "vectors" if is_vectors(settings(out).source.data) else "images"
     lines = [
-        f"{sum(found['sizes'])} images in {found['used']} of {found['n_clusters']} clusters; "
+        f"{sum(found['sizes'])} {noun} in {found['used']} of {found['n_clusters']} clusters; "
         f"sizes {sizes}"
     ]
     skipped = Path(out) / "skipped.csv"
@@ -238,11 +237,11 @@ def choose(
     data: str, encoder: str = "", size: int = 0, split: str = "", limit: int = 0, most: int = 20,
     seed: int = 0, device: str = "auto",
 ) -> Choice:  # fmt: skip
-    """How many clusters, of a folder, a named set, or the images of a run folder by its vectors.
+    """How many clusters, of a folder, a named set, vectors, or a run folder by what it clusters.
 
     encoder: as in `fit`, its features being computed once and kept below `data_root`; "pixels"; or
     nothing: then SimCLR is trained twice, on 4,000 images at most, and both embeddings count.
-    Raises as `choose_k`. Chapter: 06-your-images.
+    Vectors count as they are. Raises as `choose_k`. Chapter: 06-your-images.
     """
     place = pick_device(device)
     if most < 3:
@@ -251,19 +250,17 @@ def choose(
         found, s = clusters(data, device=device), settings(data)
         z: Any = found.assign(s.source.load().images.to(place)).vectors
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
-    fewest = 6  # half of the images, for 2 and 3
     learned = encoder not in ("", "pixels")
-    images = Source(
-        data, split, side(data, size, learned), limit or (0 if encoder else 4000)
-    ).load()
-    if len(images) < fewest:
-        raise ValueError(f"data must have at least {fewest} images; got {len(images)}")
+    most_images = limit or (0 if encoder or is_vectors(data) else 4000)
+    images = Source(data, split, side(data, size, learned), most_images).load()
+    if len(images) < (fewest := 6):  # half of them, for 2 and 3
+        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
     if learned:
         network, _, _ = _encoder(encoder, images)
         assert network is not None
         z = features(network.to(place), images.images, cache=data_root() / "features")
-    elif encoder:
-        z = images.images.flatten(1).float() / 255
+    elif encoder or images.vectors:
+        z = unit(images.images).flatten(1)
     else:
         kind = "quick-shapes" if data == "shapes" else "quick" if images.channels == 1 else "photos"
         recipe = with_batches(simclr.PROFILES[kind], len(images))

@@ -280,13 +280,13 @@ def check_fit(
         method = type(config).__module__.rpartition(".")[2]
         raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
     n, k = len(images), getattr(config, "n_clusters", None)
+    number = f"number of {data.noun}s, {n}"
     if k is not None and not 2 <= k <= n:
-        raise ValueError(f"n_clusters must be between 2 and the number of images, {n}; got {k}")
+        raise ValueError(f"n_clusters must be between 2 and the {number}; got {k}")
     for stage, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
         if isinstance(value, TrainConfig) and value.epochs and value.batch_size > n:
             raise ValueError(
-                f"{stage}.batch_size must be at most the number of images, {n}; "
-                f"got {value.batch_size}"
+                f"{stage}.batch_size must be at most the {number}; got {value.batch_size}"
             )
         if encoder is None and is_dataclass(value) and not isinstance(value, type | TrainConfig):
             check_fit(images, value)

@@ -41,8 +41,8 @@ def vectors_of(x: Any, name: str = "X") -> Tensor:
 
 
 def is_vectors(data: str) -> bool:
-    """Whether words that name a set name a file of vectors: they end in .npy."""
-    return data.endswith(".npy")
+    """Whether words that name a set name a file of vectors: they end in .npy, as no folder does."""
+    return data.endswith(".npy") and not Path(data).expanduser().is_dir()
 
 
 def read_vectors(path: Path) -> Tensor:

@@ -71,7 +71,8 @@ def test_arrays_of_every_layout_are_the_same_images(fitted, digits):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (np.zeros((3, 8), np.uint8), ValueError, r"X must be \(N,H,W\).*got \(3, 8\)"),
+        (np.zeros((3, 8), np.uint8), TypeError, r"X must be floats to be vec.* got uint8 \(3, 8\)"),
+        (np.zeros(8), ValueError, r"X must be \(N,H,W\).* or vectors \(N,d\); got \(8,\)"),
         (np.zeros((3, 2, 8, 8), np.uint8), ValueError, "X must have 1 or 3 channels"),
         (np.full((3, 8, 8), 16.0), ValueError, r"X of floats must be in \[0,1\]; got 16 to 16"),
         (np.zeros((3, 8, 8), np.int64), TypeError, "X must be uint8.*int64"),

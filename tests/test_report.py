@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcl import plots, report
+from dcl import plots, report, sections
 from dcl.evaluate import prototypes
 from dcl.health import health
 from dcl.page import confidence_histogram, contact_sheet, text
@@ -177,12 +177,12 @@ def test_an_empty_cluster_and_one_image(tmp_path):
 
 
 def test_many_clusters_stay_moderate(tmp_path):
-    k = report.SECTIONS + 20
-    labels = torch.cat([torch.arange(k), torch.arange(report.SECTIONS)])
+    k = sections.SECTIONS + 20
+    labels = torch.cat([torch.arange(k), torch.arange(sections.SECTIONS)])
     images, _, _ = case(n=len(labels))
     z = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
     html = page(tmp_path, images, torch.eye(k)[labels], z)
-    assert html.count("<section") == report.SECTIONS
+    assert html.count("<section") == sections.SECTIONS
     assert f"{k - 1} (1)" in html
 
 

@@ -1,20 +1,32 @@
 """Plain vectors (N,d): what is taken, what is refused, and the way through loop and file."""
 
+import csv
 import hashlib
+import html
+import json
 import pickle
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from dcl import publish, report, run
+from dcl.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
 from dcl.data import Data, load, splits
-from dcl.methods import swav
+from dcl.estimator import DeepClusterer
+from dcl.evaluate import baselines
+from dcl.methods import dec, swav
 from dcl.optim import TrainConfig
+from dcl.source import Source, recipe
 from dcl.train import Objective, batches, check_fit, extract, train
-from dcl.vectors import vectors_of
+from dcl.vectors import is_vectors, vectors_of
 
 X = torch.tensor([[0.5, -3.0], [1e6, 2.0], [0.0, 0.25]])
 
@@ -182,8 +194,308 @@ def test_a_method_takes_vectors_when_its_config_says_so(tmp_path):
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match=r"^swav needs images \(N,C,H,W\); got vectors \(3, 2\)$"):
         swav.fit(X, swav.PROFILES["smoke"])
-    with pytest.raises(ValueError, match="number of images, 3; got 4"):
+    with pytest.raises(ValueError, match="number of vectors, 3; got 4"):
         check_fit(X, Config(n_clusters=4))
     with pytest.raises(ValueError, match="NaN or infinity"):
         check_fit(X.log(), Config())
     check_fit(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), Config())  # and images as well
+
+
+# ---------------------------------------------------------------- a run folder
+
+COUNT, LENGTH, GROUPS = 180, 5, 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Three groups of vectors, far apart, x.npy, and where each row belongs, y.npy."""
+    folder, random = tmp_path_factory.mktemp("vectors"), np.random.default_rng(0)
+    y = random.integers(GROUPS, size=COUNT)
+    centres = np.array([[6, 0, 0, 0, 1], [0, 6, 0, 0, 1], [0, 0, -6, 0, 1]])
+    x = centres[y] + random.normal(size=(COUNT, LENGTH)) * [1, 1, 1, 1, 0]  # the last tells nothing
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", np.array(["abc"[k] for k in y]))
+    return folder
+
+
+def fit(files, out, *more):
+    asked = ["--data", str(files / "x.npy"), "--out", str(out), "--profile", "smoke"]
+    return main(["fit", "dec", *asked, "--clusters", str(GROUPS), *more])
+
+
+@pytest.fixture(scope="module")
+def done(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "v"
+    assert fit(files, out) in (OK, WARNING)
+    return out
+
+
+def table(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
+    names = {p.name for p in done.iterdir() if not p.name.startswith(".")}
+    assert names == {
+        "config.json", "log.jsonl", "checkpoint", "model.safetensors", "assignments.csv",
+        "health.json", "report.html",
+    }  # fmt: skip
+    found = table(done / "assignments.csv")
+    assert [row["file"] for row in found] == [str(k) for k in range(COUNT)]
+    assert list(found[0]) == ["file", "cluster", "confidence", "distance"]
+    sizes = [sum(int(row["cluster"]) == k for row in found) for k in range(GROUPS)]
+    assert json.loads((done / "health.json").read_text())["sizes"] == sizes
+    assert run.settings(done).source == Source(str(files / "x.npy"))
+    assert main(["report", str(done)]) in (OK, WARNING)
+    assert f"{COUNT} vectors in 3 of 3 clusters" in capfd.readouterr().out
+    # the groups are so far apart that they must be found, with the labels in either kind of file
+    labels = files / "y.csv"
+    y = np.load(files / "y.npy")
+    labels.write_text("file,label\n" + "".join(f"{k},{y[k]}\n" for k in reversed(range(COUNT))))
+    for given in (labels, files / "y.npy"):
+        assert main(["evaluate", str(done), "--labels", str(given)]) == OK
+        assert "ACC 1.000" in capfd.readouterr().out
+
+
+def test_labels_that_do_not_fit_are_refused(files, done, tmp_path, capfd):
+    np.save(tmp_path / "y.npy", np.arange(7))
+    for labels, message in (
+        (tmp_path / "y.npy", r"labels must be (180,), one a row; got (7,)"),
+        ("folders", "labels must name files of the run"),
+        (tmp_path / "none.npy", "none.npy"),
+    ):
+        assert main(["evaluate", str(done), "--labels", str(labels)]) == IMPOSSIBLE
+        assert message in capfd.readouterr().err
+
+
+def test_predict_gives_the_same_clusters_to_the_same_vectors(files, done, tmp_path, capfd):
+    assert main(["predict", str(done), str(files / "x.npy"), "--out", str(tmp_path / "p")]) == OK
+    assert (tmp_path / "p").read_bytes() == (done / "assignments.csv").read_bytes()
+    np.save(tmp_path / "few.npy", np.load(files / "x.npy")[7:9].astype(np.float32))
+    assert main(["predict", str(done), str(tmp_path / "few.npy")]) == OK
+    lines = list(csv.DictReader(capfd.readouterr().out.splitlines()))
+    known = table(done / "assignments.csv")[7:9]
+    assert [row["file"] for row in lines] == ["0", "1"]
+    assert [row["cluster"] for row in lines] == [row["cluster"] for row in known]
+
+
+def test_predict_refuses_another_kind(files, done, tmp_path, capfd):
+    np.save(tmp_path / "wide.npy", np.zeros((3, LENGTH + 1)))
+    own, other = str(done), "scan-digits-quick-seed0"
+    for folder, words, message in (
+        (own, tmp_path / "wide.npy", "must be float32 (N, 5) as in training; got torch.float32"),
+        (own, "digits", "data must be a .npy file of vectors (N,d), as in training; got 'digits'"),
+        (own, tmp_path, "data must be a .npy file of vectors (N,d), as in training"),
+        (other, files / "x.npy", "data must be images, as in training; got"),
+    ):
+        assert main(["predict", folder, str(words)]) == IMPOSSIBLE
+        err = capfd.readouterr().err
+        assert message in err and err.count("\n") == 1
+
+
+def test_an_interrupted_run_on_vectors_goes_on_and_ends_the_same(
+    files, done, tmp_path, monkeypatch
+):
+    class Stop(run.Lines):
+        def __call__(self, stage, epoch, objective, losses):
+            super().__call__(stage, epoch, objective, losses)
+            if (stage, epoch) == ("train", 0):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "Lines", Stop)
+        assert fit(files, tmp_path / "run") == INTERRUPTED
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert main(["resume", str(tmp_path / "run")]) in (OK, WARNING)
+    for name in ("assignments.csv", "health.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_vectors_that_have_changed_are_refused(files, tmp_path, capfd):
+    x = np.load(files / "x.npy")
+    np.save(tmp_path / "x.npy", x)
+    assert fit(tmp_path, tmp_path / "run", "--epochs", "1") in (OK, WARNING)
+    x[3, 3] += 1e-3
+    np.save(tmp_path / "x.npy", x)
+    for args in (["report", str(tmp_path / "run")], ["resume", str(tmp_path / "run")]):
+        capfd.readouterr()
+        assert main(args) == IMPOSSIBLE
+        err = capfd.readouterr().err
+        assert "has changed" in err or "data.checksum: there" in err
+
+
+def test_a_method_that_needs_images_says_so_before_any_work(files, tmp_path, capfd):
+    out, message = tmp_path / "x", "method swav needs images; got vectors (N,d), taken by dec"
+    for words in (files / "x.npy", "not-there.npy"):  # nor is the file looked for
+        assert main(["fit", "swav", "--data", str(words), "--out", str(out)]) == IMPOSSIBLE
+        assert capfd.readouterr().err == f"dcl: {message}\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DeepClusterer("swav", run_dir=out).fit(np.load(files / "x.npy"))
+    data = load(str(files / "x.npy"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run.fit("swav", data, swav.PROFILES["smoke"], out)
+    assert not out.exists()
+    publish.for_vectors("dec")
+    for more, said in (
+        (["--size", "32"], "size is for images"),
+        (["--encoder", "resnet18"], "encoder must be a torch module for vectors; 'resnet18'"),
+        (["--split", "test"], "split must be one of all; got 'test'"),
+        (["--limit", "2"], "as many vectors as clusters, 3; got 2"),
+        (["--config.pretext.encoder", "cnn"], "cnn needs images"),
+    ):
+        assert fit(files, out, *more) == IMPOSSIBLE
+        assert said in capfd.readouterr().err
+        assert not (out / "config.json").exists()
+    assert main(["list"]) == OK
+    listed = capfd.readouterr().out.split("takes vectors")
+    assert len(listed) == 2 and "\ndec " in listed[0] and "\ndeepcluster " in listed[1]
+
+
+def test_how_many_clusters_of_vectors(files, done, capfd):
+    for words in (files / "x.npy", done):
+        assert main(["choose-k", str(words), "--most", "6"]) == OK
+        best = capfd.readouterr().out.splitlines()[-1]
+        assert best.startswith("3 groups stand out") or best.startswith("Perhaps 3 clusters")
+    assert main(["choose-k", str(files / "x.npy"), "--limit", "5"]) == IMPOSSIBLE
+    assert "data must have at least 6 vectors; got 5" in capfd.readouterr().err
+
+
+def test_which_recipe_fits():
+    assert recipe(dec, "x.npy", False, "cpu") == recipe(dec, "x.npy", True, "cuda") == "quick"
+    assert recipe(dec, "", False, "cpu", vectors=True) == "quick"
+    assert [recipe(dec, words, False, "cpu") for words in ("digits", "photos")] == [
+        "quick", "photos",
+    ]  # fmt: skip
+    assert recipe(swav, "photos", False, "cuda") == "gpu"
+    assert is_vectors("a/b.npy") and not is_vectors("digits") and not is_vectors("npy")
+
+
+# ---------------------------------------------------------------- in Python
+
+
+@pytest.fixture(scope="module")
+def x(files):
+    return np.load(files / "x.npy")
+
+
+@pytest.fixture(scope="module")
+def fitted(x):
+    return DeepClusterer("dec", GROUPS, profile="smoke").fit(x)
+
+
+def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):
+    assert fitted.n_features_in_ == LENGTH and fitted.probabilities_.shape == (COUNT, GROUPS)
+    assert fitted.labels_.tolist() == [int(r["cluster"]) for r in table(done / "assignments.csv")]
+    assert fitted.transform(x).shape == (COUNT, 10)
+    for form in (x.tolist(), x.astype(np.float32), torch.tensor(x), str(files / "x.npy")):
+        assert np.array_equal(fitted.predict(form), fitted.labels_)
+    y = np.unique(np.load(files / "y.npy"), return_inverse=True)[1]
+    assert fitted.score(x, y) == 1.0
+    fitted.save(tmp_path / "m.safetensors")
+    again = DeepClusterer.load(tmp_path / "m.safetensors")
+    assert np.array_equal(again.predict_proba(x), fitted.probabilities_)
+    scaled = make_pipeline(StandardScaler(), clone(fitted)).fit(x)
+    assert scaled.score(x, y) == 1.0
+    with pytest.raises(ValueError, match=r"vectors must be float32 \(N, 5\) as in training"):
+        fitted.predict(x[:, :4])
+    with pytest.raises(ValueError, match=r"got torch.uint8 \(3, 1, 5, 5\)"):
+        fitted.predict(np.zeros((3, 5, 5), np.uint8))
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 180 rows, the first is row 7"):
+        fitted.predict(np.where(np.arange(COUNT)[:, None] == 7, np.nan, x))
+    with pytest.raises(TypeError, match="X must be floats .* got int64"):
+        clone(fitted).fit(x.astype(np.int64))
+
+
+def test_published_and_loaded(fitted, x, tmp_path):
+    clusters, z = fitted.clusters_, vectors_of(x)
+    assert clusters.shape == (LENGTH,) and clusters.vectors
+    a = clusters.assign(z)
+    clusters.save(tmp_path / "m")
+    b = publish.load(tmp_path / "m").assign(z)
+    assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
+    # the row that stands for a cluster lies at distance 0
+    assert a.distance.min() < 1e-6 and len(clusters.prototypes) == GROUPS
+    with pytest.raises(ValueError, match=r"vectors must be finite; NaN or infinity in 180 of 180"):
+        clusters.assign(z / 0)
+    with pytest.raises(ValueError, match=r"float32 \(N, 5\).* got torch.float64"):
+        clusters.assign(z.double())
+
+
+def test_baselines_name_vectors(x, files):
+    truth = torch.from_numpy(np.unique(np.load(files / "y.npy"), return_inverse=True)[1])
+    rows = baselines(Data(vectors_of(x), truth, None, "toy", "all"), nn.Identity(), GROUPS)
+    assert list(rows) == ["k-means on vectors", "k-means on PCA", "untrained network"]
+    assert rows["k-means on vectors"]["ACC"] == 1.0
+
+
+# ---------------------------------------------------------------- the page
+
+
+def words(page):
+    """What is read on a page: no style, no tags, no pictures."""
+    body = re.sub(r"<style>.*?</style>|<head>.*?</head>", "", page, flags=re.S)
+    return html.unescape(re.sub(r"<[^>]*>", " ", body))
+
+
+def test_the_page_about_vectors(done):
+    text = words((done / "report.html").read_text())
+    assert "180 vectors in 3 clusters" in text and re.search("vectors *180, 5 numbers each", text)
+    assert "image" not in text.lower() and "picture" not in text and "contact" not in text
+    for heading in ("Health", "Losses", "Clusters", "Map", "Facts", "Nearest to the prototype"):
+        assert heading in text
+    assert "data:image/png" in (done / "report.html").read_text()  # the drawings
+
+
+def test_each_cluster_shows_its_nearest_and_its_doubtful_rows(tmp_path):
+    n = 40
+    angle = torch.linspace(0, 0.5, n)
+    z = torch.stack([angle.cos(), angle.sin()], 1)  # row 0 at one end, and all others further on
+    z[n // 2 :] = -z[n // 2 :]
+    sure = torch.linspace(0.95, 0.55, n)
+    p = torch.stack([sure, 1 - sure], 1)
+    p[n // 2 :] = p[n // 2 :].flip(1)
+    x = torch.zeros(n, 30)
+    x[:, 7], x[: n // 2, 21] = 4.0, 2.0  # equal in all; high in the first cluster
+    x[5, 3] = 1.0
+    page = report.report(tmp_path / "r.html", x, p, z).read_text()
+    section = page[page.index('id="c0"') : page.index('id="c1"')]
+    near, low = re.findall(r"<table>.*?</table>", section)
+    ranks = [[int(k) for k in re.findall(r"<td>vector (\d+)</td>", part)] for part in (near, low)]
+    # the surest two are 0 and 1, whose mean lies between them: either stands for the cluster
+    standing = ranks[0][0]
+    assert standing in (0, 1)
+    away = [1 - float(z[standing] @ z[k]) for k in range(n // 2)]
+    assert ranks[0] == sorted(range(n // 2), key=lambda k: (away[k], k))[:10]
+    assert ranks[1] == list(range(n // 2))[::-1][:10]
+    assert f"<td>{sure[19]:.2f}</td><td>{away[19]:.3f}</td>" in low
+    # column 21: mean 2 in the cluster, 1 in all, deviation 1; column 3: 1/20, 1/40, .156
+    assert "numbers 21 (+1.0), 3 (+0.2), 0 (+0.0)" in section
+    assert "21 (-1.0), 3 (-0.2)" in page[page.index('id="c1"') :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("collapse", "Every vector gets the same answer"),
+        ("nothing is confident", "No vector clearly belongs anywhere"),
+        ("collapsed features", "All vectors look alike to the encoder"),
+    ],
+)
+def test_advice_about_vectors_speaks_of_vectors(tmp_path, kind, said):
+    n = 60
+    p = torch.eye(4)[torch.arange(n) % 4] * 0.9 + 0.025
+    z = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    if kind == "collapse":
+        p = torch.eye(4)[torch.zeros(n, dtype=torch.int64)]
+    elif kind == "nothing is confident":
+        p = (0.05 * p).softmax(1)
+    else:
+        z = torch.ones_like(z)
+    text = words(report.report(tmp_path / "r.html", z, p, z).read_text())
+    assert kind in text and said in text
+    assert "image" not in text.lower() and "contact sheet" not in text
+    with pytest.raises(ValueError, match="files must name all 60 vectors; got 1"):
+        report.report(tmp_path / "r.html", z, p, z, files=["a"])
+    with pytest.raises(TypeError, match="must be a float32 tensor"):
+        report.report(tmp_path / "r.html", z.double(), p, z)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from dcl import kmeans, neighbors
 from dcl import train as module
 from dcl.augment import SCAN_STRONG, SWAV_VIEW
-from dcl.methods import dac, deepcluster, lsdc, rotnet, scan, simclr, swav
+from dcl.methods import autoencoder, dac, dec, deepcluster, lsdc, rotnet, scan, simclr, swav
 from dcl.optim import TrainConfig, make_optimizer
 from dcl.train import Objective, batches, extract, train
 
@@ -131,6 +131,10 @@ CASES = {
         "smoke",
         {"views": (replace(SWAV_VIEW, size=32),) * 2 + (replace(SWAV_VIEW, size=16),) * 3},
     ),
+    "autoencoder": (autoencoder, "smoke", {}),
+    "dec": (dec, "smoke", {"interval": 1}),
+    "dec batch": (dec, "smoke", {"interval": 1, "refresh": "batch"}),
+    "dec idec": (dec, "quick-idec", {"interval": 1}),
     "deepcluster": (deepcluster, "smoke", {}),
     "deepcluster weight": (deepcluster, "smoke", {"balance": "weight"}),
     "deepcluster photos": (deepcluster, "photos", {"width": 8}),

@@ -23,6 +23,8 @@ ALONE = {
     "simclr": {"view": View(), "train": STEP},
     "rotnet": {"view": View(), "train": STEP},
     "deepcluster": {"view": SAME, "train": STEP, "balance": "weight", "reassign": 1},
+    "autoencoder": {"train": STEP},
+    "dec": {"interval": 2, "train": STEP},
     "dac": {"view": SAME, "train": STEP},
     "lsdc": {"view": SAME, "clean_view": SAME, "beta": 0, "labeler": "cosine", "train": STEP},
     "scan": {"n_neighbors": 1, "scan_view": SAME, "strong": SAME, "threshold": 0.1,

@@ -88,7 +88,7 @@ def test_divergence_by_hand_and_as_torch_has_it():
     first = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
     assert_close(kl_loss(p, q), (first + torch.tensor(2.0).log()) / 2)
     assert_close(kl_loss(p, q), F.kl_div(q.log(), p, reduction="batchmean"))
-    assert_close(kl_loss(p, q, "port"), F.kl_div(q.log(), p, reduction="mean"))
+    assert_close(kl_loss(p, q, "port"), F.kl_div(q.log(), p, reduction="none").mean())
     assert_close(kl_loss(p, q, "port") * 2, kl_loss(p, q))  # K = 2
     assert_close(kl_loss(p, q, "formula"), kl_loss(p, q))
     assert kl_loss(p, p) == 0
@@ -331,7 +331,7 @@ def test_sharpening_makes_assignments_sure(images, coder):
     first = extract(started(images, coder).predict_proba, images).amax(1).mean()
     done = fit(images, replace(SMALL, interval=20, tolerance=0, train=replace(STEPS, epochs=10)),
                encoder=coder)  # fmt: skip
-    assert extract(done.predict_proba, images).amax(1).mean() > first + 0.1
+    assert extract(done.predict_proba, images).amax(1).mean() > first + 0.02  # of .116
 
 
 def test_bad_settings_are_refused():

@@ -59,7 +59,7 @@ def test_the_band_closes_after_46_epochs_near_a_half(images):
 
 
 def test_the_rate_decides_when_training_ends_and_train_asks(images):
-    quick = replace(PROFILES["smoke"], eta=0.2)  # .495 / (1.1 * 1.1 * .2) = 2.05
+    quick = replace(PROFILES["smoke"], eta=0.2, until=0.0)  # .495 / (1.1 * 1.1 * .2) = 2.05
     seen = []
     fit(images, replace(quick, train=replace(quick.train, epochs=9)),
         monitor=lambda stage, epoch, objective, losses: seen.append(losses))  # fmt: skip
@@ -77,6 +77,16 @@ def test_below_the_cosine_of_a_torn_image_it_is_alike_to_both_sides():
     assert g[0, 1].item() == pytest.approx(until)
     assert band_labels(g, until + 1e-4, 0.46)[0].tolist() == torch.eye(3).tolist()
     assert band_labels(g, until - 1e-4, 0.46)[0].tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("name", ["quick", "quick-mnist"])
+def test_the_epochs_of_the_recipes_are_enough(images, name):
+    config = replace(PROFILES[name], width=4)
+    objective = model(images, config)
+    objective.before_epoch(config.train.epochs - (0 if name == "quick" else 21))
+    assert objective.finished()
+    objective.before_epoch({"quick": 49, "quick-mnist": 24}[name])
+    assert not objective.finished()
 
 
 @pytest.mark.parametrize("until, epochs", [(0.5**0.5, 25), (0.0, 46), (0.9, 6)])

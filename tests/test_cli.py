@@ -17,7 +17,7 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["fit", "sca"], "method must be one of dac, dec, deepcluster, lsdc, scan, swav; got 'sca'"),
+        (["fit", "sca"], "must be one of dac, dec, deepcluster, lsdc, scan, swav; got 'sca'"),
         (["fly"], "command must be one of fit, list"),
         (["predict", "nowhere", "digits"], "must hold a finished run"),
         (["resume", "nowhere"], "must be a run folder"),

@@ -163,8 +163,8 @@ def test_the_loop_fits_on_a_screen():
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_is_three_files(path):
     assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").exists()
-    if path.stem in ("simclr", "rotnet", "autoencoder"):  # pretexts: explained in the chapters that need them
-        return
+    if path.stem in ("simclr", "rotnet", "autoencoder"):
+        return  # pretexts: explained in the chapters that need them
     chapters = list((ROOT / "book" / "chapters").glob(f"[0-9][0-9]-{path.stem}.ipynb"))
     assert len(chapters) == 1
     assert (ROOT / "tests" / "methods" / f"sabotage_{path.stem}.json").exists()

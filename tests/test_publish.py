@@ -37,7 +37,7 @@ def fitted(images):
 
 def test_methods_are_the_files_that_cluster():
     assert METHODS == ["dac", "dec", "deepcluster", "lsdc", "scan", "swav"]
-    with pytest.raises(ValueError, match="method must be one of dac, dec, deepcluster.*got 'simclr'"):
+    with pytest.raises(ValueError, match="must be one of dac, dec, deepcluster.*got 'simclr'"):
         publish.method("simclr")
 
 

@@ -130,6 +130,8 @@ SMALL = {
         {"BatchNorm, one pass with gradients": 1}),
     "lsdc": ({"view": SAME, "clean_view": SAME, "n_clusters": 7, "frozen": ()},
         {"BatchNorm, one pass with gradients": 3, "LSD-C: features, owners, probabilities": 1}),
+    "dac": ({"view": SAME, "n_clusters": 7}, {"BatchNorm, one pass with gradients": 1,
+        "BatchNorm, one pass without": 1, "DAC: label features twice, owners": 1}),
     "swav": ({"views": (SAME, SAME), "n_prototypes": 9, "freeze_steps": 0, "queue_length": BATCH,
         "queue_start": 0, "dim": 6}, {"BatchNorm, one pass with gradients": 1,
         "SwAV: Sinkhorn, two crops, three rounds": 1,

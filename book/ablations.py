@@ -2,6 +2,7 @@
 
 python book/ablations.py [scan-digits ...]    run what is missing (default: of all studies)
     --seeds N    seeds 0 to N-1 of every variant (default 3)
+    --only NAME  this variant and the recipe; may be repeated
     --out DIR    where the files are (default: book/results/ablations)
 
 Every finished (variant, seed) is at once a line of the study's file and is not run again, so an
@@ -16,6 +17,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -192,8 +194,12 @@ STUDIES = {
 # ---------------------------------------------------------------- running
 
 
-def run(name: str, folder: Path = FOLDER, seeds: int = 3) -> int:
+def run(
+    name: str, folder: Path = FOLDER, seeds: int = 3, only: Collection[str] | None = None
+) -> int:
     """Run what the file of a study lacks, seed by seed; returns how many runs that were.
+
+    only: of the variants, besides the recipe, no others.
 
     Raises ValueError where the file holds runs of another recipe or other variants.
     """
@@ -204,7 +210,7 @@ def run(name: str, folder: Path = FOLDER, seeds: int = 3) -> int:
     data, count = load(study.data), 0
     for seed in range(seeds):
         pretext = None
-        for variant in (RECIPE, *study.variants):
+        for variant in (RECIPE, *(study.variants if only is None else only)):
             if any((r["variant"], r["seed"]) == (variant, seed) for r in found["runs"]):
                 continue
             config = study.config(variant, seed)
@@ -446,12 +452,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)} (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append", metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.studies if name not in STUDIES]:
         parser.error(f"there is no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
-    for name in asked.studies or STUDIES:
-        count = run(name, asked.out, asked.seeds)
+    names = asked.studies or [*STUDIES]
+    known = {variant for name in names for variant in STUDIES[name].variants}
+    if unknown := [variant for variant in asked.only or [] if variant not in known]:
+        parser.error(f"there is no variant {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    for name in names:
+        mine = asked.only and [v for v in asked.only if v in STUDIES[name].variants]
+        count = run(name, asked.out, asked.seeds, mine)
         print(f"{name}: {count} runs were missing and are there now")
     return 0
 

@@ -150,7 +150,11 @@ def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, m
     monkeypatch.setattr(ablations, "one", one)
     assert [r["variant"] for r in read(tmp_path / "tiny.json")["runs"]] == [RECIPE]
     assert ablations.run("tiny", tmp_path, seeds=2) == 3
-    assert len(pretexts) == 3  # once in the first command, for each seed once in the second
+    assert len(pretexts) == 3  # once for each seed and command that had something to run
+    assert ablations.run("tiny", tmp_path, seeds=3, only=[]) == 1
+    found = read(tmp_path / "tiny.json")
+    assert found["runs"].pop()["variant"] == RECIPE  # and nothing else
+    (tmp_path / "tiny.json").write_text(ablations.dumps(found))
     assert ablations.run("tiny", tmp_path, seeds=2) == 0
     found = read(tmp_path / "tiny.json")
     assert [(r["variant"], r["seed"]) for r in found["runs"]] == [

@@ -161,7 +161,7 @@ def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, m
         (RECIPE, 0), ("1 head", 0), (RECIPE, 1), ("1 head", 1),
     ]  # fmt: skip
     assert [r["changed"] for r in found["runs"]] == [{}, {"heads": 1}] * 2
-    assert found["command"] == "python book/ablations.py tiny --seeds 2"
+    assert found["command"] == "python book/ablations.py tiny --seeds 3"
     assert faults("tiny", found) == []
     text = ablations.content("tiny", tmp_path)
     assert re.search(r"\| 1 head \| 0\.\d{3} ± 0\.\d{3} \|.* \| 2 \| [01] \|", text)

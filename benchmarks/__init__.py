@@ -26,7 +26,7 @@ Times = dict[str, list[float]]  # milliseconds by name, one for each round
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pillow"),
-    *("kornia", "lightly", "POT"),
+    *("kornia", "lightly", "POT", "ClustPy"),
 )
 ROUNDS = 15
 CPU, WALL = "milliseconds of CPU time, one thread", "milliseconds of wall time"

@@ -361,7 +361,7 @@ def test_how_many_clusters_of_vectors(files, done, capfd):
     assert "data must have at least 6 vectors; got 5" in capfd.readouterr().err
 
 
-def test_which_recipe_fits():
+def test_which_recipe_fits(tmp_path):
     assert recipe(dec, "x.npy", False, "cpu") == recipe(dec, "x.npy", True, "cuda") == "quick"
     assert recipe(dec, "", False, "cpu", vectors=True) == "quick"
     assert [recipe(dec, words, False, "cpu") for words in ("digits", "photos")] == [
@@ -369,6 +369,8 @@ def test_which_recipe_fits():
     ]  # fmt: skip
     assert recipe(swav, "photos", False, "cuda") == "gpu"
     assert is_vectors("a/b.npy") and not is_vectors("digits") and not is_vectors("npy")
+    (tmp_path / "photos.npy").mkdir()
+    assert not is_vectors(str(tmp_path / "photos.npy"))
 
 
 # ---------------------------------------------------------------- in Python
@@ -407,12 +409,15 @@ def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):
         clone(fitted).fit(x.astype(np.int64))
 
 
-def test_published_and_loaded(fitted, x, tmp_path):
+def test_published_and_loaded(fitted, x, tmp_path, monkeypatch):
     clusters, z = fitted.clusters_, vectors_of(x)
     assert clusters.shape == (LENGTH,) and clusters.vectors
     a = clusters.assign(z)
     clusters.save(tmp_path / "m")
+    real, like = dec.model, []
+    monkeypatch.setattr(dec, "model", lambda x, *more: like.append(x) or real(x, *more))
     b = publish.load(tmp_path / "m").assign(z)
+    assert [(v.dtype, tuple(v.shape)) for v in like] == [(torch.float32, (1, LENGTH))]
     assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
     # the row that stands for a cluster lies at distance 0
     assert a.distance.min() < 1e-6 and len(clusters.prototypes) == GROUPS

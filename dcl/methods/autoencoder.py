@@ -175,13 +175,13 @@ def fit(
 
 
 _NONE = TrainConfig(epochs=0)
-_DIGITS = TrainConfig(epochs=100, batch_size=128, optimizer="adam", lr=1e-3, schedule="cosine")
+_DIGITS = TrainConfig(epochs=60, batch_size=128, optimizer="adam", lr=1e-3)
 _QUICK = Config(dims=(250, 250, 1000, 10), layers=_NONE, train=_DIGITS)
 PROFILES = {
     "smoke": replace(_QUICK, dims=(64, 64, 10), train=replace(_DIGITS, epochs=10, batch_size=64)),
     "quick": _QUICK,
     "photos": replace(_QUICK, encoder="cnn", dims=(32, 64, 128, 10)),
     "gpu": Config(layers=_NONE, train=TrainConfig(300, 256, "adam", 1e-3, schedule="cosine")),
-    "gpu-mnist": Config(layers=_NONE, train=replace(_DIGITS, epochs=30, batch_size=256)),
+    "gpu-mnist": Config(layers=_NONE, train=TrainConfig(12, 256, "adam", 1e-3, schedule="cosine")),
     "paper": Config(scale=5.1),
 }

@@ -360,6 +360,6 @@ def test_the_recipes_are_the_published_ones():
             assert (config.gamma, t.optimizer, t.lr) == (0.1, "adam", 1e-3)
             assert config.pretext == PROFILES[name.removesuffix("-idec")].pretext
     assert PROFILES["paper-idec"].interval == 140
-    for name in ("paper", "paper-idec", "gpu-mnist", "gpu-mnist-idec"):
+    for name in ("paper", "paper-idec", "gpu", "gpu-idec"):
         steps = PROFILES[name].train.epochs * PROFILES[name].interval
         assert 0 <= steps - 20_000 < PROFILES[name].interval

@@ -13,7 +13,7 @@ def pair_loss(
     length 1 without negative numbers (DAC) a cosine. `target` (A,B) in [0,1]; `weights` (A,B),
     all 1 if missing: with a mean of 1 over the batch a weighted mean, 0 leaves a pair out.
 
-    Sources: LSD-C section 3.1, DAC eq. 2. Chapters: 02-lsdc, 08-dac.
+    Sources: LSD-C section 3.1; DAC, its objective. Chapters: 02-lsdc, 08-dac.
     """
     same = (a @ b.T).clamp(0, 1)  # rounding may lead above 1, and the log to NaN
     loss = -(target * (same + eps).log() + (1 - target) * (1 - same + eps).log())

@@ -88,7 +88,7 @@ class Config:
 def thresholds(step: float) -> tuple[float, float]:
     r"""The upper and lower end of the band, .95 - step and .455 + .1 step (:math:`\lambda`).
 
-    Source: DAC section 3.3. Chapter: 08-dac.
+    Source: DAC, its adaptive thresholds. Chapter: 08-dac.
     """
     return 0.95 - step, 0.455 + 0.1 * step
 
@@ -96,7 +96,7 @@ def thresholds(step: float) -> tuple[float, float]:
 def label_features(p: Tensor) -> Tensor:
     """Probabilities (B,K) with length 1: dot products are in [0,1], and 1 for equal hard choices.
 
-    Source: DAC eq. 5, whose exp(v - max v) over its length this is. Chapter: 08-dac.
+    Source: DAC, whose exp(v - max v) over its length this is. Chapter: 08-dac.
     """
     return F.normalize(p, dim=1)
 
@@ -104,8 +104,8 @@ def label_features(p: Tensor) -> Tensor:
 def band_labels(g: Tensor, upper: float, lower: float) -> tuple[Tensor, Tensor]:
     """Labels and selection, both (A,B) of 0 and 1, of similarities g (A,B).
 
-    Alike from `upper` on, not alike below `lower`, not selected between. Source: DAC eq. 4.
-    Chapter: 08-dac.
+    Alike from `upper` on, not alike below `lower`, not selected between. Source: DAC, its
+    selection of pairs. Chapter: 08-dac.
     """
     alike = g >= upper
     return alike.float(), (alike | (g < lower)).float()

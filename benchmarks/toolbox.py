@@ -119,7 +119,7 @@ def recipe(method: str, n: int, seed: int, case: Case) -> dec.Config:
     """dcl's settings: the released ones, for as many steps as ClustPy takes, or fewer."""
     most = max(1, case.epochs * (n // BATCH) // case.interval)
     config = dec.Config(CLUSTERS, interval=case.interval, seed=seed)
-    config = config if method == "DEC" else dec.idec(config, case.interval)
+    config = config if method == "DEC" else dec.idec(config)
     return replace(config, train=replace(config.train, epochs=most, batch_size=BATCH))
 
 

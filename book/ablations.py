@@ -392,7 +392,7 @@ def content(name: str, folder: Path = FOLDER) -> str:
             mean, half, n = difference(found, effect.variant, effect.metric)
             range_ = f"{mean:+.3f} ± {half:.3f}" if n > 1 else f"{mean:+.3f}"
             verdicts.append([effect.variant, effect.published, effect.metric, range_, str(n),
-                             word(mean, half, effect.claim)])  # fmt: skip
+                             word(mean, half, effect.claim) if n > 1 else "one seed"])  # fmt: skip
     parts += [_table(verdicts), _foot(found)]
     return "\n\n".join(parts)
 

@@ -259,5 +259,7 @@ def test_tables_by_hand(tmp_path, tiny):
     assert "| 1 head | 0.710 ± 0.010 |" in text and "| 2 | 3 | 1 |" in text
     assert "| 1 head |  | ACC | -0.090 ± 0.025 | 3 | lower |" in text
     assert "- Machine: C, 1 thread; torch 2; revision r." in text
+    (tmp_path / "tiny.json").write_text(json.dumps(head | {"runs": runs[:2]}))
+    assert "| 1 head |  | ACC | -0.100 | 1 | one seed |" in ablations.content("tiny", tmp_path)
     missing = ablations.content("tiny", tmp_path / "none")
     assert missing == "This has not been run yet: `python book/ablations.py tiny`."

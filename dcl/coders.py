@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcl.nets import conv_bn, mlp
+from dcl.nets import mlp
 
 ENCODERS = ("mlp", "cnn")
 
@@ -64,7 +64,8 @@ def mlp_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequ
 def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
     """Convolutions that halve the image, `dims[:-1]` maps; a linear layer gives `dims[-1]` numbers.
 
-    The decoder doubles what the encoder halved, and cuts off the border that is too much.
+    ReLU between, as above, and no BatchNorm: the code of an image is its own. The decoder doubles
+    what the encoder halved, and cuts off the border that is too much.
     """
     channels, height, width = images.shape[1:]
     stages = len(dims) - 1
@@ -73,9 +74,8 @@ def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequ
     up: list[nn.Module] = []
     down: list[nn.Module] = []
     for a, b in zip([channels, *dims], dims[:-1]):
-        down += conv_bn(a, b, 3, 2, 1)
-        back: list[nn.Module] = [nn.ConvTranspose2d(b, a, 4, 2, 1)]
-        up = back + ([nn.BatchNorm2d(a), nn.ReLU(inplace=True)] if up else []) + up
+        down += [nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()]
+        up = [nn.ConvTranspose2d(b, a, 4, 2, 1), *([nn.ReLU()] if up else []), *up]
     down += [nn.Flatten(), nn.Linear(last, dims[-1])]
     start = [nn.Linear(dims[-1], last), nn.ReLU(), nn.Unflatten(1, (dims[-2], *small))]
     return nn.Sequential(*down), nn.Sequential(*start, *up, Crop(height, width), nn.Flatten())

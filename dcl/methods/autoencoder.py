@@ -54,8 +54,7 @@ class Config:
     takes_vectors = True
 
     encoder: Literal["mlp", "cnn"] = "mlp"
-    """mlp: linear layers; cnn: convolutions with BatchNorm, one to halve the image for each width
-    but the last."""
+    """mlp: linear layers; cnn: convolutions, one to halve the image for each width but the last."""
     dims: tuple[int, ...] = (500, 500, 2000, 10)
     """Widths of the encoder's layers; the last is the length of the code."""
     scale: float | None = None
@@ -182,6 +181,8 @@ PROFILES = {
     "quick": _QUICK,
     "photos": replace(_QUICK, encoder="cnn", dims=(32, 64, 128, 10)),
     "gpu": Config(layers=_NONE, train=TrainConfig(300, 256, "adam", 1e-3, schedule="cosine")),
-    "gpu-mnist": Config(layers=_NONE, train=TrainConfig(12, 256, "adam", 1e-3, schedule="cosine")),
+    "gpu-mnist": Config(
+        scale=5.1, layers=_NONE, train=TrainConfig(12, 256, "adam", 1e-3, schedule="cosine")
+    ),
     "paper": Config(scale=5.1),
 }

@@ -144,19 +144,31 @@ def test_every_side_is_scored_for_every_seed(peers, monkeypatch, capfd):
 
 
 def test_time_is_that_of_both_stages_and_points_are_points():
-    seconds = {
-        toolbox.PRETEXT: {"dcl": [2.0, 4.0, 2.0], "ClustPy": [4.0, 4.0, 5.0]},
-        "DEC": {"dcl": [1.0, 2.0, 4.0], "ClustPy": [2.0, 4.0, 15.0]},
-    }
+    one = {"dcl": [1.0, 2.0, 4.0], "ClustPy": [2.0, 4.0, 15.0]}
+    first = {"dcl": [2.0, 4.0, 2.0], "ClustPy": [4.0, 4.0, 5.0]}
     accuracy = {"dcl": [0.9, 0.8, 0.7], "ClustPy": [0.8, 0.81, 0.5]}
-    claims = toolbox.figures("g", TINY, accuracy, seconds, "DEC", [1.0, 2.0, 6.0])
-    values = [claim.value for claim in claims]
+    found = toolbox.Measured(
+        {toolbox.PRETEXT: first, "DEC": one, "IDEC": one},
+        {"DEC": [1.0, 2.0, 6.0], "IDEC": [1.0, 2.0, 6.0]},
+        {("ACC", "DEC"): accuracy, ("ACC", "IDEC"): accuracy},
+    )
+    claims = toolbox.figures("g", TINY, found)[:4]
     # (2+1)/(4+2), (4+2)/(4+4), (2+4)/(5+15); alone 1/2, 2/4, 4/15
-    assert values == pytest.approx([10, 0.5, 0.5, 2.0])
+    assert [claim.value for claim in claims] == pytest.approx([10, 0.5, 0.5, 2.0])
     assert [claim.holds for claim in claims] == [True, True, True, True]
-    slow = toolbox.figures("g", replace(TINY, time=0.4), accuracy, seconds, "DEC", [1.0, 2.0, 6.0])
+    both = f"DEC, {toolbox.SAME}"
+    found.quality |= {("ACC", f"I{both}"): accuracy, ("ACC", both): {**accuracy, "dcl": [1, 1, 1]}}
+    more = toolbox.figures("g", replace(TINY, same=True), found)
+    assert [c.group for c in more[:5]] == ["g, DEC"] * 4 + [f"g, {both}"]
+    assert more[4].value == 20 and more[4].bound == ""
+    slow = toolbox.figures("g", replace(TINY, time=0.4), found)
     assert not slow[1].holds and (claims[0].low, claims[0].high) == (4.5, 15)
-    assert {claim.group for claim in claims} == {"g"} and {claim.n for claim in claims} == {3}
+    assert {claim.group for claim in claims} == {"g, DEC"} and {c.n for c in claims} == {3}
+    rows = toolbox.tables("g", found)
+    assert [(r.group, r.name, r.unit) for r in rows[:2]] == [
+        ("g, autoencoder", "dcl", None), ("g, autoencoder", "ClustPy", None),
+    ]  # fmt: skip
+    assert [r.median for r in rows if r.unit == "ACC"][:4] == [0.8, 0.8, 0.8, 0.8]
 
 
 def test_without_clustpy_nothing_is_made_up(monkeypatch, tmp_path, capsys):

@@ -32,6 +32,7 @@ NONE = "No results are recorded yet."
 
 PUBLISHED = {
     ("scan", "cifar10"): "ACC .883, NMI .797, ARI .772: best model, README of the release",
+    ("dac", "mnist"): "ACC .981: last epoch of the author's log, all 70,000 images",
     ("swav", "cifar10"): "linear .892: solo-learn, 1000 epochs",
 }
 """What others print, by method and beginning of the data's name; read there, not remembered."""

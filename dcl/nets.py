@@ -270,10 +270,8 @@ def all_conv(
             a = b
         layers += [nn.MaxPool2d(2), nn.BatchNorm2d(b)]
     if side < 1:
-        raise ValueError(
-            f"images must be larger for {stages} stages of {depth} convolutions; "
-            f"got {tuple(images.shape[2:])}"
-        )
+        what, got = f"{stages} stages of {depth} convolutions", tuple(images.shape[2:])
+        raise ValueError(f"images must be larger for {what}; got {got}")
     layers += [*conv_bn(a, out_dim, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     net = nn.Sequential(*layers, nn.BatchNorm1d(out_dim))
     for m in net:

@@ -89,6 +89,9 @@ def epoch(monkeypatch, objective, config, channels=3, steps=1, capability=(9, 0)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(objective, "to", lambda device: objective)
     monkeypatch.setattr(objective, "before_epoch", lambda epoch: None)
+    monkeypatch.setattr(objective, "finished", lambda: False)  # asked once an epoch, may read
+    monkeypatch.setattr(objective, "finished", lambda: False)  # read once an epoch, not in a step
+    monkeypatch.setattr(objective, "length", lambda n: n)
     monkeypatch.setattr(objective, "order", lambda n: torch.arange(n))
     with FakeTensorMode(), Watch() as watch:
         images = torch.empty(shape, dtype=torch.uint8, device="cuda")
@@ -134,7 +137,7 @@ CASES = {
     "autoencoder": (autoencoder, "smoke", {}),
     "dec": (dec, "smoke", {"interval": 1}),
     "dec batch": (dec, "smoke", {"interval": 1, "refresh": "batch"}),
-    "dec idec": (dec, "quick-idec", {"interval": 1}),
+    "dec idec": (dec, "smoke-idec", {"interval": 1}),
     "deepcluster": (deepcluster, "smoke", {}),
     "deepcluster weight": (deepcluster, "smoke", {"balance": "weight"}),
     "deepcluster photos": (deepcluster, "photos", {"width": 8}),

@@ -238,7 +238,7 @@ def test_all_conv_by_hand():
         32, 30, 30, 30, 28, 28, 28, 14, 14, 12, 12, 12, 10, 10, 10, 5, 5, 5, 5, 5, 1,
     ]  # fmt: skip
     spread = convolutions(nets.all_conv(x, 7, width=64))[1].weight.std()
-    assert float(spread) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # He
+    assert float(spread.detach()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # He
 
 
 def maps(net, x):

@@ -48,16 +48,15 @@ def state(module_):
 
 
 def tiny(stem):
-    """The smoke profile, cut to two epochs and batches of 100."""
+    """The smoke profile, cut to two epochs of each stage that it has, and batches of 100."""
 
     def cut(config):
         changes = {}
         for f in fields(config):
             value = getattr(config, f.name)
             if isinstance(value, TrainConfig):
-                changes[f.name] = replace(
-                    value, epochs=2, batch_size=min(value.batch_size, 100), warmup_epochs=0
-                )
+                epochs, size = min(value.epochs, 2), min(value.batch_size, 100)
+                changes[f.name] = replace(value, epochs=epochs, batch_size=size, warmup_epochs=0)
             elif is_dataclass(value) and any(
                 isinstance(getattr(value, g.name), TrainConfig) for g in fields(value)
             ):

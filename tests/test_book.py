@@ -27,7 +27,7 @@ from tables import (
 )
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
-METHODS = [name for name in NAMES if name[:2] in ("01", "02", "03", "04")]
+METHODS = [name for name in NAMES if name[:2] in ("01", "02", "03", "04", "07", "08")]
 PARAMETERS = {
     "profile": "quick",
     "dataset": "",

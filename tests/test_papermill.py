@@ -43,15 +43,17 @@ def test_smoke(chapter, tmp_path):
         if "verdict" in cell.metadata.get("tags", []):
             text = "".join(output.get("text", "") for output in cell.outputs)
             assert text.startswith("not claimed in this run: ")
-    if chapter.stem[:2] in ("01", "02", "03", "04"):
-        (path,) = results.glob("*.json")
-        row = json.loads(path.read_text())
+    if chapter.stem[:2] in ("01", "02", "03", "04", "07", "08"):
+        rows = {path.name: json.loads(path.read_text()) for path in results.glob("*.json")}
         method = chapter.stem.split("-", 1)[1]
-        assert path.name == f"{method}-{row['data']}-smoke-seed1.json"
-        assert {"split", "checksum", "config", "versions", "seconds", "machine"} <= set(row)
-        assert {"ACC", "NMI", "ARI"} <= set(row["metrics"])
-        names = {"k-means on pixels", "k-means on PCA", "untrained network"}
-        assert names <= set(row["baselines"])
+        expected = {"dec", "idec"} if method == "dec" else {method}
+        assert {row["method"] for row in rows.values()} == expected
+        for name, row in rows.items():
+            assert name == f"{row['method']}-{row['data']}-smoke-seed1.json"
+            assert {"split", "checksum", "config", "versions", "seconds", "machine"} <= set(row)
+            assert {"ACC", "NMI", "ARI"} <= set(row["metrics"])
+            names = {"k-means on pixels", "k-means on PCA", "untrained network"}
+            assert names <= set(row["baselines"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from sabotage import CHAPTERS, outcome, run, sabotaged, sabotages, tags
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
-METHODS = [name for name in NAMES if name.split("-", 1)[0] in ("01", "02", "03", "04")]
+METHODS = [name for name in NAMES if name.split("-", 1)[0] in ("01", "02", "03", "04", "07", "08")]
 RUNS = [(chapter, name) for chapter in NAMES for name in sabotages(chapter)]
 
 

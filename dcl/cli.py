@@ -8,10 +8,9 @@
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
     dcl fit dec --data vectors.npy --clusters 10 --out runs/v
-                                                    vectors (N,d): a .npy file of floats
 
-`dcl COMMAND --help` explains a command, `dcl fit METHOD --help` every setting of a method.
-On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
+vectors.npy holds floats (N,d). `dcl COMMAND --help` explains a command, `dcl fit METHOD --help`
+every setting of a method. On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
 
 Exit codes: 0 done; 2 what was asked for cannot be done, and the message says why; 3 done, but a
 warning light is on in the report; 130 interrupted, and `dcl resume` goes on. torchrun ends with 0
@@ -96,11 +95,12 @@ def report(folder: Positional[Path], device: str = "auto") -> int:
 def evaluate(folder: Positional[Path], labels: str) -> int:
     """ACC, NMI, ARI and purity of a run against labels; they were not used before.
 
+    In a CSV file the columns are file and label; file is the number of the row, from 0, where
+    there are no files. A .npy file has a label for each row.
+
     Args:
         folder: The run folder.
-        labels: A CSV file with columns file and label, where file is the number of the row, from 0,
-            for vectors and named sets; a .npy file with a label for each row; or folders: the
-            folder of each image.
+        labels: A CSV file, a .npy file, or folders: the folder of each image.
     """
     for name, value in assignments.evaluate(folder, labels).items():
         print(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
@@ -120,8 +120,7 @@ def choose_k(
     """How many clusters? A sweep of k-means on fixed features, and how sure it is.
 
     Args:
-        data: A folder of images, the name of a set, a .npy file of vectors, or a run folder, whose
-            features are taken.
+        data: A folder of images, a set's name, a .npy file, or a run folder (its features).
         encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
         size: Side in pixels to which images are brought.
         split: Part of a set that has parts.

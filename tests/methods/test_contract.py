@@ -55,7 +55,7 @@ def tiny(stem):
         for f in fields(config):
             value = getattr(config, f.name)
             if isinstance(value, TrainConfig):
-                epochs, size = min(value.epochs, 2), min(value.batch_size, 100)
+                epochs, size = 2 * bool(value.epochs), min(value.batch_size, 100)
                 changes[f.name] = replace(value, epochs=epochs, batch_size=size, warmup_epochs=0)
             elif is_dataclass(value) and any(
                 isinstance(getattr(value, g.name), TrainConfig) for g in fields(value)

@@ -216,6 +216,11 @@ def test_page(browser, address, name):
         context.close()
 
 
+def test_no_page_names_a_folder_of_this_machine(address):
+    """What Sphinx prints of a value can hold the place of the clone: private, and no use."""
+    assert [p.name for p in SITE.rglob("*.html") if str(ROOT) in p.read_text("utf-8")] == []
+
+
 def test_links_lead_somewhere(browser, address):
     """Every link inside the site finds its page, and its place on the page."""
     context = browser.new_context()

@@ -182,7 +182,7 @@ PROFILES = {
     "photos": replace(_QUICK, encoder="cnn", dims=(32, 64, 128, 10)),
     "gpu": Config(layers=_NONE, train=TrainConfig(300, 256, "adam", 1e-3, schedule="cosine")),
     "gpu-mnist": Config(
-        scale=5.1, layers=_NONE, train=TrainConfig(12, 256, "adam", 1e-3, schedule="cosine")
+        scale=5.1, layers=_NONE, train=TrainConfig(40, 256, "adam", 1e-3, schedule="cosine")
     ),
     "paper": Config(scale=5.1),
 }

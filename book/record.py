@@ -219,18 +219,18 @@ def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
 
 
 def found(folder: Path) -> Manifest:
-    """What the folder of a run says about its data, its epochs and, at the end, its result."""
+    """What the folder of a run says about its data, its epochs and, at the end, its results."""
     about: Manifest = {"epochs": epochs(folder)}
     if (folder / "config.json").exists():
         about["data"] = json.loads((folder / "config.json").read_bytes())["data"]
-    for path in (folder / "results").glob("*.json"):
+    about["results"] = {}
+    for path in sorted((folder / "results").glob("*.json")):
         result = json.loads(path.read_bytes())
-        about["result"] = path.name
+        about["results"][path.name] = {"training seconds": result["seconds"]}
         keys = ("data", "split", "images", "checksum", "files")
         trained = {"training images": about["data"]["checksum"]}
         about["data"] = trained | {k: result[k] for k in keys}
         about["machine"] = result["machine"]  # with the peaks of memory, of process and GPU
-        about["training seconds"] = result["seconds"]
     return about
 
 
@@ -245,7 +245,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
     of another configuration.
     """
     manifest = manifest_of(folder)
-    if manifest.get("state") != "finished" or "result" not in manifest:
+    if manifest.get("state") != "finished" or not manifest["results"]:
         raise ValueError(f"run folder {str(folder)!r} must hold a finished run with a result")
     names = sorted(path.name for path in (folder / "results").glob("*.json"))
     return [path for name in names for path in _published(folder, name, recorded, weights)]
@@ -360,10 +360,12 @@ def _run(chapter: str, values: Parameters, folder: Path, again: bool) -> int:
 
 
 def _line(folder: Path) -> str:
-    for path in (folder / "results").glob("*.json"):
-        row = json.loads(path.read_bytes())
-        return "  ".join(f"{k} {v:.3f}" for k, v in row["metrics"].items())
-    return "no labels, so no result"
+    rows = [json.loads(path.read_bytes()) for path in sorted((folder / "results").glob("*.json"))]
+    lines = [
+        " ".join([row["method"], *(f"{k} {v:.3f}" for k, v in row["metrics"].items())])
+        for row in rows
+    ]
+    return "; ".join(lines) or "no labels, so no result"
 
 
 if __name__ == "__main__":

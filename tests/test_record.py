@@ -79,6 +79,18 @@ def ran(tmp_path_factory):
     return chapters, runs / NAME, said
 
 
+def test_a_chapter_of_two_methods_tells_of_both(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "config.json").write_text('{"data": {"checksum": "c"}}')
+    keys = dict.fromkeys(("data", "split", "images", "checksum", "files", "machine"))
+    for name, acc in (("idec", 0.5), ("dec", 0.25)):
+        row = keys | {"method": name, "seconds": 4 * acc, "metrics": {"ACC": acc}}
+        (tmp_path / "results" / f"{name}-x.json").write_text(json.dumps(row))
+    expected = {"dec-x.json": {"training seconds": 1.0}, "idec-x.json": {"training seconds": 2.0}}
+    assert record.found(tmp_path)["results"] == expected
+    assert record._line(tmp_path) == "dec ACC 0.250; idec ACC 0.500"
+
+
 def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
     _, folder, said = ran
     assert any(f"goes on after {n} epochs" in said for n in (3, 4, 5)), said
@@ -118,6 +130,9 @@ def test_the_manifest_tells_what_was_run(ran):
     assert manifest["epochs"] == 6
     cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text == "scan-digits-smoke-seed0.json\n"
+    about = json.loads((folder / "manifest.json").read_text())["results"]
+    assert list(about) == ["scan-digits-smoke-seed0.json"]
+    assert about["scan-digits-smoke-seed0.json"]["training seconds"] > 0
     assert not (folder / "unfinished.ipynb").exists()
 
 
@@ -128,7 +143,7 @@ def test_a_finished_run_is_not_run_again_unless_told(ran, monkeypatch, capsys):
     monkeypatch.setattr(record, "run", lambda *_: pytest.fail("it was run again"))
     asked = [*ASKED, "--runs", str(folder.parent)]
     assert record.main(asked) == record.DONE
-    assert "is finished and is not run again (--again does): ACC " in capsys.readouterr().out
+    assert "is finished and is not run again (--again does): scan ACC " in capsys.readouterr().out
     after = {p: p.stat().st_mtime_ns for p in before}
     assert {p.name for p in before if before[p] != after[p]} <= {".pid", "pretext", folder.name}
 

@@ -171,3 +171,18 @@ def test_ema_moves_by_a_share_and_copies_buffers():
     ema(target, source, 0.9)
     torch.testing.assert_close(target.weight, torch.full((2,), 1.2))
     torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_large_network_has_one_kernel_for_its_step_and_it_is_the_same_step(name):
+    config = TrainConfig(epochs=1, optimizer=name, lr=0.01, momentum=0.9, weight_decay=1e-3)
+    begin = torch.linspace(-1, 1, 1001 * 1000).view(1001, 1000)
+    large, small = (torch.nn.Parameter(begin[:rows].clone()) for rows in (1001, 1000))
+    fused, loop = (make_optimizer([{"params": [w]}], config) for w in (large, small))
+    assert fused.defaults["fused"] and not loop.defaults["fused"]
+    for step in range(5):
+        large.grad, small.grad = (torch.sin(3 * w.detach() + step) for w in (large, small))
+        fused.step()
+        loop.step()
+    torch.testing.assert_close(large[:1000], small, rtol=1e-5, atol=1e-6)
+    assert (large - begin).abs().max() > 0.01

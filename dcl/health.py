@@ -17,13 +17,14 @@ ROWS = 10_000
 
 ADVICE = {
     "collapse": "Every image gets the same answer. In scan raise entropy_weight, in lsdc "
-    "threshold; in swav keep sinkhorn_iterations at 3 and lower epsilon. If the features have "
-    "collapsed too, begin there.",
+    "threshold, in dac until, to .71 at least; in swav keep sinkhorn_iterations at 3 and lower "
+    "epsilon. If the features have collapsed too, begin there.",
     "giant cluster": "Look at its contact sheet first. If its pictures belong together, your "
     "images are unequal and nothing is wrong. If not, ask for more clusters, or start from an "
     "encoder that already sees.",
     "dead clusters": "An empty cluster does no harm, but you asked for more groups than were "
-    "found. Ask for fewer; in scan a larger entropy_weight fills them.",
+    "found. Ask for fewer; in scan a larger entropy_weight fills them, in dac an until of .71 "
+    "ends training before clusters merge.",
     "loss": "Training broke, and what follows it means nothing. Lower the learning rate ten "
     "times; on a GPU try precision float32.",
     "stuck": "The network has learned nothing: its answer does not depend on the image. Check on "

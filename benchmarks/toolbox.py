@@ -80,7 +80,7 @@ CASES = {
     "MNIST, 10,000": Case(
         "mnist:train+test",
         10_000,
-        seeds=1,
+        seeds=3,
         pretext=12,
         epochs=12,
         interval=39,

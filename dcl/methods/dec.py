@@ -258,7 +258,7 @@ _BASE = {
     "quick": _QUICK,
     "photos": replace(_QUICK, pretext=_A["photos"]),
     "gpu": replace(_LONG, pretext=_A["gpu"]),
-    "gpu-mnist": replace(_LONG, pretext=_A["gpu-mnist"], train=replace(Config.train, epochs=48)),
+    "gpu-mnist": replace(_LONG, pretext=_A["gpu-mnist"], train=replace(Config.train, epochs=64)),
 }
 PROFILES = {
     **_BASE,

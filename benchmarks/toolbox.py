@@ -5,8 +5,7 @@ one; 500-500-2000-10 with ReLU and torch's own initial weights; Adam at .001 for
 batches of 256; the epochs of the autoencoder and, at the most, of the clustering; the seeds. Each
 side's own is what it ships: dcl the recipes of `dcl.methods.dec` (the target computed from the
 whole set every T steps, k-means with 20 starts, the authors' optimisers and reading of IDEC's
-weight, a learning rate that falls along a cosine while the autoencoder is trained, an end when
-fewer than .1 % of the labels change), ClustPy its defaults (the target computed from each batch,
+weight, an end when fewer than .1 % of the labels change), ClustPy its defaults (the target computed from each batch,
 one start, Adam at .0001, IDEC's squared error summed over pixels). Its user gets the labels of
 another k-means at the end; these are listed beside those of its DEC. DEC and IDEC of one seed and
 side start from one autoencoder, which is scored too, by k-means on its codes; on digits ClustPy's
@@ -81,7 +80,7 @@ CASES = {
         "mnist:train+test",
         10_000,
         seeds=3,
-        pretext=12,
+        pretext=40,
         epochs=12,
         interval=39,
         points=5,
@@ -126,7 +125,7 @@ def recipe(method: str, n: int, seed: int, case: Case) -> dec.Config:
 
 def ours(x: Tensor, seed: int, case: Case, clock: Clock) -> tuple[nn.Module, dict[str, Tensor]]:
     """dcl's autoencoder, and the labels (N,) of each method."""
-    stage = TrainConfig(case.pretext, BATCH, "adam", 1e-3, schedule="cosine")
+    stage = TrainConfig(case.pretext, BATCH, "adam", 1e-3)
     none = replace(stage, epochs=0)
     config = autoencoder.Config(dims=DIMS, scale=1.0, layers=none, train=stage, seed=seed)
     with clock.part(PRETEXT):

@@ -5,11 +5,12 @@ one; 500-500-2000-10 with ReLU and torch's own initial weights; Adam at .001 for
 batches of 256; the epochs of the autoencoder and, at the most, of the clustering; the seeds. Each
 side's own is what it ships: dcl the recipes of `dcl.methods.dec` (the target computed from the
 whole set every T steps, k-means with 20 starts, the authors' optimisers and reading of IDEC's
-weight, an end when fewer than .1 % of the labels change), ClustPy its defaults (the target computed from each batch,
-one start, Adam at .0001, IDEC's squared error summed over pixels). Its user gets the labels of
-another k-means at the end; these are listed beside those of its DEC. DEC and IDEC of one seed and
-side start from one autoencoder, which is scored too, by k-means on its codes; on digits ClustPy's
-start from that of dcl as well. Labels are used to score what has ended, and for nothing else.
+weight, an end when fewer than .1 % of the labels change), ClustPy its defaults (the target
+computed from each batch, one start, Adam at .0001, IDEC's squared error summed over pixels). Its
+user gets the labels of another k-means at the end; these are listed beside those of its DEC. DEC
+and IDEC of one seed and side start from one autoencoder, which is scored too, by k-means on its
+codes; on digits ClustPy's start from that of dcl as well. Labels are used to score what has ended,
+and for nothing else.
 """
 
 import contextlib

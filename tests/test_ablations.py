@@ -73,11 +73,11 @@ def test_the_recipe_is_the_recorded_one(name):
     for run in found["runs"]:
         stem = f"{found['method']}-{found['data']}-quick-seed{run['seed']}"
         if run["variant"] == RECIPE:
-            (recorded,) = results.load(stem=stem)
-            for metric, value in recorded["metrics"].items():
-                assert run["metrics"][metric] == pytest.approx(value, abs=0.005), (stem, metric)
-            many += 1
-    assert many
+            for recorded in results.load(stem=stem):
+                for metric, value in recorded["metrics"].items():
+                    assert run["metrics"][metric] == pytest.approx(value, abs=0.005), (stem, metric)
+                many += 1
+    assert many >= 3
 
 
 # ---------------------------------------------------------------- words

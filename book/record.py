@@ -245,7 +245,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
     of another configuration.
     """
     manifest = manifest_of(folder)
-    if manifest.get("state") != "finished" or not manifest["results"]:
+    if manifest.get("state") != "finished" or not manifest.get("results"):
         raise ValueError(f"run folder {str(folder)!r} must hold a finished run with a result")
     names = sorted(path.name for path in (folder / "results").glob("*.json"))
     return [path for name in names for path in _published(folder, name, recorded, weights)]

@@ -89,7 +89,6 @@ def epoch(monkeypatch, objective, config, channels=3, steps=1, capability=(9, 0)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(objective, "to", lambda device: objective)
     monkeypatch.setattr(objective, "before_epoch", lambda epoch: None)
-    monkeypatch.setattr(objective, "finished", lambda: False)  # asked once an epoch, may read
     monkeypatch.setattr(objective, "finished", lambda: False)  # read once an epoch, not in a step
     monkeypatch.setattr(objective, "length", lambda n: n)
     monkeypatch.setattr(objective, "order", lambda n: torch.arange(n))

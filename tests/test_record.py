@@ -134,7 +134,7 @@ def test_the_manifest_tells_what_was_run(ran):
     assert manifest["epochs"] == 6
     cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
     assert cells[-1].outputs[0].text == "scan-digits-smoke-seed0.json\n"
-    about = json.loads((folder / "manifest.json").read_text())["results"]
+    about = manifest["results"]
     assert list(about) == ["scan-digits-smoke-seed0.json"]
     assert about["scan-digits-smoke-seed0.json"]["training seconds"] > 0
     assert not (folder / "unfinished.ipynb").exists()

@@ -227,9 +227,8 @@ def found(folder: Path) -> Manifest:
     for path in sorted((folder / "results").glob("*.json")):
         result = json.loads(path.read_bytes())
         about["results"][path.name] = {"training seconds": result["seconds"]}
-        keys = ("data", "split", "images", "checksum", "files")
-        trained = {"training images": about["data"]["checksum"]}
-        about["data"] = trained | {k: result[k] for k in keys}
+        keys = ("data", "split", "images", "checksum", "files", "training")
+        about["data"] = {k: result[k] for k in keys}
         about["machine"] = result["machine"]  # with the peaks of memory, of process and GPU
     return about
 
@@ -277,10 +276,8 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
     trained, _, scored = result["split"].partition(" -> ")
     place = pick_device(values["device"])
-    train_set = load(name, trained)
-    if not scored:  # a part of it, where the chapter took one
-        train_set = train_set.subset(result["images"])
-    train_set = train_set.to(place)
+    # all of it, or the part that the chapter took
+    train_set = load(name, trained).subset(result["training"]["images"]).to(place)
     config = publish.unflat(publish.method(method).Config, result["config"])
     if result["method"] != method:  # a second result, such as that of idec in the chapter of dec,
         pretext, folder = folder / "pretext", folder / result["method"]  # has a folder in that of

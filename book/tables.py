@@ -68,6 +68,8 @@ def _which(row: results.Result, split: str) -> str:
     """In words, which images were learned from and which were scored."""
     trained, _, scored = split.partition(" -> ")
     if scored:
+        if "training" in row:  # results of older revisions have it not
+            trained = f"{row['training']['images']:,} images of {trained}"
         which = f"trained on {trained}, scored on the {row['images']:,} images of {scored}"
     else:
         which = f"trained and scored on the same {row['images']:,} images ({split})"

@@ -23,7 +23,7 @@ except ImportError:  # not on Windows
 
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
-MUST_AGREE = ("config", "checksum", "split")
+MUST_AGREE = ("config", "checksum", "split", "training")
 
 
 def record(
@@ -66,6 +66,7 @@ def record(
         "images": len(data),
         "checksum": data.checksum,
         "files": _kinds(data),
+        "training": {"images": len(seen), "checksum": seen.checksum},
         "profile": profile,
         "seed": seed,
         "metrics": {k: round(float(v), 4) for k, v in metrics.items()},
@@ -92,9 +93,9 @@ def put(result: Result, path: Path) -> Path:
     if path.exists():
         old = json.loads(path.read_text())
         wrong = [
-            f"  {k}: there {old.get(k)!r}, now {result[k]!r}"
+            f"  {k}: there {old[k]!r}, now {result[k]!r}"
             for k in MUST_AGREE
-            if old.get(k) != result[k]
+            if k in old and old[k] != result[k]  # files of older revisions have no "training"
         ]
         if wrong:
             raise ValueError(

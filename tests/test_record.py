@@ -83,7 +83,7 @@ def ran(tmp_path_factory):
 def test_a_chapter_of_two_methods_tells_of_both(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "config.json").write_text('{"data": {"checksum": "c"}}')
-    keys = dict.fromkeys(("data", "split", "images", "checksum", "files", "machine"))
+    keys = dict.fromkeys(("data", "split", "images", "checksum", "files", "training", "machine"))
     for name, acc in (("idec", 0.5), ("dec", 0.25)):
         row = keys | {"method": name, "seconds": 4 * acc, "metrics": {"ACC": acc}}
         (tmp_path / "results" / f"{name}-x.json").write_text(json.dumps(row))

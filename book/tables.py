@@ -57,7 +57,8 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
     """
     parts = []
     for (data, split, profile), rows in groups(results.load(folder)).items():
-        parts.append(f"**{data}, {profile}**: {_which(rows[0], split)}")
+        title = results.TITLES.get(data, data)
+        parts.append(f"**{title}, {profile}**: {_which(rows[0], split)}")
         parts.append(_table(rows))
         if whole:
             parts.append(_origin(rows))

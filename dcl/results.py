@@ -23,6 +23,8 @@ except ImportError:  # not on Windows
 
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
+TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
+"""What tables call a folder of images that were changed, and are somewhat harder for it."""
 MUST_AGREE = ("config", "checksum", "split", "training")
 
 
@@ -166,13 +168,30 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
 
 
 def baselines(results: list[Result]) -> list[Result]:
-    """The baselines of `results` as results of their own, once per data set and seed."""
-    found = {}
+    """The baselines of `results` as results of their own, once per data set and seed.
+
+    Where methods had different ones, as of the untrained network, the name says whose it is:
+    "untrained network (lsdc, scan)".
+    """
+    by_name: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
-        for name, row in r["baselines"].items():
-            key = (name, r["data"], r["split"], r["profile"], r["seed"])
-            found[key] = {**r, "method": name, "metrics": row, "seconds": 0.0}
+        for name in r["baselines"]:
+            by_name.setdefault((name, r["data"], r["split"], r["profile"]), []).append(r)
+    found = {}
+    for (name, *_), rows in by_name.items():
+        for r in rows:
+            whose = _whose(name, r["method"], rows)
+            all_agree = whose == sorted({other["method"] for other in rows})
+            label = name if all_agree else f"{name} ({', '.join(whose)})"
+            key = (label, r["data"], r["split"], r["profile"], r["seed"])
+            found[key] = {**r, "method": label, "metrics": r["baselines"][name], "seconds": 0.0}
     return list(found.values())
+
+
+def _whose(name: str, method: str, rows: list[Result]) -> list[str]:
+    """The methods whose baseline `name` has in some seed the scores that `method` has."""
+    mine = {r["seed"]: r["baselines"][name] for r in rows if r["method"] == method}
+    return sorted({r["method"] for r in rows if mine.get(r["seed"]) == r["baselines"][name]})
 
 
 def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
@@ -214,7 +233,7 @@ def table(
         seconds = statistics.fmean(r["seconds"] for r in mine)
         line = [
             method,
-            data,
+            TITLES.get(data, data),
             profile,
             split,
             *cells,

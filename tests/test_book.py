@@ -5,14 +5,18 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import nbformat
 import pytest
+import torch
 import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from dcl import publish, results
+from dcl.augment import DIGIT_VIEW
+from dcl.data import Data
 from notebooks import CHAPTERS, ROOT, address, normalised, setup_source, stamped, tags
 from tables import (
     PAGE,
@@ -376,10 +380,13 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
         run = {"method": method, "data": data, "split": split, "seed": seed}
         told = {"command": f"python book/record.py {method} -p seed {seed}"}
         (tmp_path / f"{k}.json").write_text(json.dumps(common | run | told))
+    few = {"images": 5_000, "checksum": "d"}
+    told = json.loads((tmp_path / "3.json").read_text()) | {"training": few}
+    (tmp_path / "3.json").write_text(json.dumps(told))
     text = tables(tmp_path, whole=True)
     assert re.findall(r"^\*\*(.+?)\*\*: (.+)$", text, re.M) == [
-        ("cifar10-jpeg, gpu", "trained on train, scored on the 10,000 images of test, from .jpg "
-         "files"),
+        ("CIFAR-10 (JPEG q75), gpu", "trained on 5,000 images of train, scored on the 10,000 images of "
+         "test, from .jpg files"),
         ("mnist, gpu", "trained on train, scored on the 10,000 images of test, from .jpg files"),
         ("mnist, gpu", "trained and scored on the same 10,000 images (train+test), from .jpg "
          "files"),
@@ -388,6 +395,30 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
     assert "| scan | 0.900 ± 0.000 | 2 | 60 |\n| k-means on pixels | 0.500 ± 0.000 | 2 |  |" in text
     assert "- Machine: C, 1 thread(s); at most 1.2 GiB of memory." in text
     assert "- scan, `-p seed` 0, 1: `python book/record.py scan`." in text
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "07-dec"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_quick_takes_part_of_a_long_set_and_of_photographs_the_recipe_for_them(name, channels):
+    code = {" ".join(tags(c)) or c.source: c.source for c in chapter(name).cells
+            if c.cell_type == "code"}  # fmt: skip
+    (loads,) = [source for source in code if "load(name" in source]
+    images = torch.zeros(10_100, channels, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(10_100) % 7
+    names = {**PARAMETERS, "device": "cpu", "dataset": "folder:x"}
+    exec(code["imports"], names)
+    names["load"] = lambda _, split=None, **size: Data(images, labels, None, "x", split or "train")
+    names["splits"] = lambda _: ("train", "test", "train+test")
+    exec(loads, names)
+    exec(code["config"], names)
+    seen = names.get("train_set", names["data"])
+    assert len(seen) == 10_000 and seen.split in ("train", "train+test")
+    if "train_set" in names:  # scored on unseen images, on all of them
+        assert names["data"].split == "test" and len(names["data"]) == 10_100
+    recipe = names["PROFILES"]["photos" if channels == 3 else "quick"]
+    if name == "01-deepcluster" and channels == 1:
+        recipe = replace(recipe, sobel=False, view=DIGIT_VIEW)
+    assert names["config"] == replace(recipe, n_clusters=7)
 
 
 NUMBER = re.compile(r"(?<![\w.])0?\.\d{2,4}\b")  # as scores are written, .95 or 0.950

@@ -92,6 +92,28 @@ def test_table_by_hand(tmp_path):
     )
 
 
+def test_a_baseline_that_methods_disagree_on_says_whose_it_is():
+    common = {"data": "digits", "split": "all", "profile": "quick"}
+    blank = {"scan": (0.4, 0.5), "lsdc": (0.4,), "dec": (0.3, 0.2)}  # by seed
+    rows = [
+        common | {"method": method, "seed": seed, "baselines": {
+            "k-means on pixels": {"ACC": 0.8}, "untrained network": {"ACC": acc}}}
+        for method, scores in blank.items() for seed, acc in enumerate(scores)
+    ]  # fmt: skip
+    found = results.baselines(rows)
+    assert {(r["method"], r["seed"]): r["metrics"]["ACC"] for r in found} == {
+        ("k-means on pixels", 0): 0.8, ("k-means on pixels", 1): 0.8,
+        ("untrained network (dec)", 0): 0.3, ("untrained network (dec)", 1): 0.2,
+        ("untrained network (lsdc, scan)", 0): 0.4, ("untrained network (lsdc, scan)", 1): 0.5,
+    }  # fmt: skip
+    assert len(found) == 6
+
+
+def test_images_that_were_changed_are_called_so(tmp_path):
+    write(tmp_path, data=replace(load("digits"), name="cifar10-jpeg"))
+    assert "| scan | CIFAR-10 (JPEG q75) | quick |" in results.table(results.load(tmp_path))
+
+
 def test_baselines_count_once_a_seed(tmp_path):
     for seed, acc in enumerate((0.7, 0.8)):
         write(tmp_path, seed=seed, baselines={"k-means on pixels": {"ACC": acc}})

@@ -50,7 +50,7 @@ def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
 
 
 def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
-    """ACC, NMI, ARI and purity of `assignments.csv`, and the number of images that were compared.
+    """ACC, NMI, ARI and purity of `assignments.csv`, and how many of its rows were compared.
 
     labels: a CSV file with the columns file and label, of which files that the run does not know
     and empty labels are left out; a .npy file with one label for each row; or "folders": an
@@ -77,4 +77,4 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
         raise ValueError(f"labels must name files of the run; none of {len(known)} does")
     number = {name: k for k, name in enumerate(sorted({name for name, _ in both}))}
     truth, found = [number[name] for name, _ in both], [cluster for _, cluster in both]
-    return {**scores(truth, found), "purity": purity(truth, found), "images": len(both)}
+    return {**scores(truth, found), "purity": purity(truth, found), "compared": len(both)}

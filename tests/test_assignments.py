@@ -35,7 +35,7 @@ def test_labels_are_met_by_name_only(tmp_path):
         csv.writer(file).writerows(rows)
     found = assignments.evaluate(tmp_path, labels)
     # five clusters of one image, four classes, of which one has two: 4 of 5 can match
-    assert found["images"] == 5 and found["ACC"] == 0.8 and found["purity"] == 1.0
+    assert found["compared"] == 5 and found["ACC"] == 0.8 and found["purity"] == 1.0
     assert not [p for p in tmp_path.parent.iterdir() if p.name == "up.png"]
 
 
@@ -61,7 +61,7 @@ def test_labels_that_say_nothing_or_two_things(tmp_path):
         assignments.evaluate(flat(tmp_path / "flat"), "folders")
     labels = tmp_path / "labels.csv"
     labels.write_text("file,label\n=1+1.png,x\n../up.png\nひらがな.png,\n=1+1.png,x\n")
-    assert assignments.evaluate(tmp_path, labels)["images"] == 1
+    assert assignments.evaluate(tmp_path, labels)["compared"] == 1
     labels.write_text("file,label\n=1+1.png,x\n=1+1.png,y\n")
     with pytest.raises(ValueError, match=r"a file one label; '=1\+1\.png' has several"):
         assignments.evaluate(tmp_path, labels)

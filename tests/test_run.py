@@ -121,7 +121,7 @@ def test_evaluate(done, tmp_path, capfd):
     labels = tmp_path / "labels.csv"
     labels.write_text("label,file\n" + "".join(f"{c},{f}\n" for f, c in reversed(truth)))
     assert main(["evaluate", str(done), "--labels", str(labels)]) == OK
-    assert capfd.readouterr().out == by_folder and "images 120" in by_folder
+    assert capfd.readouterr().out == by_folder and "compared 120" in by_folder
     # oracle: clusters that are the classes score 1
     copy = tmp_path / "run"
     copy.mkdir()

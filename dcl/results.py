@@ -170,28 +170,29 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 
-    Where methods had different ones, as of the untrained network, the name says whose it is:
+    One that not all methods share, as the untrained network, names those that it belongs to:
     "untrained network (lsdc, scan)".
     """
-    by_name: dict[tuple[str, ...], list[Result]] = {}
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
-        for name in r["baselines"]:
-            by_name.setdefault((name, r["data"], r["split"], r["profile"]), []).append(r)
+        groups.setdefault((r["data"], r["split"], r["profile"]), []).append(r)
     found = {}
-    for (name, *_), rows in by_name.items():
+    for group, rows in groups.items():
         for r in rows:
-            whose = _whose(name, r["method"], rows)
-            all_agree = whose == sorted({other["method"] for other in rows})
-            label = name if all_agree else f"{name} ({', '.join(whose)})"
-            key = (label, r["data"], r["split"], r["profile"], r["seed"])
-            found[key] = {**r, "method": label, "metrics": r["baselines"][name], "seconds": 0.0}
+            for name, scores in r["baselines"].items():
+                whose = _sharing(name, r["method"], rows)
+                common = len(whose) == len({other["method"] for other in rows})
+                label = name if common else f"{name} ({', '.join(whose)})"
+                row = {**r, "method": label, "metrics": scores, "seconds": 0.0}
+                found[label, r["seed"], *group] = row
     return list(found.values())
 
 
-def _whose(name: str, method: str, rows: list[Result]) -> list[str]:
+def _sharing(name: str, method: str, rows: list[Result]) -> list[str]:
     """The methods whose baseline `name` has in some seed the scores that `method` has."""
-    mine = {r["seed"]: r["baselines"][name] for r in rows if r["method"] == method}
-    return sorted({r["method"] for r in rows if mine.get(r["seed"]) == r["baselines"][name]})
+    mine = {r["seed"]: r["baselines"].get(name, {}) for r in rows if r["method"] == method}
+    same = [r for r in rows if (s := r["baselines"].get(name)) and s == mine.get(r["seed"])]
+    return sorted({r["method"] for r in same})
 
 
 def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:

@@ -385,8 +385,8 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
     (tmp_path / "3.json").write_text(json.dumps(told))
     text = tables(tmp_path, whole=True)
     assert re.findall(r"^\*\*(.+?)\*\*: (.+)$", text, re.M) == [
-        ("CIFAR-10 (JPEG q75), gpu", "trained on 5,000 images of train, scored on the 10,000 images of "
-         "test, from .jpg files"),
+        ("CIFAR-10 (JPEG q75), gpu", "trained on 5,000 images of train, scored on the 10,000 "
+         "images of test, from .jpg files"),
         ("mnist, gpu", "trained on train, scored on the 10,000 images of test, from .jpg files"),
         ("mnist, gpu", "trained and scored on the same 10,000 images (train+test), from .jpg "
          "files"),

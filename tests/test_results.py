@@ -107,6 +107,12 @@ def test_a_baseline_that_methods_disagree_on_says_whose_it_is():
         ("untrained network (lsdc, scan)", 0): 0.4, ("untrained network (lsdc, scan)", 1): 0.5,
     }  # fmt: skip
     assert len(found) == 6
+    rows[0]["baselines"]["k-means on pretext"] = {"ACC": 0.7}  # of scan alone
+    assert [r["method"] for r in results.baselines(rows) if "pretext" in r["method"]] == [
+        "k-means on pretext (scan)"
+    ]
+    alone = results.baselines([r for r in rows if r["method"] == "dec"])
+    assert {r["method"] for r in alone} == {"k-means on pixels", "untrained network"}
 
 
 def test_images_that_were_changed_are_called_so(tmp_path):

@@ -299,7 +299,7 @@ PROFILES = {
         pretext=simclr.PROFILES["smoke"], train=TrainConfig(3, 32, "adam", 5e-3)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
-    "photos": replace(_QUICK, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
+    "photos": replace(_QUICK, threshold=0.5, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
     "gpu-mnist": replace(_QUICK, threshold=0.6, ramp=3, view=_M.view, pretext=_M,
         frozen=("0.1.0", "0.1.1", "0.1.4", "0.1.5"), train=replace(_QUICK.train, epochs=4)),

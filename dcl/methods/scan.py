@@ -294,8 +294,10 @@ def fit(
 
 
 _FAST = TrainConfig(12, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine")
-_S, _PHOTO = simclr.PROFILES["quick-shapes"], View(scale=(0.5, 1), flip=0.5)
-_M = simclr.PROFILES["gpu-mnist"]
+_S, _M = simclr.PROFILES["quick-shapes"], simclr.PROFILES["gpu-mnist"]
+_FROZEN = Config(heads=10, normalize=True, freeze_encoder=True, scan_view=View(),
+    pretext=simclr.PROFILES["photos"], scan=replace(_FAST, epochs=50),
+    selflabel=with_epochs(_FAST, 0))  # fmt: skip
 _QUICK = Config(
     heads=10,
     normalize=True,
@@ -310,10 +312,8 @@ PROFILES = {
     "smoke": with_epochs(replace(_QUICK, heads=2, pretext=simclr.PROFILES["smoke"]), 1),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, scan_view=_S.view, strong=_S.view, pretext=_S),
-    "photos": replace(_QUICK, scan_view=_PHOTO, strong=replace(_PHOTO, erase=8),
-        pretext=simclr.PROFILES["photos"]),
-    "frozen": Config(heads=10, normalize=True, freeze_encoder=True, scan_view=View(),
-        scan=replace(_FAST, epochs=50), selflabel=with_epochs(_FAST, 0)),
+    "photos": _FROZEN,
+    "frozen": _FROZEN,
     "gpu": Config(pretext=simclr.PROFILES["gpu"], selflabel=replace(Config.selflabel, epochs=100)),
     "gpu-mnist": replace(with_epochs(_QUICK, 2), scan_view=_M.view, pretext=_M,
         strong=replace(_M.view, rotate=20, translate=0.12, erase=8)),

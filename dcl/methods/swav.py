@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl import nets
-from dcl.augment import DIGIT_VIEW, HAND_VIEW, SWAV_VIEW, View, multi_crop
+from dcl.augment import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, SWAV_VIEW, View, multi_crop
 from dcl.dist import all_rows, rank, world_size
 from dcl.kmeans import kmeans
 from dcl.optim import TrainConfig, check_config
@@ -268,8 +268,8 @@ PROFILES = {
     "quick": QUICK,
     "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE),
         train=replace(QUICK.train, epochs=14)),
-    "photos": replace(QUICK, n_prototypes=60, views=(replace(SWAV_VIEW, scale=(0.2, 1)),) * 2,
-        train=replace(QUICK.train, epochs=40)),
+    "photos": replace(QUICK, n_prototypes=60, views=(PHOTO_VIEW, PHOTO_VIEW),
+        train=replace(QUICK.train, epochs=40, lr=3)),
     "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
         views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
         train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,

@@ -24,7 +24,7 @@ except ImportError:  # not on Windows
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parent.parent / "book" / "results"
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
-"""What tables call a folder of images that were changed, and are somewhat harder for it."""
+"""What tables call a folder whose images are not the published ones."""
 MUST_AGREE = ("config", "checksum", "split", "training")
 
 

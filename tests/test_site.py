@@ -277,9 +277,8 @@ def test_search_finds_a_chapter(browser, address):
     assert box.count() == 1, "one search field, not two"
     box.fill("sinkhorn")
     box.press("Enter")
-    page.wait_for_selector("#search-results li a")
-    found = page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
-    assert any("chapters/" in link for link in found)
+    # results come one by one, and the first may be of another page
+    page.wait_for_selector("#search-results li a[href*='chapters/']")
     assert seen.foreign == [] and seen.console == []
     context.close()
 

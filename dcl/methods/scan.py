@@ -313,7 +313,7 @@ PROFILES = {
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6, scan_view=_S.view, strong=_S.view, pretext=_S),
     "photos": _FROZEN,
-    "frozen": _FROZEN,
+    "frozen": _FROZEN,  # with an encoder, which then is the pretext
     "gpu": Config(pretext=simclr.PROFILES["gpu"], selflabel=replace(Config.selflabel, epochs=100)),
     "gpu-mnist": replace(with_epochs(_QUICK, 2), scan_view=_M.view, pretext=_M,
         strong=replace(_M.view, rotate=20, translate=0.12, erase=8)),

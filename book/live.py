@@ -1,29 +1,118 @@
-"""`make book`: run every chapter live on a copy and build the site from what just ran."""
+"""`make book`: run every chapter live on a copy and build the site from what just ran.
+
+It ends with a book. Claims that do not hold in this run stay on their pages, which say so at
+their top; a chapter that could not be executed shows its committed outputs, and says so too.
+
+Exit status: 0 every chapter ran, even if claims do not hold (they are printed: an unlucky draw is
+a result, and the book tells it), 1 there is no site, 2 there is one, but a chapter could not be
+executed. `make` says 2 for both.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from notebooks import paths
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from dcl.show import not_held
+from notebooks import normalised, read, write
 from tables import chapter_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ROOT / "_build" / "live"
+SHORT = 10  # lines of a complaint that a page shows
+
+UNLUCKY = """\
+:::{{admonition}} On this machine {count}
+:class: warning
+
+All of this page was computed here, and of the claims in its text these do not
+hold:
+
+{claims}
+
+This happens when a machine's arithmetic or a seed is an unlucky draw; how far
+apart seeds lie is told in [Recorded results](../results.md).
+:::"""
+
+NOT_RUN = """\
+:::{{admonition}} On this machine this chapter could not be executed
+:class: danger
+
+Its outputs came with the book: they are those of a run elsewhere. What went
+wrong here:
+
+{complaint}
+:::"""
 
 
-def run_chapter(name: str) -> tuple[str, float, str]:
-    """Execute one chapter in a process of its own; return name, seconds, what it complained of."""
-    start = time.perf_counter()
+def execute(name: str) -> str:
+    """Execute one chapter in a process of its own; return what it complained of."""
     command = [sys.executable, ROOT / "book" / "notebooks.py", "run", name]
     command += ["--out", LIVE / "book" / "chapters", "--results", LIVE / "results" / name]
     process = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
-    return name, time.perf_counter() - start, process.stderr if process.returncode else ""
+    if process.returncode == 0:
+        return ""
+    # a process that was killed has no last words
+    return process.stderr.strip() or f"{name} ended with status {process.returncode}"
+
+
+def run_chapter(name: str) -> tuple[str, list[str], str]:
+    """Run a chapter and see to its page; whatever happens to it, the other chapters go on.
+
+    Returns what to print, the claims that do not hold, and why it could not be executed.
+    """
+    start = time.perf_counter()
+    try:
+        complaint = execute(name)
+        if not complaint:
+            return *finish(name, time.perf_counter() - start), ""
+    except Exception as error:
+        complaint = f"{name}: {type(error).__name__}: {error}"
+    try:
+        notebook = read(ROOT / "book" / "chapters" / f"{name}.ipynb")
+    except Exception:  # even a damaged file must not cost the site
+        notebook = new_notebook(cells=[new_markdown_cell(f"# {name}\n\nIts file is damaged.")])
+    # without the source of the cell, which stands on the page
+    told = [line for line in complaint.splitlines() if not line.startswith("    ")]
+    note(notebook, name, NOT_RUN.format(complaint=block(told[-SHORT:])))
+    return f"{name:<16} {time.perf_counter() - start:5.0f} s  FAILED", [], complaint
+
+
+def finish(name: str, seconds: float) -> tuple[str, list[str]]:
+    """See to the page of a chapter that ran; return what to print and claims that do not hold."""
+    lines = chapter_lines(name, seconds, LIVE / "results" / name)
+    notebook = read(LIVE / "book" / "chapters" / f"{name}.ipynb")
+    claims = not_held(notebook)
+    if claims:
+        note(notebook, name, UNLUCKY.format(count=count(claims), claims=block(claims)))
+        head, *numbers = lines.splitlines()
+        lines = "\n".join([f"{head}  {count(claims)}", block(claims), *numbers])
+    return lines, claims
+
+
+def note(notebook: NotebookNode, name: str, text: str) -> None:
+    """Make a notebook the page of a chapter, with a text below its title."""
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    notebook.cells[0].source = f"{title}\n\n{text}\n\n{rest.lstrip()}"
+    write(normalised(notebook), LIVE / "book" / "chapters" / f"{name}.ipynb")
+
+
+def block(lines: list[str]) -> str:
+    """A block of code, indented: a fence could stand in one of the lines."""
+    return textwrap.indent("\n".join(lines), "    ")
+
+
+def count(claims: list[str]) -> str:
+    return f"{len(claims)} {'claim does' if len(claims) == 1 else 'claims do'} not hold"
 
 
 def build_site() -> str:
@@ -41,30 +130,31 @@ def main() -> int:
     shutil.copy(ROOT / "_config.yml", LIVE)
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp")
     shutil.copytree(ROOT / "book", LIVE / "book", ignore=ignored)
-    names = [path.stem for path in paths([])]
+    names = sorted(path.stem for path in (LIVE / "book" / "chapters").glob("*.ipynb"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = 2 if (cores or 1) >= 2 else 1
     print(f"Running {len(names)} chapters on this machine, {workers} at a time", flush=True)
-    failures = []
+    unlucky, failures = [], []
     with ThreadPoolExecutor(workers) as pool:
         # the comparison trains every method, so it starts first
-        for name, seconds, complaint in pool.map(run_chapter, reversed(names)):
-            if complaint:
-                failures.append(complaint)
-                print(f"{name:<16} {seconds:5.0f} s  FAILED", flush=True)
-            else:
-                print(chapter_lines(name, seconds, LIVE / "results" / name), flush=True)
+        for lines, claims, complaint in pool.map(run_chapter, reversed(names)):
+            print(lines, flush=True)
+            unlucky += claims
+            failures += [complaint] if complaint else []
     for complaint in failures:
         print(f"\n{complaint}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {len(names)} chapters failed; no site", file=sys.stderr)
-        return 1
     if complaint := build_site():
         print(f"The site could not be built:\n{complaint}", file=sys.stderr)
         return 1
     minutes = (time.perf_counter() - start) / 60
     page = ROOT / "_build" / "html" / "index.html"
-    print(f"\nThe book is ready ({minutes:.1f} min). Open {page.as_uri()}")
+    if unlucky:
+        print(f"\n{count(unlucky)} on this machine; the pages of their chapters say so")
+    print(f"\nThe book is ready ({minutes:.1f} min). Open {page.as_uri()}", flush=True)
+    if failures:
+        told = f"{len(failures)} of {len(names)} chapters could not be executed"
+        print(f"{told}: their pages show the outputs that came with the book", file=sys.stderr)
+        return 2
     return 0
 
 

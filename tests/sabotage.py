@@ -20,6 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from dcl.show import NOT_HELD, not_held
+
 TESTS = Path(__file__).resolve().parent
 CHAPTERS = TESTS.parent / "book" / "chapters"
 
@@ -61,19 +63,21 @@ def sabotaged(notebook: NotebookNode, how: dict) -> NotebookNode:
 
 
 def outcome(notebook: NotebookNode, folder: Path) -> tuple[bool, str]:
-    """Run it; return whether a verdict cell raised AssertionError, and what happened in words."""
+    """Run it; return whether a claim did not hold, and what happened in words."""
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
+    words = []
     try:
         client.execute()
     except CellExecutionError as error:
         failed = [cell for cell in notebook.cells if _raised(cell)]
         where = "a verdict cell" if "verdict" in tags(failed[0]) else "another cell"
-        good = where == "a verdict cell" and error.ename == "AssertionError"
-        source = "" if good else f"\n{failed[0].source}"
-        return good, f"{where} raised {error.ename}: {error.evalue}{source}"
-    return False, "all verdicts held, although the run was sabotaged"
+        words = [f"{where} raised {error.ename}: {error.evalue}\n{failed[0].source}"]
+    # a claim that had failed before the error has noticed
+    claims = not_held(notebook)
+    words = [NOT_HELD + claim for claim in claims] + words
+    return bool(claims), "\n".join(words) or "all verdicts held, although the run was sabotaged"
 
 
 def _raised(cell: NotebookNode) -> bool:

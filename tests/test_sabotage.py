@@ -4,6 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from dcl.show import NOT_HELD
 from sabotage import CHAPTERS, outcome, run, sabotaged, sabotages, tags
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
@@ -49,11 +50,12 @@ def _chapter() -> nbformat.NotebookNode:
 @pytest.mark.parametrize(
     "how, noticed, words",
     [
-        ({"after": "imports", "code": "gain = 0"}, True, "a verdict cell raised AssertionError"),
-        ({"replace": {"gain = 1": "gain = 0"}}, True, "a verdict cell raised AssertionError"),
+        ({"after": "imports", "code": "gain = 0"}, True, f"{NOT_HELD}it gains"),
+        ({"replace": {"gain = 1": "gain = 0"}}, True, f"{NOT_HELD}it gains"),
         ({"after": "imports", "code": "pass"}, False, "all verdicts held"),
         ({"after": "imports", "code": ["1", "1 / 0"]}, False, "another cell raised ZeroDivision"),
         ({"after": "imports", "code": "del gain"}, False, "a verdict cell raised NameError"),
+        ({"replace": {"at_least=0.5)": "at_least=2)\n1 / 0"}}, True, "raised ZeroDivision"),
     ],
 )
 def test_the_test_tells_a_failed_verdict_from_other_errors(tmp_path, how, noticed, words):

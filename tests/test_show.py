@@ -1,7 +1,12 @@
+import subprocess
+import sys
+
+import nbformat
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dcl.show import check_parameters, run_folder, run_name, show, verdict
+from dcl.show import NOT_HELD, check_parameters, not_held, run_folder, run_name, show, verdict
 
 GOOD = {
     "profile": "quick",
@@ -79,12 +84,37 @@ def test_verdict_prints_constant_text(capsys):
     ]
 
 
-@pytest.mark.parametrize("value", [0.0999, float("nan"), -1])
-def test_verdict_outside_its_band_raises_with_the_number(value):
-    with pytest.raises(AssertionError, match=r"it learns \(at least 0.1\); measured"):
-        verdict("it learns", value, at_least=0.1)
-    with pytest.raises(AssertionError):
-        verdict("it is small", 0.3, at_most=0.25)
+@pytest.mark.parametrize(
+    "value, told", [(0.0999, "0.0999"), (float("nan"), "nan"), (-1, "-1"), (0.06789, "0.06789")]
+)
+def test_verdict_outside_its_band_says_so_with_the_number_and_goes_on(value, told, capsys):
+    verdict("it learns", value, at_least=0.1)
+    verdict("it is small", 0.3, at_most=0.25)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{NOT_HELD}it learns (at least 0.1); measured {told}",
+        f"{NOT_HELD}it is small (at most 0.25); measured 0.3",
+    ]
+
+
+def test_claims_that_do_not_hold_are_found_in_an_executed_notebook():
+    text = f"holds: a (at least 1)\n{NOT_HELD}b (at least 1); measured 0\n"
+    outputs = [new_output("display_data", {}), new_output("stream", text=text)]
+    cells = [new_markdown_cell(f"{NOT_HELD}c"), new_code_cell("verdict(...)", outputs=outputs)]
+    assert not_held(new_notebook(cells=cells)) == ["b (at least 1); measured 0"]
+
+
+@pytest.mark.parametrize("value, failed", [(0.6, 0), (0.4, 1)])
+def test_strict_nbval_notices_a_claim_that_no_longer_holds(tmp_path, value, failed):
+    output = new_output("stream", text="holds: it learns (at least 0.5)\n")
+    code = f"from dcl.show import verdict\nverdict('it learns', {value}, at_least=0.5)"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [new_code_cell(code, outputs=[output], execution_count=1)]
+    nbformat.write(notebook, tmp_path / "chapter.ipynb")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == failed, done.stdout
+    assert (NOT_HELD in done.stdout) == bool(failed)
 
 
 def test_verdict_that_is_not_claimed_says_so(capsys):
@@ -107,7 +137,7 @@ def test_show_displays_the_real_source(capsys, monkeypatch):
 
     show(verdict, Inner.method)
     assert shown[0].data.startswith("```python\ndef verdict(")
-    assert "raise AssertionError" in shown[0].data
+    assert "raise ValueError" in shown[0].data
     assert shown[1].data == "```python\ndef method(self):\n    return 1\n```"
     with pytest.raises(TypeError, match="no Python source"):
         show(len)

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import browser
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTEST = [BIN / "pytest", "-q", "--durations", "3"]
@@ -36,6 +38,7 @@ PARTS: dict[str, list[list[str | Path]]] = {  # the commands of a part run two a
         + [f"tests/{name}" for name in SLOW[1:]]
     ],
 }
+LOOKING = ("unit and contract", "browser")  # parts with tests that need one
 
 
 def run(command: list[str | Path], environment: dict[str, str], alone: bool) -> int:
@@ -57,6 +60,9 @@ def main(names: list[str]) -> int:
         return 2
     # one thread per process: two processes with default threads fight over two cores
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    missing = browser.get() if set(names or PARTS) & set(LOOKING) else ""
+    if not browser.required():  # one that starts here must start for the tests too
+        environment["DCL_BROWSER"] = "none" if missing else "required"
     summary = []
     for name in names or PARTS:
         print(f"\n== {name}", flush=True)
@@ -66,14 +72,16 @@ def main(names: list[str]) -> int:
             codes = list(two.map(one, PARTS[name]))
         seconds = time.perf_counter() - start
         word = "ok" if not any(codes) else "FAILED"
-        if name == "browser" and os.environ.get("DCL_SKIP_BROWSER"):
-            word = "SKIPPED (DCL_SKIP_BROWSER is set): the site was NOT looked at in a browser"
+        if missing and name in LOOKING:
+            word += "; the tests in a browser were NOT RUN"
         summary.append((name, seconds, word))
     print("\n== summary")
     for name, seconds, word in summary:
         print(f"{name:<20} {seconds:6.0f} s  {word}")
     print(f"{'all':<20} {sum(seconds for _, seconds, _ in summary):6.0f} s")
-    return int(any(word == "FAILED" for _, _, word in summary))
+    if missing:
+        print(f"No browser: {missing}.")
+    return int(any(word.startswith("FAILED") for _, _, word in summary))
 
 
 if __name__ == "__main__":

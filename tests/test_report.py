@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from browser import looking  # noqa: F401
 from dcl import plots, report, sections
 from dcl.evaluate import prototypes
 from dcl.health import health
 from dcl.page import confidence_histogram, contact_sheet, text
 from dcl.train import seeded
-from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, browser  # noqa: F401
+from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 LOG = [
@@ -256,7 +257,7 @@ def test_figures_are_closed_and_the_panel_is_the_chapters(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("log", [[], LOG], ids=["bare", "log"])
-def test_in_a_browser(browser, tmp_path, log):  # noqa: F811
+def test_in_a_browser(browser, tmp_path, log):
     files = [HOSTILE, "caf\udce9.jpg", "long" * 60, *(f"{i}.jpg" for i in range(57))]
     about = {"command": "dcl fit " + "x" * 300, "pretext.train.warmup_epochs": 3}
     (tmp_path / "config.json").write_text("{}")
@@ -280,7 +281,7 @@ def test_in_a_browser(browser, tmp_path, log):  # noqa: F811
         context.close()
 
 
-def test_the_policy_stops_what_gets_through(browser, tmp_path):  # noqa: F811
+def test_the_policy_stops_what_gets_through(browser, tmp_path):
     """If a text did reach the page unescaped, nothing of it would run or be fetched."""
     path = report.report(tmp_path / "report.html", *case())
     hole = '<img src="https://example.invalid/a.png" onerror="alert(1)"><script>alert(2)</script>'

@@ -2,8 +2,6 @@
 
 import functools
 import http.server
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,31 +12,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from filelock import FileLock
 
+from browser import looking  # noqa: F401
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 SOURCES = ["_config.yml", *(f"book/{p}" for p in ("**/*.md", "**/*.ipynb", "*.yml", "assets/*"))]
 
-NO_BROWSER = (
-    "There is no Chromium to look at the site with. Get one with `apt-get install chromium` or "
-    "`.venv/bin/playwright install chromium`, name one in $CHROMIUM, or set DCL_SKIP_BROWSER=1 "
-    "to leave the site unseen."
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--force-prefers-reduced-motion",  # a colour half-way between two is measured as neither
-]
 PATIENCE = 120_000  # ms for a page: the API is a megabyte, and other tests run beside it
-
-pytestmark = pytest.mark.skipif(
-    bool(os.environ.get("DCL_SKIP_BROWSER")), reason="DCL_SKIP_BROWSER is set"
-)
 
 
 def build_if_older() -> None:
@@ -65,26 +45,6 @@ def address():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-def executable() -> str | None:
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    return next((found for name in names if name and (found := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import Error, sync_playwright
-
-    with sync_playwright() as play:
-        try:
-            chromium = play.chromium.launch(executable_path=executable(), args=FLAGS)
-        except Error as error:
-            if executable() is None:
-                pytest.fail(NO_BROWSER, pytrace=False)
-            raise error
-        yield chromium
-        chromium.close()
 
 
 def names() -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcl.coders import Scale, cnn_coders, coders
+from dcl.coders import Crop, Scale, cnn_coders, coders
 from dcl.train import seeded
 
 
@@ -45,6 +45,12 @@ def test_convolutions_come_back_to_every_size(shape):
     z = encoder(torch.rand(4, *shape))
     assert z.shape == (4, 5) and encoder.out_dim == 5
     assert decoder(z).shape == (4, torch.Size(shape).numel())
+
+
+def test_the_border_that_is_cut_off_is_right_and_below():
+    x = torch.arange(24).view(1, 2, 3, 4)
+    kept = [[[0, 1, 2], [4, 5, 6]], [[12, 13, 14], [16, 17, 18]]]
+    assert Crop(2, 3)(x).tolist() == [kept]
 
 
 def test_code_and_drawing_of_the_convolutions_are_linear():

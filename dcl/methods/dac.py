@@ -66,7 +66,7 @@ class Config:
     """Convolutions of a stage."""
     stages: int = 2
     eta: float = 0.009
-    """How fast the band closes: after .5 / eta epochs, less a tenth."""
+    """How fast the band closes: after .45 / (1.1 eta) epochs, rounded up."""
     until: float = 0.0
     """Training also ends when the upper threshold falls to this. Below .707 an image torn between
     two clusters is alike to both of them, and they grow together."""

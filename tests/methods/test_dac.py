@@ -1,5 +1,7 @@
 """DAC by hand, by loop, and where the gradient may come from."""
 
+import copy
+import inspect
 import math
 from dataclasses import replace
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcl.augment import View
 from dcl.data import load
@@ -24,7 +27,7 @@ from dcl.methods.dac import (
 )
 from dcl.metrics import accuracy
 from dcl.optim import TrainConfig
-from dcl.train import extract, predict, seeded
+from dcl.train import predict, seeded
 
 PLAIN = View()
 
@@ -56,6 +59,16 @@ def test_the_band_closes_after_46_epochs_near_a_half(images):
     steps = [a - b for a, b in zip(widths, widths[1:], strict=False)]
     assert steps == pytest.approx([1.1 * 1.1 * 0.009] * 45)  # d(u - l) is -1.1 times a step of it
     assert abs(objective.upper - 0.5) < 0.01 and abs(objective.lower - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("eta", [0.009, 0.0045, 0.2])
+def test_the_band_closes_when_the_description_of_eta_says(images, eta):
+    assert "closes: after .45 / (1.1 eta) epochs, rounded up" in inspect.getsource(Config)
+    objective = model(images, Config(width=4, depth=2, eta=eta))
+    after = math.ceil(0.45 / (1.1 * eta))
+    for epoch in (after - 1, after):
+        objective.before_epoch(epoch)
+        assert objective.finished() == (epoch == after)
 
 
 def test_the_rate_decides_when_training_ends_and_train_asks(images):
@@ -310,19 +323,40 @@ def test_settled_statistics_forget_what_was_before_and_repeat(images):
     assert torch.equal(settled(0.0), settled(5.0))
 
 
-def test_fit_settles_at_the_end_and_an_image_alone_keeps_its_cluster(images, monkeypatch):
+def norms(objective):
+    """The BatchNorm layers of encoder and head, by name."""
+    return {name: m for name, m in objective.named_modules() if isinstance(m, _BatchNorm)}
+
+
+def incoming(objective, images):
+    """What each BatchNorm layer gets from all images as one batch, (C,M) by name."""
+    seen, twin = {}, copy.deepcopy(objective).train()
+    for name, m in norms(twin).items():
+        m.register_forward_pre_hook(
+            lambda _, x, name=name: seen.update({name: x[0].transpose(0, 1).flatten(1)})
+        )
+    with torch.no_grad():
+        twin.predict_proba(images.float() / 255)
+    return seen
+
+
+def test_fit_settles_every_layer_at_the_end_and_an_image_alone_keeps_its_cluster(
+    images, monkeypatch
+):
     config = replace(PROFILES["smoke"], train=replace(PROFILES["smoke"].train, epochs=1))
     objective = fit(images, config)
-    norm = objective.encoder[2]
-    assert isinstance(norm, nn.BatchNorm2d)
-    y = extract(nn.Sequential(objective.encoder[0], objective.encoder[1]), images)
-    y = y.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(norm.running_mean, y.mean(1), rtol=1e-3, atol=1e-4)
+    seen, settled = incoming(objective, images), norms(objective)
+    assert {name.split(".")[0] for name in settled} == {"encoder", "head"}
+    assert seen.keys() == settled.keys()
+    for name, m in settled.items():
+        y = seen[name]
+        torch.testing.assert_close(m.running_mean, y.mean(1), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(m.running_var, y.var(1), rtol=1e-3, atol=1e-4)
     alone = [int(objective.predict(x[None].float() / 255)) for x in images[:20]]
     assert alone == predict(objective, images)[:20].tolist()
     monkeypatch.setattr(dac, "settle", lambda *_: None)
-    running = fit(images, config).encoder[2].running_mean
-    assert not torch.allclose(running, norm.running_mean, rtol=1e-2)
+    for name, m in norms(fit(images, config)).items():
+        assert not torch.allclose(m.running_mean, settled[name].running_mean, rtol=1e-2), name
 
 
 # ---------------------------------------------------------------- learning

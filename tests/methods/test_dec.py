@@ -56,8 +56,9 @@ def test_soft_assignment_of_a_point():
 
 
 def test_target_of_two_rows():
-    q = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
-    assert_close(target_distribution(q), torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
+    q = torch.tensor([[0.6, 0.4], [0.2, 0.8]])
+    # sizes .8 and 1.2: .36/.8 against .16/1.2, and .04/.8 against .64/1.2
+    assert_close(target_distribution(q), torch.tensor([[27 / 35, 8 / 35], [3 / 35, 32 / 35]]))
 
 
 def test_target_sharpens_and_holds_large_clusters_back():

@@ -114,7 +114,7 @@ def epochs_of(config: Any, pretext: bool = True) -> int:
             total += value.epochs
         elif is_dataclass(value) and pretext:
             total += epochs_of(value)
-    return total
+    return total * getattr(config, "n_init", 1)
 
 
 class Bar:

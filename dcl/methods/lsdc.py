@@ -28,6 +28,7 @@ batch:
   :math:`S_{i \pi_k(j)}`; ``official_orientation=True`` does so
 - P is clamped to [0,1] (released: NaN when rounding brings it above 1)
 - the L2 labeler exists (released: an UnboundLocalError)
+- the linear head may begin at the centroids of k-means, `start`; in the paper it is random
 - the clean view may have a recipe of its own, `clean_view`; in the paper it is that of the others
 - kept from the released code: three forward passes, and BatchNorm of frozen layers in training
   mode, so its running statistics move although its weights do not
@@ -47,10 +48,11 @@ from torch.nn import functional as F
 
 from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
 from dcl.dist import all_rows, own_rows
+from dcl.kmeans import kmeans
 from dcl.methods import rotnet, simclr
 from dcl.optim import TrainConfig, check_config, with_epochs
 from dcl.pairs import pair_loss
-from dcl.train import Monitor, Objective, check_fit, seeded, train
+from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class Config:
     """Permute the pair labels on the side that was not mixed, as the released code."""
     pretext: rotnet.Config | simclr.Config = rotnet.Config()
     """The paper's, or SimCLR. Its seed is replaced by `seed`. Unused with an encoder handed in."""
+    start: Literal["random", "kmeans"] = "random"
+    """What the linear head begins as. kmeans: the directions of k-means' centroids (best of 10
+    starts) in the features that the head is put on, so that no two classes begin as one."""
     head_rate: float = 1.0
     """Learning rate of the linear head, in multiples of that of the encoder."""
     train: TrainConfig = TrainConfig(
@@ -214,6 +219,13 @@ class LSDC(Objective):
         found = {"pairs": pairs, "consistency": agree, "positive": alike.mean()}
         return {"loss": pairs + self.weight * agree, **found}
 
+    @torch.no_grad()
+    def start_at_centroids(self, images: Any) -> None:
+        """Set the head's rows to the directions of k-means' centroids in the features of images."""
+        found = kmeans(extract(self.embed, images), self.config.n_clusters, n_init=10)
+        self.head.weight.copy_(F.normalize(found.centroids, dim=1))
+        self.head.bias.zero_()
+
     def probabilities(self, f: Tensor) -> Tensor:
         """Cluster probabilities (B,K) of features (B,D)."""
         return self.head(f).float().softmax(1)
@@ -285,6 +297,8 @@ def fit(
             pretext = simclr if isinstance(recipe, simclr.Config) else rotnet
             encoder = pretext.fit(images, recipe, monitor=monitor, run_dir=inner)
         objective = model(images, config, encoder)
+        if config.start == "kmeans":
+            objective.start_at_centroids(images)
         train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
     return objective
 

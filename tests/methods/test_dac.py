@@ -399,9 +399,40 @@ def test_four_blobs_are_told_apart_better_than_before_and_not_without_a_rate():
     assert after > before + 0.15 and max(found["after"]) > 0.95
 
 
+def test_of_several_trainings_the_one_with_the_lowest_loss_is_kept(tmp_path):
+    x, _ = blobs()
+    config = Config(n_clusters=4, eta=0.05, view=PLAIN, n_init=3, train=TrainConfig(3, 64, lr=0.1))
+    last = {}
+
+    def monitor(stage, epoch, objective, losses):
+        last[stage] = losses["loss"], copy.deepcopy(objective.encoder.mix.weight)
+
+    def lowest(seed, **folder):
+        last.clear()
+        with seeded(seed):
+            start = Mixed()
+        one = replace(config, seed=seed)
+        found = fit(x, one, encoder=start, monitor=monitor, **folder).encoder.mix.weight
+        assert list(last) == ["start1", "start2", "start3"]
+        best = min(last, key=lambda stage: last[stage][0])
+        assert len({loss for loss, _ in last.values()}) == 3
+        assert [stage for stage, (_, w) in last.items() if torch.equal(w, found)] == [best]
+        return best, found
+
+    assert len({lowest(seed)[0] for seed in range(5)}) > 1  # neither the first nor the last
+    _, found = lowest(2, run_dir=tmp_path)
+    for file in tmp_path.glob("start3.*"):  # broken off before the third
+        file.unlink()
+    with seeded(2):
+        encoder = Mixed()
+    again = fit(x, replace(config, seed=2), encoder=encoder, run_dir=tmp_path)
+    assert torch.equal(again.encoder.mix.weight, found)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
+        ({"n_init": 0}, "n_init must be at least 1; got 0"),
         ({"eta": 0.0}, "eta must be above 0; got 0.0"),
         ({"depth": 0}, "depth must be at least 1; got 0"),
         ({"width": 0}, "width must be at least 1; got 0"),

@@ -364,9 +364,29 @@ def test_two_separated_clouds_are_found():
         assert clusters[0] != clusters[-1], labeler
 
 
+def test_a_head_that_starts_at_centroids_tells_the_clouds_apart_untrained():
+    with seeded(0):
+        images = torch.randint(0, 60, (64, 1, 8, 8)).to(torch.uint8)
+        images[:32, :, :, :4] += 150
+        images[32:, :, :, 4:] += 150
+    still = Config(2, frozen=(), start="kmeans", train=TrainConfig(0, 32))
+    objective = fit(images, still, encoder=Flat())
+    x = images.float() / 255
+    means = torch.stack([objective.encoder(x[:32]).mean(0), objective.encoder(x[32:]).mean(0)])
+    rows = F.normalize(means, dim=1)
+    clusters = objective.predict(x)
+    first = int(clusters[0])
+    assert torch.equal(clusters, torch.tensor([first, 1 - first]).repeat_interleave(32))
+    torch.testing.assert_close(objective.head.weight.detach()[[first, 1 - first]], rows)
+    assert not objective.head.bias.any()
+    random = fit(images, replace(still, start="random"), encoder=Flat())
+    assert not torch.allclose(random.head.weight[[first, 1 - first]], rows, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"start": "pca"}, "start must be one of random, kmeans; got 'pca'"),
         ({"labeler": "euclid"}, "labeler must be one of cosine, l2, sne, knn; got 'euclid'"),
         ({"labeler": "knn", "k": 1}, "k must be in 2 to batch_size, 256; got 1"),
         ({"labeler": "knn", "k": 257}, "k must be in 2 to batch_size, 256; got 257"),

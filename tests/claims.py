@@ -1,0 +1,321 @@
+"""What every claim of a chapter rests on: recorded runs, honest ones and sabotaged ones.
+
+python tests/claims.py [CHAPTERS]    run what the files lack (default: all chapters with verdicts)
+    --jobs N     so many runs at a time, of one thread each (default 1)
+    --table      run nothing; print what the files say of every claim
+
+A seed is one draw and a processor is one, too: rounding in another order is enough to send a
+training elsewhere. So a chapter is run up to its last verdict with ten seeds in each of two kinds
+of arithmetic, some again with two threads or in a third kind, and with each of its sabotages
+(tests/methods/sabotage_*.json). Every finished run is at once a line of
+book/results/claims/CHAPTER.json and is not run again, so an interrupted command goes on. A file
+of another recipe is begun anew. tests/test_claims.py holds the bands in the chapters to the files.
+"""
+
+import argparse
+import ast
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from dcl import checkpoint, results, show
+from sabotage import CHAPTERS, sabotaged, sabotages, tags
+
+FOLDER = CHAPTERS.parent / "results" / "claims"
+HONEST = 4.0
+"""Deviations that a band keeps from the mean of the honest runs. Of twenty runs the deviation is
+itself a guess: the next one lies 2.5 below the mean once in 90 times, 4 once in 2,000, and the
+book makes some forty claims."""
+SABOTAGED = 2.5
+"""Deviations that a band keeps from the mean of the sabotaged runs that must not reach it."""
+
+ARITHMETIC: dict[str, dict[str, str]] = {
+    "own": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "sse4": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+}
+"""What a child process is told to compute with: this processor's own, or as an older one would."""
+
+Run = dict[str, Any]
+Plan = tuple[str, int, str, int]  # honest or the name of a sabotage, seed, arithmetic, threads
+
+
+def plan(chapter: str) -> list[Plan]:
+    """Every run that a chapter's file must hold, in the order in which they are made."""
+    honest = [("honest", s, a, 1) for s in range(10) for a in ("own", "avx2")]
+    broken = [(name, s, "own", 1) for name in sabotages(chapter) for s in range(3)]
+    return [*honest, *broken, *(("honest", s, "own", 2) for s in range(2))]
+
+
+# ---------------------------------------------------------------- what a chapter claims
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One call of `verdict` in a chapter: its claim as a pattern, and its band."""
+
+    pattern: str
+    side: str  # at_least or at_most
+    bound: float
+
+
+def chapters() -> list[str]:
+    """The chapters that have verdicts."""
+    return [p.stem for p in sorted(CHAPTERS.glob("*.ipynb")) if verdicts(read(p.stem))]
+
+
+def read(chapter: str) -> NotebookNode:
+    return nbformat.read(CHAPTERS / f"{chapter}.ipynb", as_version=4)
+
+
+def verdicts(notebook: NotebookNode) -> list[Verdict]:
+    """What the source of a chapter's verdict cells claims; of an f-string any text fits the {}."""
+    found = []
+    for cell in notebook.cells:
+        if "verdict" not in tags(cell):
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "verdict":
+                claim = node.args[0]
+                parts = claim.values if isinstance(claim, ast.JoinedStr) else [claim]
+                text = [re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in parts]
+                (band,) = [k for k in node.keywords if k.arg in ("at_least", "at_most")]
+                found.append(Verdict("".join(text), band.arg, ast.literal_eval(band.value)))
+    return found
+
+
+def recipe(chapter: str) -> dict[str, Any]:
+    """The settings that a chapter trains with in its default profile: its cells up to `config`."""
+    cells = [c for c in read(chapter).cells if c.cell_type == "code" and "figure" not in tags(c)]
+    (last,) = [k for k, cell in enumerate(cells) if "config" in tags(cell)]
+    names = play([cell.source for cell in cells[: last + 1]])
+    settings = {k: names[k] for k in ("config", "improved") if k in names}
+    return json.loads(json.dumps(_flat(settings)))
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _flat(v) for k, v in value.items()}
+    return checkpoint.flat(value) if is_dataclass(value) else value
+
+
+def play(sources: list[str]) -> dict[str, Any]:
+    """Run the sources of cells one after the other, where a chapter stands; return their names."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    before = Path.cwd()
+    os.chdir(CHAPTERS)
+    try:
+        for source in sources:
+            exec(compile(source, "<cell>", "exec"), names)
+    finally:
+        os.chdir(before)
+    return names
+
+
+# ---------------------------------------------------------------- running
+
+
+def one(chapter: str, name: str, seed: int) -> dict[str, float | None]:
+    """The value behind every claim of one run, None where it is not a number."""
+    values: dict[str, float | None] = {}
+
+    def keep(claim: str, value: float, **band: Any) -> None:
+        values[claim] = None if math.isnan(value := float(value)) else round(value, 4)
+
+    show.verdict = keep  # before the chapter imports it
+    how = {"replace": {}} if name == "honest" else sabotages(chapter)[name]
+    cells = sabotaged(read(chapter), how).cells
+    (place,) = [k for k, cell in enumerate(cells) if "parameters" in tags(cell)]
+    cells.insert(place + 1, nbformat.v4.new_code_cell(f"seed = {seed}"))
+    play([cell.source for cell in cells])
+    return values
+
+
+def child(chapter: str, planned: Plan) -> Run:
+    """`one`, in a process of its own that computes as planned. RuntimeError with its last words."""
+    name, seed, arithmetic, threads = planned
+    environment = {**os.environ, **ARITHMETIC[arithmetic], "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "--one", chapter, name, str(seed)]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, env={**environment, "MPLBACKEND": "agg"}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{chapter}, {planned}:\n{done.stderr[-2000:]}")
+    return {
+        "run": name,
+        "seed": seed,
+        "arithmetic": arithmetic,
+        "threads": threads,
+        "seconds": round(time.perf_counter() - began),
+        **json.loads(done.stdout.splitlines()[-1]),
+    }
+
+
+def path_of(chapter: str) -> Path:
+    return FOLDER / f"{chapter}.json"
+
+
+def load(chapter: str) -> dict[str, Any]:
+    """A chapter's file, {} where there is none."""
+    path = path_of(chapter)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def key(run: Run) -> Plan:
+    return run["run"], run["seed"], run["arithmetic"], run["threads"]
+
+
+def fill(chapter: str, jobs: int) -> int:
+    """Make the runs that a chapter's file lacks; return how many there were."""
+    now, found = recipe(chapter), load(chapter)
+    if found.get("recipe") != now:
+        found = {"chapter": chapter, "command": f"python tests/claims.py {chapter}"}
+        found |= {"recipe": now, "runs": []}
+    there = {key(run) for run in found["runs"]}
+    missing = [planned for planned in plan(chapter) if planned not in there]
+    with ThreadPoolExecutor(jobs) as pool:
+        for run in pool.map(lambda planned: child(chapter, planned), missing):
+            found["runs"].append(run)
+            checkpoint.write_atomic(path_of(chapter), dumps(found).encode())
+            print(f"{chapter} {key(run)}: {run['seconds']} s {run['values']}", flush=True)
+    return len(missing)
+
+
+def dumps(found: dict[str, Any]) -> str:
+    """JSON with a line for each run, so that a change is easy to read."""
+    runs = ",\n".join("  " + json.dumps(run) for run in found["runs"])
+    head = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "runs"]
+    return "{\n" + ",\n".join([*head, f' "runs": [\n{runs}\n ]']) + "\n}\n"
+
+
+# ---------------------------------------------------------------- what the files support
+
+
+def values(found: dict[str, Any], name: str, claim: str) -> list[float]:
+    """What the runs called `name` measured; a value that is not a number is kept as NaN."""
+    rows = [run["values"][claim] for run in found["runs"] if run["run"] == name]
+    return [math.nan if v is None else v for v in rows]
+
+
+def reached(measured: list[float], side: str, margin: float, *, worst: bool) -> float:
+    """How far a band may go: beyond every value, and `margin` deviations beyond their mean.
+
+    worst: the end at which a claim is hardest to hold, else the end at which it is easiest. A
+    value that is not a number holds no band.
+    """
+    low = worst == (side == "at_least")
+    if any(map(math.isnan, measured)):
+        return -math.inf if low else math.inf
+    mean = statistics.fmean(measured)
+    spread = margin * (statistics.stdev(measured) if len(measured) > 1 else 0.0)
+    return min(*measured, mean - spread) if low else max(*measured, mean + spread)
+
+
+def noticed(found: dict[str, Any], name: str, claim: str, verdict: Verdict) -> bool:
+    """Whether every run of a sabotage misses the band of a claim, with the margin."""
+    measured = values(found, name, claim)
+    if all(map(math.isnan, measured)):
+        return True
+    end = reached(measured, verdict.side, SABOTAGED, worst=False)
+    return end < verdict.bound if verdict.side == "at_least" else end > verdict.bound
+
+
+def claims(found: dict[str, Any], verdict: Verdict) -> list[str]:
+    """The claims that runs recorded under a verdict's words."""
+    return [c for c in found["runs"][0]["values"] if re.fullmatch(verdict.pattern, c)]
+
+
+def faults(chapter: str, said: list[Verdict], found: dict[str, Any]) -> Iterator[str]:
+    """What the files do not support of what a chapter says, a line for each fault."""
+    if not found:
+        yield f"{chapter}: no band without a file; run python tests/claims.py {chapter}"
+        return
+    there = {key(run) for run in found["runs"]}
+    if missing := [planned for planned in plan(chapter) if planned not in there]:
+        yield f"{chapter}: the file lacks {len(missing)} runs, such as {missing[0]}"
+        return
+    known = [claim for verdict in said for claim in claims(found, verdict)]
+    if sorted(known) != sorted(found["runs"][0]["values"]):
+        yield f"{chapter}: the file is of other claims: {sorted(found['runs'][0]['values'])}"
+        return
+    seen, broken = set(), set(sabotages(chapter))
+    for verdict in said:
+        for claim in claims(found, verdict):
+            end = reached(values(found, "honest", claim), verdict.side, HONEST, worst=True)
+            above = verdict.bound > end if verdict.side == "at_least" else verdict.bound < end
+            if above:
+                yield (
+                    f"{chapter}: {claim}: {verdict.side} {verdict.bound:g}, "
+                    f"where honest runs support {end:.4f}"
+                )
+            by = {name for name in broken if noticed(found, name, claim, verdict)}
+            seen |= by
+            if not by:
+                yield f"{chapter}: {claim}: no sabotage misses {verdict.side} {verdict.bound:g}"
+    for name in sorted(broken - seen):
+        yield f"{chapter}: no claim notices the sabotage {name!r}"
+
+
+def table(chapter: str) -> None:
+    """Print, for each claim, its band, the honest runs, and the best of each sabotage."""
+    found = load(chapter)
+    for verdict in verdicts(read(chapter)):
+        for claim in claims(found, verdict):
+            v = values(found, "honest", claim)
+            end = reached(v, verdict.side, HONEST, worst=True)
+            print(f"{chapter}: {claim}: {verdict.side} {verdict.bound:g}; supported {end:.3f}")
+            spread = f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}"
+            print(f"    honest {spread}, {min(v):.3f} to {max(v):.3f}, n {len(v)}")
+            for name in sabotages(chapter):
+                v = values(found, name, claim)
+                end = reached(v, verdict.side, SABOTAGED, worst=False)
+                print(f"    {name}: {statistics.fmean(v):.3f}, reaches {end:.3f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="chapters, such as 03-swav (default: all)")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        chapter, name, seed = chosen.one
+        measured = one(chapter, name, int(seed))
+        info = {"machine": results.machine("cpu"), "versions": results.versions()}
+        print(json.dumps({"values": measured, **info}))
+        return 0
+    for chapter in chosen.names or chapters():
+        if chosen.table:
+            table(chapter)
+        else:
+            print(f"{chapter}: {fill(chapter, chosen.jobs)} runs made", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The band of every claim in a chapter is one that the recorded runs support."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+import claims
+from claims import Verdict
+
+CHAPTERS = claims.chapters()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_bands_are_supported_by_runs_of_this_recipe(chapter):
+    found = claims.load(chapter)
+    assert list(claims.faults(chapter, claims.verdicts(claims.read(chapter)), found)) == []
+    assert found["recipe"] == claims.recipe(chapter), f"run python tests/claims.py {chapter}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_band_says_no_more_than_the_runs_and_hardly_less(chapter):
+    found, said = claims.load(chapter), claims.verdicts(claims.read(chapter))
+    for n, verdict in enumerate(said):
+        raised = 0.03 if verdict.side == "at_least" else -0.03
+        more = [*said[:n], replace(verdict, bound=verdict.bound + raised), *said[n + 1 :]]
+        assert list(claims.faults(chapter, more, found)), verdict
+
+
+def test_each_method_has_a_stopped_run_and_one_without_its_trick():
+    methods = [
+        c for c in CHAPTERS if c.split("-", 1)[1] not in ("metrics", "your-images", "compare")
+    ]
+    for chapter in methods:
+        names = claims.sabotages(chapter)
+        assert "lr 0" in names and len(names) >= 2, chapter
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_reach_by_hand():
+    v = [0.8, 0.9, 1.0]  # mean .9, deviation .1
+    assert claims.reached(v, "at_least", 2.0, worst=True) == pytest.approx(0.7)
+    assert claims.reached(v, "at_least", 0.5, worst=True) == 0.8
+    assert claims.reached(v, "at_least", 2.0, worst=False) == pytest.approx(1.1)
+    assert claims.reached(v, "at_most", 2.0, worst=True) == pytest.approx(1.1)
+    assert claims.reached(v, "at_most", 0.5, worst=False) == 0.8
+
+
+def _file(monkeypatch, honest, broken):
+    """A chapter with one claim, `gain`, of as many runs as are planned."""
+    monkeypatch.setattr(claims, "sabotages", lambda chapter: {"lr 0": {}})
+    given = {"honest": honest, "lr 0": broken}
+    runs = []
+    for name, seed, arithmetic, threads in claims.plan("x"):
+        value = given[name][seed % len(given[name])]
+        kind = {"run": name, "seed": seed, "arithmetic": arithmetic, "threads": threads}
+        runs.append({**kind, "values": {"gain": value}})
+    return {"recipe": {}, "runs": runs}
+
+
+@pytest.mark.parametrize(
+    ("bound", "honest", "broken", "fault"),
+    [
+        (0.3, [0.5, 0.52], [0.1, 0.12], ""),
+        (0.48, [0.5, 0.52], [0.1, 0.12], "where honest runs support 0.4"),
+        (0.3, [0.5] * 9 + [0.29], [0.1, 0.12], "where honest runs support"),
+        (0.12, [0.5, 0.52], [0.1, 0.12], "no sabotage misses"),
+        (0.3, [0.5, 0.52], [0.1, 0.31], "no sabotage misses"),
+        (0.3, [0.5, None], [0.1, 0.12], "where honest runs support"),
+        (0.3, [0.5, 0.52], [None], ""),
+    ],
+)
+def test_faults_by_hand(monkeypatch, bound, honest, broken, fault):
+    found = _file(monkeypatch, honest, broken)
+    said = list(claims.faults("x", [Verdict("gain", "at_least", bound)], found))
+    assert bool(said) == bool(fault)
+    assert fault in " ".join(said)
+
+
+def test_what_is_missing_is_a_fault(monkeypatch):
+    found = _file(monkeypatch, [0.5, 0.52], [0.1, 0.12])
+    said = [Verdict("gain", "at_least", 0.3)]
+    assert "no band without a file" in next(claims.faults("x", said, {}))
+    less = copy.deepcopy(found)
+    less["runs"].pop()
+    assert "lacks 1 runs" in next(claims.faults("x", said, less))
+    assert "other claims" in next(claims.faults("x", [Verdict("gains", "at_least", 0.3)], found))
+    monkeypatch.setattr(claims, "sabotages", lambda chapter: {"lr 0": {}, "no trick": {}})
+    assert "lacks 3 runs" in next(claims.faults("x", said, found))
+
+
+def test_verdicts_are_read_from_the_source():
+    cell = claims.nbformat.v4.new_code_cell(
+        "verdict('a (b)', x, at_least=0.5, claimed=claimed)\n"
+        "for name in names:\n    verdict(f'{name} gains', y, at_most=0.1)",
+        metadata={"tags": ["verdict"]},
+    )
+    notebook = claims.nbformat.v4.new_notebook(cells=[cell])
+    first, second = claims.verdicts(notebook)
+    assert first == Verdict(r"a\ \(b\)", "at_least", 0.5)
+    assert (second.pattern, second.side, second.bound) == (r".+\ gains", "at_most", 0.1)
+    found = {"runs": [{"values": {"a (b)": 1.0, "SwAV gains": 0.0}}]}
+    assert claims.claims(found, second) == ["SwAV gains"]

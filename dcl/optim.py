@@ -136,7 +136,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, alpha=0.9, **settings)
     weights = [p for g in groups for p in g["params"]]
-    large = sum(p.numel() for p in weights) > 1_000_000
+    large = sum(p.numel() for p in weights) > 300_000
     if config.optimizer != "larc" and (large or all(p.is_cuda for p in weights)):
         # one kernel: on a GPU float16 needs no host read, on a CPU Adam takes a quarter of the
         # time; small networks would not notice, and keep their recorded numbers to the bit

@@ -1,7 +1,6 @@
 """What every claim of a chapter rests on: recorded runs, honest ones and sabotaged ones.
 
 python tests/claims.py [CHAPTERS]    run what the files lack (default: all chapters with verdicts)
-    --jobs N     so many runs at a time, of one thread each (default 1)
     --table      run nothing; print what the files say of every claim
 
 A seed is one draw and a processor is one, too: rounding in another order is enough to send a
@@ -23,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +55,7 @@ ARITHMETIC: dict[str, dict[str, str]] = {
 }
 """What a child process is told to compute with: this processor's own, or as an older one would."""
 
+MARK = "a run: "
 Run = dict[str, Any]
 Plan = tuple[str, int, str, int]  # honest or the name of a sabotage, seed, arithmetic, threads
 
@@ -152,25 +151,48 @@ def one(chapter: str, name: str, seed: int) -> dict[str, float | None]:
     return values
 
 
-def child(chapter: str, planned: Plan) -> Run:
-    """`one`, in a process of its own that computes as planned. RuntimeError with its last words."""
-    name, seed, arithmetic, threads = planned
+def child(chapter: str, arithmetic: str, threads: int, runs: list[Plan]) -> Iterator[Run]:
+    """`one` for each of `runs`, in a process that computes so. RuntimeError with its last words."""
     environment = {**os.environ, **ARITHMETIC[arithmetic], "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--one", chapter, name, str(seed)]
-    began = time.perf_counter()
-    done = subprocess.run(
-        command, env={**environment, "MPLBACKEND": "agg"}, capture_output=True, text=True
+    command = [sys.executable, __file__, chapter, "--child"]
+    process = subprocess.Popen(
+        [*command, json.dumps([run[:2] for run in runs])],
+        env={**environment, "MPLBACKEND": "agg"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    if done.returncode:
-        raise RuntimeError(f"{chapter}, {planned}:\n{done.stderr[-2000:]}")
-    return {
-        "run": name,
-        "seed": seed,
-        "arithmetic": arithmetic,
-        "threads": threads,
-        "seconds": round(time.perf_counter() - began),
-        **json.loads(done.stdout.splitlines()[-1]),
-    }
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(MARK):
+            made = json.loads(line.removeprefix(MARK))
+            yield {**made, "arithmetic": arithmetic, "threads": threads}
+    if process.wait():
+        raise RuntimeError(f"{chapter}, {arithmetic}: a run ended with {process.returncode}")
+
+
+def forked(chapter: str, runs: list[tuple[str, int]]) -> None:
+    """Make runs one after the other, each in a copy of this process; print a line for each.
+
+    What a run draws, patches or leaves behind is gone with its copy, and all that takes seconds to
+    import is there already. Nothing has been computed before, so no copy lacks a thread.
+    """
+    import matplotlib.pyplot  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import sklearn.manifold  # noqa: F401
+
+    for name, seed in runs:
+        sys.stdout.flush()
+        if pid := os.fork():
+            if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+                sys.exit(code)
+            continue
+        began = time.perf_counter()
+        measured = one(chapter, name, seed)
+        seconds = round(time.perf_counter() - began)
+        run = {"run": name, "seed": seed, "seconds": seconds, "values": measured}
+        run |= {"machine": results.machine("cpu"), "versions": results.versions()}
+        print(f"\n{MARK}{json.dumps(run)}", flush=True)
+        os._exit(0)
 
 
 def path_of(chapter: str) -> Path:
@@ -187,7 +209,7 @@ def key(run: Run) -> Plan:
     return run["run"], run["seed"], run["arithmetic"], run["threads"]
 
 
-def fill(chapter: str, jobs: int) -> int:
+def fill(chapter: str) -> int:
     """Make the runs that a chapter's file lacks; return how many there were."""
     now, found = recipe(chapter), load(chapter)
     if found.get("recipe") != now:
@@ -195,8 +217,10 @@ def fill(chapter: str, jobs: int) -> int:
         found |= {"recipe": now, "runs": []}
     there = {key(run) for run in found["runs"]}
     missing = [planned for planned in plan(chapter) if planned not in there]
-    with ThreadPoolExecutor(jobs) as pool:
-        for run in pool.map(lambda planned: child(chapter, planned), missing):
+    kinds = dict.fromkeys((arithmetic, threads) for _, _, arithmetic, threads in missing)
+    for kind in kinds:
+        mine = [planned for planned in missing if planned[2:] == kind]
+        for run in child(chapter, *kind, mine):
             found["runs"].append(run)
             checkpoint.write_atomic(path_of(chapter), dumps(found).encode())
             print(f"{chapter} {key(run)}: {run['seconds']} s {run['values']}", flush=True)
@@ -299,21 +323,17 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="chapters, such as 03-swav (default: all)")
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.one:
-        chapter, name, seed = chosen.one
-        measured = one(chapter, name, int(seed))
-        info = {"machine": results.machine("cpu"), "versions": results.versions()}
-        print(json.dumps({"values": measured, **info}))
+    if chosen.child:
+        forked(chosen.names[0], json.loads(chosen.child))
         return 0
     for chapter in chosen.names or chapters():
         if chosen.table:
             table(chapter)
         else:
-            print(f"{chapter}: {fill(chapter, chosen.jobs)} runs made", flush=True)
+            print(f"{chapter}: {fill(chapter)} runs made", flush=True)
     return 0
 
 

@@ -175,7 +175,7 @@ def fit(
 
 _NONE = TrainConfig(epochs=0)
 _DIGITS = TrainConfig(epochs=100, batch_size=256, optimizer="adam", lr=1e-3)
-_QUICK = Config(layers=_NONE, train=_DIGITS)
+_QUICK = Config(dims=(250, 250, 1000, 10), layers=_NONE, train=_DIGITS)  # half as wide
 PROFILES = {
     "smoke": replace(_QUICK, dims=(64, 64, 10), train=replace(_DIGITS, epochs=10, batch_size=64)),
     "quick": _QUICK,

@@ -249,14 +249,16 @@ def idec(recipe: Config) -> Config:
 
 
 _A = autoencoder.PROFILES
-_QUICK = Config(interval=30, pretext=_A["quick"], train=replace(Config.train, epochs=60))
+_QUICK = Config(
+    interval=30, tolerance=0.003, pretext=_A["quick"], train=replace(Config.train, epochs=60)
+)
 _SMOKE = replace(_QUICK, interval=5, pretext=_A["smoke"],
     train=replace(_QUICK.train, epochs=4, batch_size=64))  # fmt: skip
 _LONG = Config(interval=140, train=replace(Config.train, epochs=143))
 _BASE = {
     "smoke": _SMOKE,
     "quick": _QUICK,
-    "photos": replace(_QUICK, pretext=_A["photos"]),
+    "photos": replace(_QUICK, tolerance=0.001, pretext=_A["photos"]),
     "gpu": replace(_LONG, pretext=_A["gpu"]),
     "gpu-mnist": replace(_LONG, pretext=_A["gpu-mnist"], train=replace(Config.train, epochs=64)),
 }

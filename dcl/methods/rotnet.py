@@ -115,8 +115,8 @@ _DIGITS = TrainConfig(epochs=6, batch_size=128, optimizer="adam", lr=3e-3, sched
 _SHAPES = View(pad=2, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
 PROFILES = {
     "smoke": Config("small_cnn", 8, view=DIGIT_VIEW, train=TrainConfig(1, 64, "adam", 1e-3)),
-    "quick": Config("small_cnn", 32, view=DIGIT_VIEW, train=_DIGITS),
-    "quick-shapes": Config("small_cnn", 32, view=_SHAPES, train=_DIGITS),
+    "quick": Config("small_cnn", 16, view=DIGIT_VIEW, train=_DIGITS),
+    "quick-shapes": Config("small_cnn", 16, view=_SHAPES, train=_DIGITS),
     "gpu": Config(
         train=TrainConfig(
             epochs=30, batch_size=128, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine"

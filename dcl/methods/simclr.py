@@ -137,13 +137,15 @@ def fit(
 
 _FAST = TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine")
 _SHAPE = replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4))
-_QUICK = Config("small_cnn", out_dim=64, temperature=0.5, view=DIGIT_VIEW, train=_FAST)
+_QUICK = Config("small_cnn", width=16, out_dim=64, temperature=0.5, view=DIGIT_VIEW, train=_FAST)
 PROFILES = {
     "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, view=_SHAPE),
-    "photos": replace(_QUICK, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)),
+    "photos": replace(
+        _QUICK, width=None, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)
+    ),
     "gpu": replace(Config(), train=replace(Config.train, epochs=100)),
-    "gpu-mnist": replace(_QUICK, width=16, view=HAND_VIEW, train=replace(_FAST, epochs=3)),
+    "gpu-mnist": replace(_QUICK, view=HAND_VIEW, train=replace(_FAST, epochs=3)),
     "paper": Config(),
 }

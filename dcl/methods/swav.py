@@ -259,16 +259,16 @@ def fit(
 
 # fmt: off
 SHAPE = View(rotate=180, zoom=(0.8, 1.25), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
-QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", stem="small", hidden=128,
-    dim=64, views=(DIGIT_VIEW, DIGIT_VIEW), freeze_steps=14, train=TrainConfig(epochs=20,
-    batch_size=128, optimizer="larc", lr=12, weight_decay=1e-6, schedule="cosine"))
+QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", width=24, stem="small",
+    hidden=128, dim=64, views=(DIGIT_VIEW, DIGIT_VIEW), freeze_steps=14,
+    train=TrainConfig(20, 128, "larc", lr=12, weight_decay=1e-6, schedule="cosine"))
 PROFILES = {
     "smoke": replace(QUICK, width=8, views=(*QUICK.views, replace(DIGIT_VIEW, size=12)),
         freeze_steps=2, queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2)),
     "quick": QUICK,
     "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE),
         train=replace(QUICK.train, epochs=14)),
-    "photos": replace(QUICK, n_prototypes=60, views=(PHOTO_VIEW, PHOTO_VIEW),
+    "photos": replace(QUICK, width=None, n_prototypes=60, views=(PHOTO_VIEW, PHOTO_VIEW),
         train=replace(QUICK.train, epochs=40, lr=3)),
     "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
         views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,

@@ -9,12 +9,13 @@ from sabotage import CHAPTERS, outcome, run, sabotaged, sabotages, tags
 
 NAMES = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
 METHODS = [name for name in NAMES if name.split("-", 1)[0] in ("01", "02", "03", "04", "07", "08")]
-RUNS = [(chapter, name) for chapter in NAMES for name in sabotages(chapter)]
+# one of each chapter, the shortest; all of them, with several seeds, are in the files of claims.py
+RUNS = [(chapter, next(iter(sabotages(chapter)))) for chapter in NAMES if sabotages(chapter)]
 
 
 @pytest.mark.parametrize("chapter", METHODS)
 def test_each_method_chapter_has_its_sabotages(chapter):
-    assert "lr 0" in sabotages(chapter), f"{chapter} has no sabotage 'lr 0'"
+    assert next(iter(sabotages(chapter))) == "lr 0", f"{chapter} does not begin with 'lr 0'"
     assert len(sabotages(chapter)) >= 2, f"{chapter} has no sabotage of its own trick"
 
 

@@ -252,23 +252,3 @@ def bars(
     if measures != [""]:
         _legend(ax, ncols=len(measures), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
-
-
-def spread(values: Mapping[str, Sequence[float]], bound: float, label: str = "") -> Any:
-    """A row of dots for each name, one dot for each run, and the band of a claim as a line.
-
-    values: what runs measured, by name; rows in this order, from the top. NaN is left out.
-    """
-    figure, axes = canvas(1, 1, (6.6, 0.6 + 0.34 * len(values)))
-    ax, names = axes[0, 0], list(values)
-    for row, name in enumerate(names):
-        x = np.sort(np.asarray(values[name], dtype=float))
-        # beside each other where they would lie on one another
-        up = 0.12 * (np.arange(len(x)) % 3 - 1)
-        honest = name.startswith("honest")
-        ax.plot(x, row + up, "o", ms=4, alpha=0.8, color=COLOURS[0 if honest else 5])
-    ax.axvline(bound, color=GREY, ls="--", lw=1)
-    ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
-    ax.set_yticks(range(len(names)), names)
-    ax.tick_params(axis="y", length=0)
-    return figure

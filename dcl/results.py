@@ -167,26 +167,6 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]
 
 
-def claimed(chapter: str, claim: str) -> dict[str, list[float]]:
-    """What runs of a chapter measured for one of its claims: {kind of run: values}.
-
-    Kinds: "honest, own" and so on by the arithmetic of the processor, with two threads, and the
-    name of each sabotage. From the files that tests/claims.py writes; NaN where a run has no value.
-    Raises FileNotFoundError without a file, ValueError naming the claims there are.
-    """
-    runs = json.loads((COMMITTED / "claims" / f"{chapter}.json").read_text())["runs"]
-    if claim not in (known := runs[0]["values"]):
-        raise ValueError(f"claim must be one of {', '.join(known)}; got {claim!r}")
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        kind = run["run"]
-        if kind == "honest":
-            kind += f", {run['arithmetic']}" + (", 2 threads" if run["threads"] > 1 else "")
-        value = run["values"][claim]
-        found.setdefault(kind, []).append(float("nan") if value is None else value)
-    return found
-
-
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 

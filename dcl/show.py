@@ -2,10 +2,15 @@
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+CLAIMS = Path(__file__).resolve().parent.parent / "book" / "results" / "claims"
+"""Recorded runs of every chapter that makes claims."""
 
 PARAMETERS: dict[str, type] = {
     "profile": str,
@@ -186,3 +191,42 @@ def not_held(notebook: Any) -> list[str]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     lines = [line for output in outputs for line in output.get("text", "").splitlines()]
     return [line.removeprefix(NOT_HELD) for line in lines if line.startswith(NOT_HELD)]
+
+
+def claimed(chapter: str, claim: str) -> dict[str, list[float]]:
+    """What runs of a chapter measured for one of its claims: {kind of run: values}.
+
+    Kinds: "honest, own" and so on by the arithmetic of the processor, with two threads, and the
+    name of each sabotage. From the files that tests/claims.py writes; NaN where a run has no value.
+    Raises FileNotFoundError without a file, ValueError naming the claims there are.
+    """
+    runs = json.loads((CLAIMS / f"{chapter}.json").read_text())["runs"]
+    if claim not in (known := runs[0]["values"]):
+        raise ValueError(f"claim must be one of {', '.join(known)}; got {claim!r}")
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        kind = run["run"]
+        if kind == "honest":
+            kind += f", {run['arithmetic']}" + (", 2 threads" if run["threads"] > 1 else "")
+        value = run["values"][claim]
+        found.setdefault(kind, []).append(float("nan") if value is None else value)
+    return found
+
+
+def spread(runs: Mapping[str, Sequence[float]], bound: float, claim: str = "") -> Any:
+    """A figure of what `claimed` returned: a row for each kind of run, a dot for each run.
+
+    The dashed line is the band of the claim, `bound`. Runs without a value are left out.
+    """
+    from dcl import plots
+
+    figure, axes = plots.canvas(1, 1, (6.6, 0.6 + 0.34 * len(runs)))
+    ax = axes[0, 0]
+    for row, (kind, values) in enumerate(runs.items()):
+        height = [row + 0.12 * (n % 3 - 1) for n in range(len(values))]  # none hides another
+        colour = plots.COLOURS[0 if kind.startswith("honest") else 5]
+        ax.plot(sorted(values), height, "o", ms=4, alpha=0.8, color=colour)
+    ax.axvline(bound, color=plots.GREY, ls="--", lw=1)
+    ax.set(xlabel=claim, ylim=(len(runs) - 0.5, -0.5))
+    ax.set_yticks(range(len(runs)), list(runs))
+    return figure

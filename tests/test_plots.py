@@ -146,17 +146,3 @@ def test_colours_read_on_light_and_dark_pages():
         for colour in plots.COLOURS:
             assert contrast(colour, page) > 1.9
     assert len(set(plots.COLOURS)) == 10
-
-
-def test_spread_has_a_dot_for_each_run_and_the_band():
-    runs = {"honest, own": [0.9, 0.92, float("nan")], "lr 0": [0.3]}
-    (ax,) = drawn(plots.spread(runs, 0.85, "ACC"))
-    first, second, band = ax.lines
-    assert sorted(x for x in first.get_xdata() if x == x) == [0.9, 0.92]
-    assert all(abs(y) < 0.5 for y in first.get_ydata()) and all(
-        abs(y - 1) < 0.5 for y in second.get_ydata()
-    )
-    assert list(second.get_xdata()) == [0.3] and set(band.get_xdata()) == {0.85}
-    assert first.get_color() != second.get_color()
-    assert [t.get_text() for t in ax.get_yticklabels()] == list(runs)
-    assert ax.yaxis_inverted() and ax.get_xlabel() == "ACC"

@@ -1,7 +1,6 @@
 """A result names everything that made it; tables come from the files alone."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -128,24 +127,3 @@ def test_baselines_count_once_a_seed(tmp_path):
     assert results.table(rows, ["ACC"]).splitlines()[-1] == (
         "| k-means on pixels | digits | quick | all | 0.750 ± 0.071 | 2 |  |"
     )
-
-
-def test_claimed_sorts_runs_by_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "COMMITTED", tmp_path)
-    kinds = [("honest", "own", 1), ("honest", "avx2", 1), ("honest", "own", 2), ("lr 0", "own", 1)]
-    runs = [
-        {"run": name, "arithmetic": kind, "threads": threads, "values": {"gain": value}}
-        for (name, kind, threads), value in zip(kinds * 2, [1, 2, 3, 4, 5, 6, 7, None])
-    ]
-    (tmp_path / "claims").mkdir()
-    (tmp_path / "claims" / "03-swav.json").write_text(json.dumps({"runs": runs}))
-    found = results.claimed("03-swav", "gain")
-    assert math.isnan(found["lr 0"].pop())
-    assert found == {
-        "honest, own": [1, 5],
-        "honest, avx2": [2, 6],
-        "honest, own, 2 threads": [3, 7],
-        "lr 0": [4],
-    }
-    with pytest.raises(ValueError, match="claim must be one of gain; got 'gains'"):
-        results.claimed("03-swav", "gains")

@@ -1,3 +1,5 @@
+import json
+import math
 import subprocess
 import sys
 
@@ -6,7 +8,17 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dcl.show import NOT_HELD, check_parameters, not_held, run_folder, run_name, show, verdict
+from dcl.show import (
+    NOT_HELD,
+    check_parameters,
+    claimed,
+    not_held,
+    run_folder,
+    run_name,
+    show,
+    spread,
+    verdict,
+)
 
 GOOD = {
     "profile": "quick",
@@ -170,3 +182,37 @@ def test_a_set_may_be_named_with_its_split():
     for bad in ("mnist:", "mnist:half", "digits:train", ":train", "folder:"):
         with pytest.raises(ValueError, match="dataset must be empty"):
             check_parameters(known | {"dataset": bad})
+
+
+def test_claimed_sorts_runs_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcl.show.CLAIMS", tmp_path)
+    kinds = [("honest", "own", 1), ("honest", "avx2", 1), ("honest", "own", 2), ("lr 0", "own", 1)]
+    runs = [
+        {"run": name, "arithmetic": kind, "threads": threads, "values": {"gain": value}}
+        for (name, kind, threads), value in zip(kinds * 2, [1, 2, 3, 4, 5, 6, 7, None])
+    ]
+    (tmp_path / "03-swav.json").write_text(json.dumps({"runs": runs}))
+    found = claimed("03-swav", "gain")
+    assert math.isnan(found["lr 0"].pop())
+    assert found == {
+        "honest, own": [1, 5],
+        "honest, avx2": [2, 6],
+        "honest, own, 2 threads": [3, 7],
+        "lr 0": [4],
+    }
+    with pytest.raises(ValueError, match="claim must be one of gain; got 'gains'"):
+        claimed("03-swav", "gains")
+
+
+def test_spread_has_a_dot_for_each_run_and_the_band():
+    runs = {"honest, own": [0.9, 0.92, math.nan], "lr 0": [0.3]}
+    (ax,) = spread(runs, 0.85, "ACC").axes
+    first, second, band = ax.lines
+    assert sorted(x for x in first.get_xdata() if x == x) == [0.9, 0.92]
+    assert all(abs(y) < 0.5 for y in first.get_ydata()) and all(
+        abs(y - 1) < 0.5 for y in second.get_ydata()
+    )
+    assert list(second.get_xdata()) == [0.3] and set(band.get_xdata()) == {0.85}
+    assert first.get_color() != second.get_color()
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(runs)
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "ACC"

@@ -240,7 +240,7 @@ _QUICK = replace(
     _MNIST, eta=0.0135, n_init=3, train=replace(Config.train, epochs=17, batch_size=64)
 )
 PROFILES = {
-    "smoke": replace(_QUICK, width=8, train=replace(_QUICK.train, epochs=3)),
+    "smoke": replace(_QUICK, width=8, n_init=1, train=replace(_QUICK.train, epochs=3)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6),
     "quick-mnist": _MNIST,

@@ -193,7 +193,7 @@ def not_held(notebook: Any) -> list[str]:
     return [line.removeprefix(NOT_HELD) for line in lines if line.startswith(NOT_HELD)]
 
 
-def claimed(chapter: str, claim: str) -> dict[str, list[float]]:
+def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
     """What runs of a chapter measured for one of its claims: {kind of run: values}.
 
     Kinds: "honest, own" and so on by the arithmetic of the processor, with two threads, and the
@@ -214,7 +214,7 @@ def claimed(chapter: str, claim: str) -> dict[str, list[float]]:
 
 
 def spread(runs: Mapping[str, Sequence[float]], bound: float, claim: str = "") -> Any:
-    """A figure of what `claimed` returned: a row for each kind of run, a dot for each run.
+    """A figure of what `evidence` returned: a row for each kind of run, a dot for each run.
 
     The dashed line is the band of the claim, `bound`. Runs without a value are left out.
     """

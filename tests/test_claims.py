@@ -32,7 +32,7 @@ def test_a_band_says_no_more_than_the_runs_and_hardly_less(chapter):
 def test_the_band_in_a_figure_of_runs_is_that_of_the_claim(chapter):
     notebook = claims.read(chapter)
     for cell in notebook.cells:
-        if "spread(claimed(" in cell.source:
+        if "spread(evidence(" in cell.source:
             claim = re.search(r'claim = "(.+)"', cell.source).group(1)
             bound = float(re.search(r"claim\), ([-\d.]+), claim\)", cell.source).group(1))
             bands = [v.bound for v in claims.verdicts(notebook) if re.fullmatch(v.pattern, claim)]

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from dcl.show import (
     NOT_HELD,
     check_parameters,
-    claimed,
+    evidence,
     not_held,
     run_folder,
     run_name,
@@ -184,7 +184,7 @@ def test_a_set_may_be_named_with_its_split():
             check_parameters(known | {"dataset": bad})
 
 
-def test_claimed_sorts_runs_by_kind(tmp_path, monkeypatch):
+def test_evidence_sorts_runs_by_kind(tmp_path, monkeypatch):
     monkeypatch.setattr("dcl.show.CLAIMS", tmp_path)
     kinds = [("honest", "own", 1), ("honest", "avx2", 1), ("honest", "own", 2), ("lr 0", "own", 1)]
     runs = [
@@ -192,7 +192,7 @@ def test_claimed_sorts_runs_by_kind(tmp_path, monkeypatch):
         for (name, kind, threads), value in zip(kinds * 2, [1, 2, 3, 4, 5, 6, 7, None])
     ]
     (tmp_path / "03-swav.json").write_text(json.dumps({"runs": runs}))
-    found = claimed("03-swav", "gain")
+    found = evidence("03-swav", "gain")
     assert math.isnan(found["lr 0"].pop())
     assert found == {
         "honest, own": [1, 5],
@@ -201,7 +201,7 @@ def test_claimed_sorts_runs_by_kind(tmp_path, monkeypatch):
         "lr 0": [4],
     }
     with pytest.raises(ValueError, match="claim must be one of gain; got 'gains'"):
-        claimed("03-swav", "gains")
+        evidence("03-swav", "gains")
 
 
 def test_spread_has_a_dot_for_each_run_and_the_band():

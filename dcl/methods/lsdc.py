@@ -312,7 +312,7 @@ PROFILES = {
     "smoke": replace(_QUICK, labeler="knn", k=6, frozen=(), head_rate=1,
         pretext=simclr.PROFILES["smoke"], train=TrainConfig(3, 32, "adam", 5e-3)),
     "quick": replace(_QUICK, start="kmeans"),
-    "quick-shapes": replace(_QUICK, start="kmeans", n_clusters=6, view=_S.view, pretext=_S),
+    "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
     "photos": replace(_QUICK, threshold=0.5, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
     "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
     "gpu-mnist": replace(_QUICK, threshold=0.6, ramp=3, view=_M.view, pretext=_M,

@@ -141,7 +141,7 @@ _QUICK = Config("small_cnn", width=16, out_dim=64, temperature=0.5, view=DIGIT_V
 PROFILES = {
     "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
     "quick": _QUICK,
-    "quick-shapes": replace(_QUICK, view=_SHAPE),
+    "quick-shapes": replace(_QUICK, width=None, view=_SHAPE),
     "photos": replace(
         _QUICK, width=None, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)
     ),

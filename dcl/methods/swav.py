@@ -266,7 +266,7 @@ PROFILES = {
     "smoke": replace(QUICK, width=8, views=(*QUICK.views, replace(DIGIT_VIEW, size=12)),
         freeze_steps=2, queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2)),
     "quick": QUICK,
-    "quick-shapes": replace(QUICK, n_clusters=6, views=(SHAPE, SHAPE),
+    "quick-shapes": replace(QUICK, width=None, n_clusters=6, views=(SHAPE, SHAPE),
         train=replace(QUICK.train, epochs=14)),
     "photos": replace(QUICK, width=None, n_prototypes=60, views=(PHOTO_VIEW, PHOTO_VIEW),
         train=replace(QUICK.train, epochs=40, lr=3)),

@@ -204,7 +204,7 @@ def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
     if claim not in (known := runs[0]["values"]):
         raise ValueError(f"claim must be one of {', '.join(known)}; got {claim!r}")
     found: dict[str, list[float]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run["run"] != "honest"):  # the honest ones first
         kind = run["run"]
         if kind == "honest":
             kind += f", {run['arithmetic']}" + (", 2 threads" if run["threads"] > 1 else "")

@@ -235,17 +235,15 @@ def fit(
 PHOTO = View(rotate=20, translate=0.18, zoom=(0.85, 1.15), flip=0.5)
 _TORN = 0.5**0.5  # the cosine of (1/2, 1/2) with (1, 0) and (0, 1)
 _MNIST = Config(width=16, depth=2, until=_TORN, view=HAND_VIEW)
-# a set this small has few batches in an epoch: smaller ones; short trainings, of which one is kept
-_QUICK = replace(
-    _MNIST, eta=0.0135, n_init=3, train=replace(Config.train, epochs=17, batch_size=64)
-)
+# a set this small has few batches in an epoch: smaller ones, and a higher rate
+_QUICK = replace(_MNIST, n_init=3, train=replace(Config.train, epochs=25, batch_size=64, lr=2e-3))
 PROFILES = {
     "smoke": replace(_QUICK, width=8, n_init=1, train=replace(_QUICK.train, epochs=3)),
     "quick": _QUICK,
     "quick-shapes": replace(_QUICK, n_clusters=6),
     "quick-mnist": _MNIST,
     "photos": replace(
-        _QUICK, eta=0.0045, n_init=1, view=PHOTO, train=replace(_QUICK.train, epochs=50)
+        _MNIST, eta=0.0045, view=PHOTO, train=replace(Config.train, epochs=50, batch_size=64)
     ),
     "gpu": Config(view=PHOTO),
     "gpu-mnist": Config(view=HAND_VIEW),

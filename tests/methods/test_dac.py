@@ -98,7 +98,7 @@ def test_the_epochs_of_the_recipes_are_enough(images, name):
     objective = model(images, config)
     objective.before_epoch(config.train.epochs - (0 if name == "quick" else 21))
     assert objective.finished()
-    objective.before_epoch({"quick": 16, "quick-mnist": 24}[name])
+    objective.before_epoch({"quick": 24, "quick-mnist": 24}[name])
     assert not objective.finished()
 
 

@@ -14,6 +14,7 @@ of another recipe is begun anew. tests/test_claims.py holds the bands in the cha
 import argparse
 import ast
 import json
+import linecache
 import math
 import os
 import re
@@ -125,8 +126,11 @@ def play(sources: list[str]) -> dict[str, Any]:
     before = Path.cwd()
     os.chdir(CHAPTERS)
     try:
-        for source in sources:
-            exec(compile(source, "<cell>", "exec"), names)
+        for n, source in enumerate(sources):
+            name = f"<cell {n}>"
+            # so that a function of a cell has a source to show, as in a notebook
+            linecache.cache[name] = len(source), None, source.splitlines(True), name
+            exec(compile(source, name, "exec"), names)
     finally:
         os.chdir(before)
     return names

@@ -36,7 +36,9 @@ def test_the_band_in_a_figure_of_runs_is_that_of_the_claim(chapter):
             claim = re.search(r'claim = "(.+)"', cell.source).group(1)
             bound = float(re.search(r"claim\), ([-\d.]+), claim\)", cell.source).group(1))
             bands = [v.bound for v in claims.verdicts(notebook) if re.fullmatch(v.pattern, claim)]
-            assert bands == [bound]
+            assert bands == [bound] or (
+                bands == [] and bound == 0
+            )  # a claim given up: nothing gained
 
 
 # ---------------------------------------------------------------- by hand

@@ -336,7 +336,7 @@ def test_a_made_up_number_is_noticed(tmp_path):
 
 
 def test_a_made_up_baseline_or_probe_is_noticed(tmp_path):
-    names = [f"{method}-digits-quick-seed0.json" for method in ("scan", "swav")]
+    names = [f"{method}-digits-quick-seed0.json" for method in ("lsdc", "scan")]
     for name in names:
         (tmp_path / name).write_text((results.COMMITTED / name).read_text())
     assert wrong_results(tmp_path) == []
@@ -358,7 +358,7 @@ def test_a_made_up_baseline_or_probe_is_noticed(tmp_path):
         made_up = {"metrics": whole["metrics"] | {score: whole["metrics"][score] + 0.004}}
         (tmp_path / names[1]).write_text(json.dumps(whole | made_up))
         (fault,) = wrong_probes(tmp_path, tmp_path / "one")
-        assert re.search(f"swav-digits.*: {score} is .*, its network gives", fault)
+        assert re.search(f"scan-digits.*: {score} is .*, its network gives", fault)
 
 
 def test_tables_are_written_between_their_marks(tmp_path):

@@ -165,7 +165,8 @@ def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, m
     assert faults("tiny", found) == []
     text = ablations.content("tiny", tmp_path)
     assert re.search(r"\| 1 head \| 0\.\d{3} ± 0\.\d{3} \|.* \| 2 \| [01] \|", text)
-    assert len({(r["clusters"], str(r["losses"])) for r in found["runs"]}) == 4
+    # a run so short may put all images into one cluster; the probes tell trainings apart
+    assert len({str(r["metrics"]) for r in found["runs"]}) == 4
     monkeypatch.setitem(STUDIES, "tiny", replace(tiny, variants={"1 head": {"heads": 3}}))
     with pytest.raises(ValueError, match="ran with {'heads': 1}, means {'heads': 3}"):
         ablations.run("tiny", tmp_path, seeds=2)

@@ -5,7 +5,7 @@ python tests/claims.py [CHAPTERS]    run what the files lack (default: all chapt
 
 A seed is one draw and a processor is one, too: rounding in another order is enough to send a
 training elsewhere. So a chapter is run up to its last verdict with ten seeds in each of two kinds
-of arithmetic, some again with two threads or in a third kind, and with each of its sabotages
+of arithmetic, once again with two threads, and three times with each of its sabotages
 (tests/methods/sabotage_*.json). Every finished run is at once a line of
 book/results/claims/CHAPTER.json and is not run again, so an interrupted command goes on. A file
 of another recipe is begun anew. tests/test_claims.py holds the bands in the chapters to the files.

@@ -234,15 +234,17 @@ def run(method, images, config, **also):
     ids=["healthy", "no entropy", "lr 0"],
 )
 def test_scan_driven(digits, pretext, change, expected):
+    """A short run is one draw: of three seeds, two must show exactly this."""
     config = replace(scan.PROFILES["quick"], heads=2, n_neighbors=5)
     rate = {"lr": change.pop("lr")} if "lr" in change else {}
     config = replace(
         config,
-        scan=replace(config.scan, epochs=4, **rate),
+        scan=replace(config.scan, epochs=8, **rate),
         selflabel=replace(config.selflabel, epochs=2, **rate),
         **change,
     )
-    assert run(scan, digits, config, encoder=pretext) == expected
+    seen = [run(scan, digits, replace(config, seed=s), encoder=pretext) for s in range(3)]
+    assert seen.count(expected) >= 2, seen
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ Times = dict[str, list[float]]  # milliseconds by name, one for each round
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu", "pillow"),
-    *("kornia", "lightly", "POT", "ClustPy"),
+    *("kornia", "lightly", "POT"),
 )
 ROUNDS = 15
 CPU, WALL = "milliseconds of CPU time, one thread", "milliseconds of wall time"
@@ -66,8 +66,6 @@ class Claim:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    spread: str = "quartiles"
-    """What low and high are."""
     group: str = ""
     """The work that it is about, as in `Row`."""
 
@@ -93,8 +91,6 @@ class Outcome:
     settings: dict[str, object]
     remarks: list[str]
     unit: str = CPU
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Points behind a figure: (size, value)."""
 
 
 def cpu_times(candidates: Work, rounds: int) -> Times:
@@ -231,25 +227,6 @@ def ratio(
     return Claim(text, round(middle, 4), at_most, at_least, group=group, **spread)
 
 
-def exponent(
-    text: str, points: list[tuple[float, float]], at_most: float | None = None, group: str = ""
-) -> Claim:
-    """The figure b of value = a size^b: least squares in logarithms, with its 95 % interval.
-
-    points (size, value), at least three of different sizes; the interval is Student's.
-    """
-    import numpy as np
-    from scipy.stats import t
-
-    x, y = np.log(np.asarray(points, float)).T
-    x, y = x - x.mean(), y - y.mean()
-    b = float(x @ y / (x @ x))
-    error = float((((y - b * x) ** 2).sum() / (len(points) - 2) / (x @ x)) ** 0.5)
-    half = float(t.ppf(0.975, len(points) - 2)) * error
-    spread = {"low": round(b - half, 3), "high": round(b + half, 3), "n": len(points)}
-    return Claim(text, round(b, 3), at_most, spread="95 % interval", group=group, **spread)
-
-
 def installed(*packages: str) -> dict[str, str]:
     """Versions of Python and of packages; "absent" where one is not installed."""
     found = {"python": platform.python_version()}
@@ -308,7 +285,7 @@ def show(outcome: Outcome) -> str:
     for claim in outcome.claims:
         text = f"{claim.group + ': ' if claim.group else ''}{claim.text}: {number(claim.value)}"
         if claim.low is not None and claim.high is not None:
-            text += f" ({claim.spread} {number(claim.low)} .. {number(claim.high)}, n={claim.n})"
+            text += f" (quartiles {number(claim.low)} .. {number(claim.high)}, n={claim.n})"
         if claim.bound:
             text += f", {claim.bound}: {'reached' if claim.holds else 'MISSED'}"
         lines.append(text)

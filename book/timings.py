@@ -50,12 +50,7 @@ def content(name: str, folder: Path) -> str:
         who = "No GPU has run this yet" if name == "gpu" else "This has not been run yet"
         return f"{who}: `python -m benchmarks {name}`."
     found = json.loads(path.read_text())
-    if found["curves"]:
-        parts = growth(found)
-    elif "rungs" in found["settings"]:
-        parts = ladder(found)
-    else:
-        parts = [*times(found), *sorted_out(found["claims"]), *floors(found)]
+    parts = [*times(found), *sorted_out(found["claims"]), *floors(found)]
     parts.append("\n".join(f"- {remark}" for remark in found["remarks"]))
     return "\n\n".join(part for part in [*parts, foot(found)] if part)
 
@@ -146,53 +141,9 @@ def figures(claims: list[dict[str, Any]]) -> str:
     return table(["figure", "value (quartiles)", "bound"], lines)
 
 
-def growth(found: dict[str, Any]) -> list[str]:
-    """Return the table of the exponents: of time and of memory, for each thing that grows."""
-    claims: dict[str, dict[str, Any]] = {}
-    for claim in found["claims"]:
-        claims.setdefault(claim["group"], {})[claim["text"]] = claim
-    lines = []
-    for group, known in claims.items():
-        cells = []
-        for kind in ("time", "memory"):
-            one = known.get(f"exponent of {kind}")
-            text = f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" if one else "–"
-            if one and one["bound"]:
-                text += f", {one['bound']}: {'reached' if one['reached'] else '**missed**'}"
-            cells.append(text)
-        sizes = [size for size, _ in found["curves"][f"{group}: ms"]]
-        most = known.get("MB at the largest size")
-        reach = f"{min(sizes):,.0f} to {max(sizes):,.0f}"
-        fixed = found["settings"]["fixed"][group]
-        lines.append([f"{group} ({fixed})", reach, *cells, number(most["value"]) if most else "–"])
-    head = ["what grows", "from, to", "time", "memory", "MB at the end"]
-    n = sorted({row["n"] for row in found["rows"]})
-    caption = "Exponents with their 95 % interval: doubling the size multiplies by 2 to that power"
-    return [f"{caption} ({found['unit']}, middle of {listed(n)} rounds).", table(head, lines)]
-
-
-def ladder(found: dict[str, Any]) -> list[str]:
-    """Return the table of a ladder of changes, what was foretold of each, and the floor."""
-    rows = {row["name"]: row for row in found["rows"]}
-    lines, reasons = [], []
-    for rung in found["settings"]["rungs"]:
-        told, seen = (f"× {rung[k]:.2f}" if rung[k] else "" for k in ("predicted", "measured"))
-        over = number(rung["over the floor"])
-        lines.append([rung["name"], told, seen, spread(rows[rung["name"]]), over])
-        if rung["why"]:
-            reasons.append(f"- **{rung['name']}**, {told} foretold: {rung['why']}.")
-    n = listed(sorted({row["n"] for row in found["rows"]}))
-    caption = f"Time of a step ({found['unit']}; middle of {n} rounds ± half of what lies between "
-    caption += "the quartiles), beside the rung below, and in multiples of the floor:"
-    head = ["change", "foretold", "measured", "time", "× floor"]
-    return [caption, table(head, lines), "\n".join(reasons), *floors(found)]
-
-
 def floors(found: dict[str, Any]) -> list[str]:
     """Return the table of the floors under the steps of a benchmark, where it has them."""
     kept = found["settings"].get("floor", {})
-    if "floor, ms" in kept:
-        kept = {"this step": kept}
     if not kept:
         return []
     rate = next(v for k, v in found["settings"].items() if k.startswith("rates"))

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import t
 
 import benchmarks
 import notebooks
@@ -25,8 +23,6 @@ from benchmarks import (
     clustering,
     cpu_seconds,
     cpu_times,
-    exponent,
-    growth,
     memory,
     number,
     peer,
@@ -92,22 +88,6 @@ def test_numbers_keep_three_digits():
     assert [number(value) for value in values] == texts
 
 
-@pytest.mark.parametrize("b", [-0.5, 0.0, 1.0, 2.0])
-def test_the_fit_recovers_an_exponent(b):
-    claim = exponent("x", [(n, 7 * n**b) for n in (10, 30, 100, 1000)], at_most=1.5)
-    assert claim.value == pytest.approx(b, abs=1e-6) and claim.holds == (b <= 1.5)
-    assert claim.low == pytest.approx(claim.high, abs=1e-6)
-
-
-def test_the_interval_of_an_exponent_is_students():
-    x, noise = np.array([1.0, 2, 4, 8, 16]), np.array([1.1, 0.9, 1.05, 1.0, 0.92])
-    claim = exponent("x", list(zip(x, x**1.5 * noise)))
-    (slope, _), covariance = np.polyfit(np.log(x), np.log(x**1.5 * noise), 1, cov=True)
-    half = t.ppf(0.975, 3) * covariance[0, 0] ** 0.5
-    assert claim.value == pytest.approx(slope, abs=1e-3) and claim.spread == "95 % interval"
-    assert (claim.low, claim.high) == pytest.approx((slope - half, slope + half), abs=1e-3)
-
-
 # Clocks
 
 
@@ -150,7 +130,7 @@ def test_living_children_count(monkeypatch):
 
 
 def test_benchmarks_are_found_from_their_files(capsys):
-    assert {"augment", "clustering", "growth", "memory"} <= set(found()) and all(found().values())
+    assert {"augment", "clustering", "memory"} <= set(found()) and all(found().values())
     assert main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert "augment" in printed and "only by name" in printed
@@ -203,7 +183,7 @@ def test_one_that_fails_or_is_skipped_stops_no_other(monkeypatch, tmp_path, capf
 def test_what_is_written_is_what_was_found(tmp_path):
     claims = [ratio("a / b", [1.0, 2.0], [2.0, 2.0], at_most=0.5), Claim("c", 3.0, at_least=2.0)]
     found_ = rows({"dcl": [1.0, 2.0], "other": [2.0, 4.0]}, "work", unit="images/s")
-    outcome = Outcome(found_, claims, {"n": 3}, ["said"], "ms", {"x": [(1.0, 2.0)]})
+    outcome = Outcome(found_, claims, {"n": 3}, ["said"], "ms")
     written = json.loads(save("name", outcome, tmp_path / "new").read_text())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["name.json"]
     assert [(c.pop("bound"), c.pop("reached")) for c in written["claims"]] == [
@@ -214,7 +194,7 @@ def test_what_is_written_is_what_was_found(tmp_path):
     back = [replace(row_, ratio=row_.ratio and list(row_.ratio)) for row_ in found_]
     assert [benchmarks.Row(**r) for r in written["rows"]] == back
     assert written["settings"] == {"n": 3} and written["remarks"] == ["said"]
-    assert written["curves"] == {"x": [[1, 2]]} and written["unit"] == "ms"
+    assert written["unit"] == "ms"
     assert written["command"] == "python -m benchmarks name"
     assert written["versions"]["torch"] and written["machine"]["processor"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -276,33 +256,6 @@ def test_an_absent_peer_is_said_and_left_out(monkeypatch):
     assert not any("faiss" in c.text or "Sinkhorn" in c.group for c in outcome.claims)
     assert benchmarks.installed("no-such-package")["no-such-package"] == "absent"
     assert peer("json", remarks := []) is json and remarks == []
-
-
-def test_every_curve_can_be_drawn(monkeypatch):
-    tiny = {
-        name: replace(curve, sizes=(2, 3, 4) if curve.argument == "crops" else (121, 144, 169))
-        for name, curve in growth.CURVES.items()
-    }
-    monkeypatch.setattr(growth, "CURVES", tiny)
-    monkeypatch.setattr(growth, "cpu_times", lambda work, n: {k: [2.0] * n for k in work})
-    drawn = {name: [(1, 5.0), (2, 10.0), (4, 20.0), (8, 0.1)] for name in tiny}
-    monkeypatch.setattr(growth, "peaks", lambda curves: drawn)
-    outcome = growth.run(2)
-    assert {r.group for r in outcome.rows} == set(tiny)
-    assert all(c.value == 0 for c in outcome.claims if c.text == "exponent of time")
-    if sys.platform == "linux":  # what is below 1 MB counts for no exponent
-        assert {c.value for c in outcome.claims if c.text == "exponent of memory"} == {1.0}
-    for name, curve in tiny.items():
-        growth.call(replace(curve, sizes=()), min(curve.sizes))()
-        assert outcome.curves[f"{name}: ms"] == [(size, 2.0) for size in curve.sizes]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_is_that_of_the_call():
-    curve = replace(growth.CURVES["accuracy, images"], sizes=(500_000, 2_000_000))
-    ((_, small_), (_, large)) = growth.peaks({"x": curve})["x"]
-    ids = 2_000_000 * 8 / 2**20  # MB of one list of ids; at the least a copy of both is held
-    assert 2 * ids < large < 20 * ids and large / small_ == pytest.approx(4, rel=0.2)
 
 
 def test_memory_measures_both_loads(tmp_path, monkeypatch):
@@ -374,20 +327,6 @@ def test_the_page_has_the_numbers_of_the_files(folder):
     assert widest <= 6
 
 
-def test_growth_has_a_table_of_its_own(tmp_path):
-    points = [(10.0, 1.0), (20.0, 2.0), (40.0, 4.0)]
-    group = "k-means, images"
-    claims = [
-        exponent("exponent of time", points, 1.1, group),
-        Claim("MB at the largest size", 12.0, group=group),
-    ]
-    settings = {"fixed": {group: "K = 100"}}
-    outcome = Outcome([row("10", [1.0])], claims, settings, [], "ms", {f"{group}: ms": points})
-    save("growth", outcome, tmp_path)
-    line = "| k-means, images (K = 100) | 10 to 40 | 1.00 (1.00 to 1.00), at most 1.1: reached | –"
-    assert f"{line} | 12.0 |" in timings.content("growth", tmp_path)
-
-
 def test_a_gpu_that_nobody_had_is_not_made_up(tmp_path):
     said = "No GPU has run this yet: `python -m benchmarks gpu`."
     assert timings.content("gpu", tmp_path) == said
@@ -412,3 +351,22 @@ def test_the_page_is_that_of_the_committed_files():
     assert timings.stale_timings() == [], "run `make results`"
     marked = {match[1] for match in timings.MARKS.finditer(timings.PAGE.read_text())}
     assert marked >= set(found()) and "gpu" in marked
+
+
+def test_kept_tables_have_the_numbers_of_their_files():
+    """Of the measurements whose programs are gone: nothing rewrites these tables."""
+    text = timings.PAGE.read_text()
+    for name in ("ladder", "growth"):
+        kept = json.loads((timings.FOLDER / f"{name}.json").read_text())
+        assert f"- `{kept['command']}`" in text
+        for rung in kept["settings"].get("rungs", []):
+            start = f"| {rung['name']} | "
+            (line,) = [line for line in text.splitlines() if line.startswith(start)]
+            assert line.endswith(f" | {number(rung['over the floor'])} |")
+            assert f" × {rung['measured'] or 0:.2f} " in line or rung["measured"] is None
+        for claim in kept["claims"] if name == "growth" else []:
+            value = f"{claim['value']:.2f} ({claim['low'] or 0:.2f} to "
+            value = value if claim["low"] is not None else number(claim["value"])
+            start = f"| {claim['group']} ("
+            (line,) = [line for line in text.splitlines() if line.startswith(start)]
+            assert f" {value}" in line, claim

@@ -13,7 +13,6 @@ the files, and the files to their clusters and to the variants named here.
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import time
@@ -35,8 +34,7 @@ from dcl.progress import Log
 from dcl.train import Objective, predict
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER, PAGE = ROOT / "book" / "results" / "ablations", ROOT / "book" / "ablations.md"
-MARKS = re.compile(r"<!-- ablations: (\S+) start -->\n.*?<!-- ablations: \1 end -->", re.DOTALL)
+FOLDER = ROOT / "book" / "results" / "ablations"
 RECIPE = "as in the recipe"
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a cluster's number as one letter of a file
 SAME = 0.02
@@ -384,7 +382,7 @@ def content(name: str, folder: Path = FOLDER) -> str:
         return f"This has not been run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
     columns = ("ACC", "NMI", "purity", "kNN", "linear")
-    lines = [["", *columns, "used", "n", "CPU s"]]
+    lines = []
     for variant in shown:
         runs = [r for r in found["runs"] if r["variant"] == variant]
         used = statistics.fmean(r["used"] for r in runs)
@@ -392,15 +390,16 @@ def content(name: str, folder: Path = FOLDER) -> str:
         cells = [results.cell(runs, metric) for metric in columns]
         lines.append([variant, *cells, f"{used:.1f}".removesuffix(".0"), str(len(runs)),
                       f"{seconds:.0f}"])  # fmt: skip
-    parts = [_caption(found), _table(lines)]
-    verdicts = [["changed", "published", "score", "difference, 95 %", "n", "here"]]
+    parts = [_caption(found), results.markdown(["", *columns, "used", "n", "CPU s"], lines)]
+    head = ["changed", "published", "score", "difference, 95 %", "n", "here"]
+    verdicts = []
     for effect in study.effects:
         if effect.variant in shown:
             mean, half, n = difference(found, effect.variant, effect.metric)
             range_ = f"{mean:+.3f} ± {half:.3f}" if n > 1 else f"{mean:+.3f}"
             verdicts.append([effect.variant, effect.published, effect.metric, range_, str(n),
                              word(mean, half, effect.claim) if n > 1 else "one seed"])  # fmt: skip
-    parts += [_table(verdicts), _foot(found)]
+    parts += [results.markdown(head, verdicts), _foot(found)]
     return "\n\n".join(parts)
 
 
@@ -409,11 +408,6 @@ def _caption(found: dict[str, Any]) -> str:
         f"The {found['images']:,} images of {found['data']}, trained and scored on the same, last "
         "epoch; mean ± standard deviation over the seeds:"
     )
-
-
-def _table(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    return "\n".join("| " + " | ".join(ln) + " |" for ln in [head, ["---"] * len(head), *rest])
 
 
 def _foot(found: dict[str, Any]) -> str:
@@ -429,28 +423,6 @@ def _foot(found: dict[str, Any]) -> str:
     ]
     text = "\n".join(f"- {line}" for line in lines)
     return f"<details><summary>Machine and command</summary>\n\n{text}\n\n</details>"
-
-
-def filled(text: str, folder: Path = FOLDER) -> str:
-    """The text with what stands between the marks replaced."""
-
-    def part(match: re.Match[str]) -> str:
-        name = match[1]
-        mark = f"<!-- ablations: {name} "
-        return f"{mark}start -->\n\n{content(name, folder)}\n\n{mark}end -->"
-
-    return MARKS.sub(part, text)
-
-
-def write_ablations(folder: Path = FOLDER, page: Path = PAGE) -> None:
-    """Bring the page up to date."""
-    page.write_text(filled(page.read_text(), folder))
-
-
-def stale_ablations(folder: Path = FOLDER, page: Path = PAGE) -> list[str]:
-    """The page's name if its tables are not those of the folder."""
-    text = page.read_text()
-    return [] if filled(text, folder) == text else [page.name]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -264,13 +264,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--profile needs --out: a committed chapter is run with its own parameters")
 
     if chosen.command == "results":
-        from ablations import write_ablations
-        from tables import retold, write_tables
-        from timings import write_timings
+        import pages
+        from tables import retold
 
-        write_tables()
-        write_ablations()
-        write_timings()
+        pages.write()
         for path in paths(chosen.names):
             write(normalised(retold(read(path))), path)
         return 0
@@ -304,15 +301,15 @@ def main(arguments: list[str] | None = None) -> int:
     if stale:
         print(f"not current: {', '.join(stale)}; run `make notebooks`", file=sys.stderr)
     if chosen.command == "check":
-        from ablations import stale_ablations, wrong_ablations
-        from tables import retold, stale_tables, wrong_results
-        from timings import stale_timings
+        import pages
+        from ablations import wrong_ablations
+        from tables import retold, wrong_results
 
         for fault in (faults := wrong_results() + wrong_ablations()):
             print(fault, file=sys.stderr)
         known = {path.stem: read(path) for path in paths(chosen.names)}
         other = [stem for stem, one in known.items() if normalised(retold(one)) != normalised(one)]
-        if other := stale_tables() + stale_ablations() + stale_timings() + other:
+        if other := pages.stale() + other:
             print(
                 f"tables that are not those of the recorded results: {', '.join(other)}; "
                 "run `make results`",

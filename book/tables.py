@@ -1,7 +1,7 @@
 """The recorded results as the book shows them, made from book/results/*.json and nothing else.
 
-README.md and results.md between their marks; in the chapters the outputs of the cells below
-"Recorded results", which read those files alone and so can be made without running a chapter.
+README.md and results.md (see `pages`); in the chapters the outputs of the cells below "Recorded
+results", which read those files alone and so can be made without running a chapter.
 """
 
 import copy
@@ -23,9 +23,6 @@ from dcl import metrics, publish, results
 from dcl.data import load
 from dcl.evaluate import evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
-README, PAGE = ROOT / "README.md", ROOT / "book" / "results.md"
-START, END = "<!-- results: start -->", "<!-- results: end -->"
 METRICS = ("ACC", "NMI", "ARI")
 SECTION = "## Recorded results"
 NONE = "No results are recorded yet."
@@ -87,7 +84,7 @@ def _table(rows: list[results.Result]) -> str:
         if m == method and rows[0]["data"].startswith(data)
     }
     head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     both = rows + results.baselines(rows)
     for method in [*_names(rows), *_names(results.baselines(rows))]:
         mine = [r for r in both if r["method"] == method]
@@ -95,7 +92,7 @@ def _table(rows: list[results.Result]) -> str:
         seconds = sum(r["seconds"] for r in mine) / len(mine)
         line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
         lines.append(line + ([given.get(method, "")] if given else []))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return results.markdown(head, lines)
 
 
 def _names(rows: list[results.Result]) -> list[str]:
@@ -124,35 +121,6 @@ def _origin(rows: list[results.Result]) -> str:
     ]
     text = "\n".join(f"- {line}" for line in lines)
     return f"<details><summary>Machine and commands</summary>\n\n{text}\n\n</details>"
-
-
-# ---------------------------------------------------------------- README.md and results.md
-
-
-def filled(text: str, content: str) -> str:
-    """Return the text with the part between the two marks replaced."""
-    head, rest = text.split(START)
-    tail = rest.split(END)[1]
-    return f"{head}{START}\n\n{content}\n\n{END}{tail}"
-
-
-def pages(folder: Path = results.COMMITTED) -> dict[Path, str]:
-    """The two pages as they should be."""
-    return {
-        path: filled(path.read_text(), tables(folder, whole=path == PAGE))
-        for path in (README, PAGE)
-    }
-
-
-def write_tables() -> None:
-    """Bring the two pages up to date."""
-    for path, text in pages().items():
-        path.write_text(text)
-
-
-def stale_tables() -> list[str]:
-    """Return the names of the pages whose tables are not those of book/results."""
-    return [path.name for path, text in pages().items() if text != path.read_text()]
 
 
 # ---------------------------------------------------------------- chapters

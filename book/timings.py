@@ -1,13 +1,9 @@
-"""The tables of book/speed.md, made from benchmarks/results/*.json and nothing else.
-
-`python book/notebooks.py results` writes them between the marks of each benchmark, `check` says
-when they are not those of the files.
-"""
+"""The tables of book/speed.md, made from benchmarks/results/*.json and nothing else."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks is not installed, it stands beside the book
 
 from benchmarks import number  # noqa: E402
+from dcl.results import markdown  # noqa: E402
 
-FOLDER, PAGE = ROOT / "benchmarks" / "results", ROOT / "book" / "speed.md"
-MARKS = re.compile(r"<!-- timings: (\w+) start -->\n.*?<!-- timings: \1 end -->", re.DOTALL)
+table = partial(markdown, rule="---:")  # numbers to the right
+FOLDER = ROOT / "benchmarks" / "results"
 WIDEST = 4  # columns of a table with one column for each candidate
 
 
-def stale_timings(folder: Path = FOLDER, page: Path = PAGE) -> list[str]:
-    """Return the page's name if its tables are not those of the folder."""
-    text = page.read_text()
-    return [] if filled(text, folder) == text else [page.name]
-
-
-def write_timings(folder: Path = FOLDER, page: Path = PAGE) -> None:
-    """Bring the tables up to date."""
-    page.write_text(filled(page.read_text(), folder))
-
-
-def filled(text: str, folder: Path) -> str:
-    """Return the text with what stands between the marks replaced."""
-
-    def part(match: re.Match[str]) -> str:
-        name = match[1]
-        mark = f"<!-- timings: {name} "
-        return f"{mark}start -->\n\n{content(name, folder)}\n\n{mark}end -->"
-
-    return MARKS.sub(part, text)
-
-
-def content(name: str, folder: Path) -> str:
+def content(name: str, folder: Path = FOLDER) -> str:
     """Return the Markdown of one benchmark; without its file, the command that would make it."""
     path = folder / f"{name}.json"
     if not path.exists():
@@ -184,9 +159,3 @@ def foot(found: dict[str, Any]) -> str:
 def listed(values: Sequence[int]) -> str:
     """Return numbers as words: "5", "5 and 15"."""
     return " and ".join(map(str, values))
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, its numbers to the right."""
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *lines])

@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,7 @@ def table(
     metrics = list(metrics)
     rows = sorted({(r["data"], r["method"], r["profile"], r["split"]) for r in results})
     head = ["method", "data", "profile", "split", *metrics, "n", "seconds"]
-    lines = [head + (["published"] if published else [])]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for data, method, profile, split in rows:
         mine = [
             r
@@ -242,4 +241,10 @@ def table(
             f"{seconds:.0f}" if seconds else "",
         ]
         lines.append(line + ([published.get((method, data, profile), "")] if published else []))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(head + (["published"] if published else []), lines)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A Markdown table of cells; with the rule "---:" all columns but the first are set right."""
+    rules = ["---", *(rule for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rules, *lines])

@@ -1,0 +1,49 @@
+"""The pages with recorded results: what stands between their marks is made from the files alone.
+
+The marks are comments, `<!-- ablations: scan-digits start -->` and the same with `end`.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import ablations
+import timings
+from tables import tables
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PAGES: dict[Path, tuple[str, Callable[[str], str]]] = {
+    ROOT / "README.md": ("results", lambda _: tables()),
+    ROOT / "book" / "results.md": ("results", lambda _: tables(whole=True)),
+    ROOT / "book" / "ablations.md": ("ablations", ablations.content),
+    ROOT / "book" / "speed.md": ("timings", timings.content),
+}
+"""The kind of a page's marks, and what belongs between those with a name."""
+
+
+def filled(text: str, kind: str, content: Callable[[str], str]) -> str:
+    """Return the text with what stands between the marks of a kind replaced by `content(name)`."""
+
+    def part(match: re.Match[str]) -> str:
+        mark, name = match[1], match[2] or ""
+        return f"<!-- {mark} start -->\n\n{content(name)}\n\n<!-- {mark} end -->"
+
+    between = rf"<!-- ({kind}:(?: (\S+))?) start -->\n.*?<!-- \1 end -->"
+    return re.sub(between, part, text, flags=re.DOTALL)
+
+
+def current(path: Path) -> str:
+    """Return a page as it should be."""
+    return filled(path.read_text(), *PAGES[path])
+
+
+def write() -> None:
+    """Bring all pages up to date."""
+    for path in PAGES:
+        path.write_text(current(path))
+
+
+def stale() -> list[str]:
+    """Return the names of the pages whose tables are not those of the files."""
+    return [path.name for path in PAGES if current(path) != path.read_text()]

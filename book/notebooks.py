@@ -30,7 +30,6 @@ COLAB_INSTALLS = {"faiss": "faiss-cpu"}
 """What Colab lacks, by import name; everything else that dcl needs is there."""
 
 BADGE = "colab-badge"
-INJECTED = "# Parameters"
 
 NO_ADDRESS = """\
 # Outside Colab this cell does nothing. In Colab it fetches the book, once
@@ -188,65 +187,38 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return joined
 
 
-def execute(notebook: NotebookNode, folder: Path, timeout: int = 1800) -> NotebookNode:
-    """Execute a copy in a fresh kernel whose working folder is `folder`.
-
-    Raises nbclient's CellExecutionError; the notebook so far is in its attribute ``notebook``.
-    """
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",
-        record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
-        resources={"metadata": {"path": str(folder)}},
-    )
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        error.notebook = notebook  # type: ignore[attr-defined]
-        raise
-    return notebook
-
-
-def with_parameters(notebook: NotebookNode, values: dict[str, object]) -> NotebookNode:
-    """Return a copy that sets parameters in a cell after its parameters, as papermill does."""
-    notebook = copy.deepcopy(notebook)
-    if values:
-        lines = [INJECTED, *(f"{name} = {value!r}" for name, value in values.items())]
-        cell = nbformat.v4.new_code_cell("\n".join(lines))
-        (place,) = [k for k, c in enumerate(notebook.cells) if "parameters" in tags(c)]
-        notebook.cells.insert(place + 1, cell)
-    return notebook
-
-
 def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
-    """Execute one chapter, write it normalised, return the seconds it took."""
+    """Execute one chapter, write it normalised, return the seconds it took.
+
+    Raises papermill's PapermillExecutionError when a cell fails; nothing is written then.
+    """
+    import papermill
+
     url, branch = address().values()
-    notebook = stamped(read(path), path.stem, url, branch)
     start = time.perf_counter()
-    done = execute(with_parameters(notebook, values), path.parent)
+    done = papermill.execute_notebook(
+        stamped(read(path), path.stem, url, branch),
+        None,
+        values,
+        cwd=path.parent,
+        kernel_name=KERNEL["name"],
+        progress_bar=False,
+        execution_timeout=1800,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
+    )
     seconds = time.perf_counter() - start
-    done.cells = [cell for cell in done.cells if not cell.source.startswith(INJECTED)]
+    done.cells = [cell for cell in done.cells if "injected-parameters" not in tags(cell)]
     write(normalised(done), (out or path.parent) / path.name)
     return seconds
 
 
 def failure(error: Exception) -> str:
     """Say which cell failed and how, short enough to read."""
-    notebook = getattr(error, "notebook", None)
-    for number, cell in enumerate(notebook.cells if notebook else [], start=1):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                source = "\n".join(f"    {line}" for line in cell.source.splitlines())
-                return f"cell {number}:\n{source}\n{output.ename}: {output.evalue}"
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        source = "\n".join(f"    {line}" for line in error.source.splitlines())
+        return f"cell {error.cell_index + 1}:\n{source}\n{error.ename}: {error.evalue}"
     return f"{type(error).__name__}: {error}"
 
 

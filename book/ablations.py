@@ -252,7 +252,11 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     model = publish.method(study.method).fit(data.images, config, monitor=log, **given)
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
-    losses = {k: v for k, v in log.history[-1].items() if k not in ("stage", "epoch")}
+    losses = {
+        k: v
+        for k, v in log.history[-1].items()
+        if k not in ("stage", "epoch", "seconds", "classes")
+    }
     return {
         "variant": variant,
         "seed": seed,

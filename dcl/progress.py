@@ -1,4 +1,4 @@
-"""What is told after each epoch: lines, log.jsonl, the time left, curves for TensorBoard."""
+"""What is told after each epoch: the log, the time left, curves for TensorBoard."""
 
 import importlib.util
 import json
@@ -17,37 +17,14 @@ from dcl.train import Monitor, Objective
 Row = dict[str, Any]
 
 
-class Lines:
-    """A monitor that keeps `log.jsonl`: one JSON line for each epoch, in the order of training.
-
-    An epoch that is trained again, after a crash, replaces its line.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.rows = Path(path), {(r["stage"], r["epoch"]): r for r in read_log(path)}
-        self.started = time.perf_counter()
-
-    def __call__(
-        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
-    ) -> None:
-        """Write the epoch's line."""
-        now = time.perf_counter()
-        row = {"stage": stage, "epoch": epoch, **losses, "seconds": round(now - self.started, 3)}
-        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
-            row["classes"] = classes  # what the loss is a cross-entropy over: see dcl.health
-        self.started = now
-        self.rows[stage, epoch] = row
-        if dist.rank() == 0:
-            text = "".join(json.dumps(r) + "\n" for r in self.rows.values())
-            checkpoint.write_atomic(self.path, text.encode())
-
-
 class Log:
-    """The monitor of the chapters: a line every few epochs, every epoch's numbers in `history`.
+    """A monitor that keeps every epoch's numbers in `history` and prints a line every few epochs.
 
     `also(objective)` returns further numbers to show, such as the accuracy against labels that
-    the caller holds and `fit` never sees; it is called on the printed epochs only. With `run_dir`
-    the history is kept there, in `metrics.jsonl`, and that of an interrupted run goes on.
+    the caller holds and `fit` never sees; it is called on the printed epochs only. every: 0 prints
+    nothing. With `run_dir` the history is kept in its file `name`, one JSON line for each epoch in
+    the order of training, and that of an interrupted run goes on: an epoch that is trained again,
+    after a crash, replaces its line.
     """
 
     def __init__(
@@ -55,28 +32,40 @@ class Log:
         every: int = 1,
         also: Callable[[Objective], dict[str, float]] | None = None,
         run_dir: str | Path | None = None,
+        name: str = "metrics.jsonl",
     ):
         self.every, self.also = every, also
-        self.lines = Lines(Path(run_dir) / "metrics.jsonl") if run_dir else None
-        self.history: list[Row] = [*self.lines.rows.values()] if self.lines else []
-        self.before = sum(row["seconds"] for row in self.history)
+        self.path = Path(run_dir) / name if run_dir else None
+        kept = read_log(self.path) if self.path else []
+        self.rows = {(row["stage"], row["epoch"]): row for row in kept}
+        self.before = sum(row["seconds"] for row in kept)
         """Seconds of the epochs that were in `run_dir`, trained by an earlier process."""
+        self.started = time.perf_counter()
+
+    @property
+    def history(self) -> list[Row]:
+        """A row for each epoch."""
+        return [*self.rows.values()]
 
     def __call__(
         self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
     ) -> None:
         """Keep the epoch's numbers; print them when it is the epoch's turn."""
-        row = {**losses}
-        due = (epoch + 1) % self.every == 0
-        if due and self.also:
-            row |= self.also(objective)
-        if self.lines:
-            self.lines(stage, epoch, objective, row)
-            self.history = [*self.lines.rows.values()]
-        else:
-            self.history.append({"stage": stage, "epoch": epoch, **row})
-        if due and dist.rank() == 0:
-            numbers = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if math.isfinite(v))
+        due = self.every > 0 and (epoch + 1) % self.every == 0
+        shown = losses | (self.also(objective) if due and self.also else {})
+        now = time.perf_counter()
+        row = {"stage": stage, "epoch": epoch, **shown, "seconds": round(now - self.started, 3)}
+        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
+            row["classes"] = classes  # what the loss is a cross-entropy over: see dcl.health
+        self.started = now
+        self.rows[stage, epoch] = row
+        if dist.rank() > 0:
+            return
+        if self.path:
+            text = "".join(json.dumps(row) + "\n" for row in self.history)
+            checkpoint.write_atomic(self.path, text.encode())
+        if due:
+            numbers = "  ".join(f"{k} {v:.3f}" for k, v in shown.items() if math.isfinite(v))
             print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)
 
 

@@ -31,7 +31,7 @@ from dcl.health import health
 from dcl.methods import simclr
 from dcl.optim import with_batches
 from dcl.pretrained import Pretrained, as_encoder, pretrained
-from dcl.progress import Lines, all_of, read_log
+from dcl.progress import Log, all_of, read_log
 from dcl.publish import Assignment, Clusters
 from dcl.report import report
 from dcl.source import Source, side
@@ -80,7 +80,7 @@ def fit(
             device=device,
             dcl=dcl.__version__,
         )
-        follow = all_of(Lines(out / "log.jsonl"), monitor)
+        follow = all_of(Log(every=0, run_dir=out, name="log.jsonl"), monitor)
         try:
             model = module.fit(images, config, encoder=network, monitor=follow, run_dir=inner)
         except (ValueError, TypeError):

@@ -6,26 +6,16 @@ import pytest
 
 from dcl.methods import scan
 from dcl.optim import with_epochs
-from dcl.progress import Bar, Lines, Log, Reading, all_of, epochs_of, read_log, tensorboard
+from dcl.progress import Bar, Log, Reading, all_of, epochs_of, read_log, tensorboard
 
 
-def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):
+def test_a_log_that_is_no_log_is_refused(tmp_path):
     path = tmp_path / "log.jsonl"
-    first = Lines(path)
-    for epoch in range(3):
-        first("scan", epoch, None, {"loss": 3.0 - epoch})
-    second = Lines(path)  # goes on where the checkpoint was: epoch 2 is trained again
-    second("scan", 2, None, {"loss": 9.0})
-    second("selflabel", 0, None, {"loss": 0.5})
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(r["stage"], r["epoch"], r["loss"]) for r in rows] == [
-        ("scan", 0, 3.0), ("scan", 1, 2.0), ("scan", 2, 9.0), ("selflabel", 0, 0.5),
-    ]  # fmt: skip
-    assert read_log(path) == rows and read_log(tmp_path / "none") == []
+    assert read_log(path) == []
     for text in ("not json\n", "[1]\n", "{}\n", '{"stage": "scan", "epoch": 0}\n'):
         path.write_text(text)
         with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
-            read_log(path)
+            Log(run_dir=tmp_path, name="log.jsonl")
 
 
 def test_log_keeps_and_prints(capsys):
@@ -38,6 +28,8 @@ def test_log_keeps_and_prints(capsys):
     ]
     assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
     assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
+    Log(every=0, also=pytest.fail)("scan", 0, None, {"loss": 1.0})
+    assert capsys.readouterr().out == ""
 
 
 def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
@@ -49,10 +41,13 @@ def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
     assert second.history == first.history == read_log(tmp_path / "metrics.jsonl")
     assert second.before == sum(row["seconds"] for row in first.history)
     second("scan", 1, None, {"loss": 9.0})  # killed before its checkpoint: trained again
-    second("scan", 2, None, {"loss": 0.5})
-    assert [(r["epoch"], r["loss"]) for r in second.history] == [(0, 1.0), (1, 9.0), (2, 0.5)]
-    assert read_log(tmp_path / "metrics.jsonl")[-1]["ACC"] == 0.5
-    assert capsys.readouterr().out.splitlines()[-1] == "scan  epoch   3  loss 0.500  ACC 0.500"
+    second("selflabel", 2, None, {"loss": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert second.history == lines and lines[-1]["ACC"] == 0.5
+    assert [(r["stage"], r["epoch"], r["loss"]) for r in lines] == [
+        ("scan", 0, 1.0), ("scan", 1, 9.0), ("selflabel", 2, 0.5),
+    ]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1] == "selflabel  epoch   3  loss 0.500  ACC 0.500"
 
 
 def test_epochs_of_every_stage_are_counted():

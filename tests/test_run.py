@@ -139,7 +139,7 @@ def test_evaluate(done, tmp_path, capfd):
 def test_an_interrupted_run_goes_on_and_ends_the_same(done, photos, tmp_path, monkeypatch, capfd):
     out, seen = tmp_path / "run", []
 
-    class Stop(run.Lines):
+    class Stop(run.Log):
         def __call__(self, stage, epoch, objective, losses):
             super().__call__(stage, epoch, objective, losses)
             seen.append((stage, epoch))
@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(done, photos, tmp_path, mo
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "Lines", Stop)
+        patch.setattr(run, "Log", Stop)
         assert fit(photos, out, "--size", "16", "--epochs", "2") == INTERRUPTED
     assert f"dcl resume {out}" in capfd.readouterr().err
     assert not (out / "model.safetensors").exists()

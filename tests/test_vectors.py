@@ -297,14 +297,14 @@ def test_predict_refuses_another_kind(files, done, tmp_path, capfd):
 def test_an_interrupted_run_on_vectors_goes_on_and_ends_the_same(
     files, done, tmp_path, monkeypatch
 ):
-    class Stop(run.Lines):
+    class Stop(run.Log):
         def __call__(self, stage, epoch, objective, losses):
             super().__call__(stage, epoch, objective, losses)
             if (stage, epoch) == ("train", 0):
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "Lines", Stop)
+        patch.setattr(run, "Log", Stop)
         assert fit(files, tmp_path / "run") == INTERRUPTED
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert main(["resume", str(tmp_path / "run")]) in (OK, WARNING)

@@ -11,7 +11,7 @@ import torchvision.transforms.functional as tv
 from torch import Tensor
 
 from dcl import augment, color, randaugment, warp
-from dcl.augment import View, multi_crop, ricap, ricap_draw
+from dcl.augment import View, ricap, ricap_draw
 from dcl.train import seeded
 
 kornia = pytest.importorskip("kornia")
@@ -47,15 +47,6 @@ def ramps(batch: int, side: int = 32) -> Tensor:
     x = torch.zeros(batch, 3, side, side)
     x[:, 0], x[:, 1] = place, place[:, None]
     return x
-
-
-def covered(view: View, batch: int = 4000, side: int = 32) -> tuple[Tensor, Tensor]:
-    """Width and height (B,) of the part of the image that a view shows, flips negative."""
-    y = view(ramps(batch, side))
-    # two inner pixels: border pixels repeat
-    low, high = side // 4, side - 1 - side // 4
-    step = side / (high - low)
-    return (y[:, 0, 9, high] - y[:, 0, 9, low]) * step, (y[:, 1, high, 9] - y[:, 1, low, 9]) * step
 
 
 # ------------------------------------------------------------------ the whole view
@@ -110,15 +101,6 @@ def test_half_in_half_out():
     assert y.dtype == torch.bfloat16 and y.max() <= 1
 
 
-def test_blocks_do_not_matter():
-    x = images(100, 3, 32, 32)  # 32 images fill a block
-    steps = augment.PHOTO_VIEW._geometry(x) + augment.PHOTO_VIEW._colours(x)
-    whole = x
-    for operation, values in steps:
-        whole = operation(whole, *values)
-    torch.testing.assert_close(augment._run(steps, x), whole, rtol=0, atol=1e-6)
-
-
 def test_one_image_of_a_batch_does_not_leak_into_another():
     x, other = images(40), images(40)
     other[7] = 1 - other[7]
@@ -129,13 +111,6 @@ def test_one_image_of_a_batch_does_not_leak_into_another():
         b = view(other)
     same = torch.tensor([torch.equal(p, q) for p, q in zip(a, b, strict=True)])
     assert same.tolist() == [k != 7 for k in range(40)]
-
-
-def test_multi_crop_sizes():
-    views = [View(scale=(0.14, 1))] * 2 + [View(size=12, scale=(0.05, 0.14))] * 3
-    crops = multi_crop(images(), views)
-    assert [c.shape[-1] for c in crops] == [32, 32, 12, 12, 12]
-    assert not torch.equal(crops[0], crops[1])
 
 
 @recipes
@@ -197,17 +172,6 @@ def test_whole_pixel_shifts_and_flips_are_exact(fill):
         assert torch.equal(y[k], tv.hflip(expected) if flip[k] else expected)
 
 
-def test_pad_crop_shifts_uniformly_by_whole_pixels():
-    x = torch.zeros(6000, 1, 16, 16)
-    x[:, :, 8, 8] = 1
-    with seeded(0):
-        y = View(pad=4)(x)
-    assert set(y.unique().tolist()) == {0.0, 1.0}
-    counts = y.sum((0, 1))
-    assert (counts > 0).sum() == 81 and counts.sum() == 6000
-    assert counts[4:13, 4:13].min() > 6000 / 81 * 0.5
-
-
 @pytest.mark.parametrize("size", [(24, 32), (24, 24)])
 @pytest.mark.parametrize(
     ("angle", "shear", "zoom", "shift"),
@@ -259,15 +223,7 @@ def test_crop_is_torchvisions(size):
     mirrored[:, 0, 0] *= -1
     z = warp.sample(x, mirrored, (size, size), "border", turned=False)
     torch.testing.assert_close(z, y.flip(3), rtol=0, atol=2e-5)
-
-
-def test_both_samplers_agree_where_nothing_shrinks():
-    x = images(16)
-    with seeded(0):
-        extent, centre = warp.random_crop(x, (0.2, 1.0), (3 / 4, 4 / 3))
-    theta = torch.cat([torch.diag_embed(extent), centre[:, :, None]], 2)
-    a, b = (f(x, theta, (32, 32), "border") for f in (warp.warp, warp.resample))
-    torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+    assert View(scale=(0.1, 0.3))(torch.ones(500, 1, 32, 32)).min() > 0.999  # no black rim
 
 
 @pytest.mark.parametrize("turned", [0, 10])
@@ -276,42 +232,6 @@ def test_shrinking_does_not_alias(turned):
     board = ((rows[:, None] + rows) % 2).float().expand(4, 3, 32, 32).contiguous()
     y = View(size=8, rotate=turned)(board)[:, :, 2:-2, 2:-2]
     assert (y - 0.5).abs().max() < 0.1
-
-
-@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.05, 0.14)])
-def test_crops_are_distributed_as_torchvisions(scale):
-    with seeded(0):
-        width, height = covered(View(scale=scale))
-        picture = torch.empty(3, 1000, 1000)  # large: torchvision rounds to pixels
-        theirs = [
-            T.RandomResizedCrop.get_params(picture, list(scale), [3 / 4, 4 / 3])[2:]
-            for _ in range(4000)
-        ]
-    expected = torch.tensor(theirs) / 1000
-    levels = torch.tensor([0.02, 0.25, 0.5, 0.75, 0.98])
-    for ours, other in [
-        (width * height, expected.prod(1)),
-        ((width / height).log(), (expected[:, 1] / expected[:, 0]).log()),
-    ]:
-        torch.testing.assert_close(ours.quantile(levels), other.quantile(levels), rtol=0, atol=0.03)
-    assert (width * height).max() <= scale[1] + 1e-3
-
-
-def test_crop_positions_cover_the_image_and_stay_inside():
-    with seeded(0):
-        y = View(scale=(0.1, 0.3))(ramps(3000))
-    assert y[:, :2].min() < 0.03 and y[:, :2].max() > 0.97
-    centre = y[:, :2, 15:17, 15:17].mean((2, 3))
-    torch.testing.assert_close(centre.mean(0), torch.tensor([0.5, 0.5]), rtol=0, atol=0.02)
-    assert View(scale=(0.1, 0.3))(torch.ones(500, 1, 32, 32)).min() > 0.999  # no black rim
-
-
-@pytest.mark.parametrize("view", [View(flip=0.3), View(flip=0.3, scale=(0.2, 1.0))])
-def test_flip_share(view):
-    with seeded(0):
-        width, height = covered(view)
-    assert (width < 0).float().mean() == pytest.approx(0.3, abs=0.03)
-    assert (height > 0).all()
 
 
 def test_pad_crop_together_with_other_geometry():
@@ -324,21 +244,6 @@ def test_pad_crop_together_with_other_geometry():
     for axis in (0, 1):
         assert sorted(set(pixels[:, axis].round().int().tolist())) == list(range(-4, 5))
     assert torch.corrcoef(pixels.T)[0, 1].abs() < 0.1
-
-
-def test_zoom_rotation_and_shift_ranges():
-    with seeded(0):
-        width, _ = covered(View(zoom=(0.8, 1.25), fill="border"))
-        y = View(rotate=30)(ramps(3000))
-        moved = View(translate=0.2)(ramps(3000))[:, :2, 16, 16]
-    assert 1 / width.max() == pytest.approx(0.8, abs=0.01)
-    assert 1 / width.min() == pytest.approx(1.25, abs=0.01)
-    slope = torch.atan2(y[:, 1, 16, 20] - y[:, 1, 16, 12], y[:, 0, 16, 20] - y[:, 0, 16, 12])
-    degrees = torch.rad2deg(slope)
-    assert degrees.abs().max() == pytest.approx(30, abs=0.5)
-    assert degrees.std() == pytest.approx(30 / 3**0.5, rel=0.05)  # uniform
-    assert (moved - 0.5156).abs().max() == pytest.approx(0.2, abs=0.01)
-    assert torch.corrcoef(moved.T)[0, 1].abs() < 0.1
 
 
 # ------------------------------------------------------------------ colour
@@ -377,28 +282,10 @@ def test_hue_by_hand(turn):
         assert after == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-5)
 
 
-def test_a_third_of_the_circle_permutes_the_channels():
-    x = images(3)
-    torch.testing.assert_close(
-        color.hue(x, torch.full((3,), 1 / 3)), x.roll(1, 1), atol=1e-5, rtol=0
-    )
-
-
 def test_hue_is_kornias():
     x, turns = images(), torch.tensor([-0.4, -0.1, 0.0, 0.1, 0.2, 0.5])
     expected = kornia.enhance.adjust_hue(x, turns * 2 * torch.pi)
     torch.testing.assert_close(color.hue(x, turns), expected, rtol=0, atol=1e-4)
-
-
-def test_one_channel_has_no_hue_or_saturation():
-    x = images(3, 1)
-    assert torch.equal(color.hue(x, torch.full((3,), 0.3)), x)
-    assert torch.equal(color.saturation(x, torch.zeros(3)), x)
-    y = color.contrast(x, torch.tensor([0.5, 1.0, 1.5]))
-    expected = torch.stack(
-        [tv.adjust_contrast(i, f) for i, f in zip(x, (0.5, 1, 1.5), strict=True)]
-    )
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sigmas", [(0.1, 0.5, 1.0, 2.0)])
@@ -417,51 +304,6 @@ def test_blur_on_images_smaller_than_the_kernel():
     assert torch.isfinite(y).all()
 
 
-def test_jitter_probability_and_ranges():
-    x = torch.full((6000, 3, 4, 4), 0.5)
-    with seeded(0):
-        y = View(jitter=(0.4, 0, 0, 0), jitter_prob=0.8)(x)[:, 0, 0, 0] / 0.5
-    changed = y != 1
-    assert changed.float().mean() == pytest.approx(0.8, abs=0.02)
-    assert y.min() == pytest.approx(0.6, abs=0.005) and y.max() == pytest.approx(1.4, abs=0.005)
-    assert y[changed].mean() == pytest.approx(1, abs=0.01)
-    assert y[changed].std() == pytest.approx(0.8 / 12**0.5, rel=0.05)  # uniform
-
-
-def test_hue_range():
-    x = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).repeat(3000, 1, 1, 1)
-    with seeded(0):
-        y = View(jitter=(0, 0, 0, 0.1), jitter_prob=1.0)(x)[:, :, 0, 0]
-    hues = torch.tensor([colorsys.rgb_to_hsv(*c)[0] for c in y.tolist()])
-    hues = torch.where(hues > 0.5, hues - 1, hues)
-    assert hues.min() == pytest.approx(-0.1, abs=0.005)
-    assert hues.max() == pytest.approx(0.1, abs=0.005)
-    assert hues.mean() == pytest.approx(0, abs=0.005)
-
-
-def test_gray_and_blur_shares():
-    x = images(1).repeat(3000, 1, 1, 1)
-    with seeded(0):
-        y = View(gray=0.2)(x)
-        soft = View(blur=0.5)(x)
-    grey = (y[:, 0] == y[:, 1]).all(2).all(1) & (y[:, 0] == y[:, 2]).all(2).all(1)
-    assert grey.float().mean() == pytest.approx(0.2, abs=0.03)
-    torch.testing.assert_close(y[grey][0, 0], tv.rgb_to_grayscale(x[0])[0], rtol=0, atol=1e-5)
-    assert torch.equal(y[~grey], x[~grey])
-    unchanged = (soft == x).flatten(1).all(1)
-    assert unchanged.float().mean() == pytest.approx(0.5, abs=0.04)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_negative_share(channels):
-    x = images(1, channels).repeat(3000, 1, 1, 1)
-    with seeded(0):
-        y = View(negative=0.3)(x)
-    turned = (y != x).flatten(1).any(1)
-    assert turned.float().mean() == pytest.approx(0.3, abs=0.03)
-    torch.testing.assert_close(y[turned], 1 - x[turned], rtol=0, atol=1e-6)
-
-
 def test_digit_view_keeps_digits_upright_and_unmirrored():
     """A 6 turned round is a 9, and a mirrored 2 is no digit."""
     view = augment.DIGIT_VIEW
@@ -470,113 +312,6 @@ def test_digit_view_keeps_digits_upright_and_unmirrored():
 
 
 # ------------------------------------------------------------------ RandAugment and Cutout
-
-
-def as_bytes(function, *arguments):
-    """A torchvision function of uint8 images as a function of float images."""
-    return lambda x, *more: function((x * 255).round().byte(), *arguments, *more).float() / 255
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (randaugment.autocontrast, tv.autocontrast),
-        (randaugment.equalize, as_bytes(tv.equalize)),
-        (lambda x: randaugment.solarize(x, torch.full((6,), 0.4)), lambda x: tv.solarize(x, 0.4)),
-        (lambda x: randaugment.posterize(x, torch.full((6,), 5)), as_bytes(tv.posterize, 5)),
-    ],
-    ids=["autocontrast", "equalize", "solarize", "posterize"],
-)
-def test_operations_are_torchvisions(ours, theirs):
-    x = images() * 0.7
-    x[2] = 0.5  # a flat image
-    x[3] = (x[3] > 0.3).float()  # two levels
-    x = (x * 255).round() / 255
-    torch.testing.assert_close(ours(x), torch.stack([theirs(i) for i in x]), rtol=0, atol=1e-6)
-
-
-def test_fourteen_operations_in_the_ranges_of_scan():
-    apply = randaugment.OPERATIONS
-    assert len(apply) == 14
-    flat = torch.full((3000, 3, 8, 8), 0.5)
-    two = flat.clone()
-    two[:, 0] = 1.0
-    with seeded(0):
-        dimmed = apply["brightness"](flat)[:, 0, 0, 0] / 0.5
-        pale = apply["color"](two)[:, 0, 0, 0]
-        turned = apply["rotate"](ramps(3000))
-        shift = {k: apply[f"translate {k}"](ramps(3000)) - ramps(3000) for k in "xy"}
-        shear = {k: apply[f"shear {k}"](ramps(3000)) - ramps(3000) for k in "xy"}
-        kept = apply["solarize"](flat / 2)[:, 0, 0, 0] == 0.25
-        fine = ramps(64, 256)[:, :1]
-        bits = torch.tensor([len(i.unique()) for i in apply["posterize"](fine)]).log2()
-    assert dimmed.min() == pytest.approx(0.05, abs=0.01)
-    assert dimmed.max() == pytest.approx(0.95, abs=0.01)
-    grey = 0.5 + 0.5 * 0.2989
-    weight = (pale - grey) / (1 - grey)
-    assert weight.min() == pytest.approx(0.05, abs=0.01)
-    assert weight.max() == pytest.approx(0.95, abs=0.01)
-    degrees = torch.rad2deg(
-        torch.atan2(*(turned[:, k, 16, 20] - turned[:, k, 16, 12] for k in (1, 0)))
-    )
-    assert degrees.abs().max() == pytest.approx(30, abs=0.5) and degrees.mean().abs() < 2
-    for k, (own, other) in {"x": (0, 1), "y": (1, 0)}.items():
-        inner = shift[k][:, :, 12:20, 12:20]
-        assert inner[:, other].abs().max() < 1e-4
-        assert inner[:, own].abs().max() == pytest.approx(0.1, abs=0.005)
-        assert (inner[:, own, 0, 0] > 0).float().mean() == pytest.approx(0.5, abs=0.05)
-        assert shear[k][:, other, 8:24, 8:24].abs().max() < 1e-4
-        low, high = (8, 23)
-        ends = (shear[k][:, 0, high, 16], shear[k][:, 0, low, 16]) if k == "x" else (
-            shear[k][:, 1, 16, high], shear[k][:, 1, 16, low])  # fmt: skip
-        slope = (ends[0] - ends[1]) * 32 / (high - low)
-        assert slope.abs().max() == pytest.approx(0.1, abs=0.005) and slope.mean().abs() < 0.01
-    assert kept.float().mean() == pytest.approx(0.75, abs=0.03)
-    assert set(bits.tolist()) == {4.0, 5.0, 6.0, 7.0}
-
-
-@pytest.mark.parametrize("batch", [5, 14, 100])
-def test_operations_are_drawn_uniformly_and_with_replacement(monkeypatch, batch):
-    """Operation k of a stand-in adds a digit to a number of base 14 that the pixel holds."""
-    stand_in = {str(k): (lambda x, k=k: x * 14 + k) for k in range(14)}
-    monkeypatch.setattr(randaugment, "OPERATIONS", stand_in)
-    repeats = 40_000 // batch
-    with seeded(0):
-        codes = torch.stack(
-            [randaugment.randaugment(torch.zeros(batch, 1, 1, 1), 2) for _ in range(repeats)]
-        )
-    codes = codes.view(repeats, batch).long()
-    first, second = codes // 14, codes % 14
-    for draws in (first, second):
-        share = torch.bincount(draws.flatten(), minlength=14) / draws.numel()
-        assert (share - 1 / 14).abs().max() < 0.008
-    assert (first == second).float().mean() == pytest.approx(1 / 14, abs=0.008)
-    own = torch.bincount(first[:, 0], minlength=14) / repeats  # also for one fixed image
-    assert (own - 1 / 14).abs().max() < 6 * (1 / 14 / repeats) ** 0.5
-
-
-def test_randaugment_keeps_images_in_their_places():
-    x = torch.linspace(0, 1, 50).view(50, 1, 1, 1).expand(50, 3, 8, 8).contiguous()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(randaugment, "OPERATIONS", {str(k): lambda x: x for k in range(14)})
-        for rounds in (1, 2, 3, 4):
-            assert torch.equal(randaugment.randaugment(x, rounds), x)
-
-
-def test_cutout_erases_one_square():
-    x, colour = images(4000, 1), torch.tensor([2.0]).view(1, 1, 1, 1)
-    with seeded(0):
-        y = randaugment.erase(x, 16, colour)
-    hole = (y == 2)[:, 0]
-    assert torch.equal(y[:, 0][~hole], x[:, 0][~hole])
-    rows, columns = hole.any(2).sum(1), hole.any(1).sum(1)
-    assert torch.equal(rows * columns, hole.sum((1, 2))), "not a rectangle"
-    assert rows.max() == 16
-    whole = rows[(~hole[:, 0] & ~hole[:, -1]).all(1) & (~hole[:, :, 0] & ~hole[:, :, -1]).all(1)]
-    assert set(whole.tolist()) == {0, 2, 4, 6, 8, 10, 12, 14, 16}
-    assert hole.float().mean() == pytest.approx(0.068, abs=0.004)  # SCAN's code, measured
-    inner = hole[:, 8:24, 8:24].float().mean((0, 1, 2))
-    assert inner > hole.float().mean() > hole[:, 0].float().mean() > 0  # any centre: rims less
 
 
 def test_erase_fills_with_the_mean_colour_of_the_batch():

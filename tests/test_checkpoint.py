@@ -222,6 +222,19 @@ def test_damage_is_named_and_the_one_before_is_used(path, change, text):
         assert epoch(checkpoint.load(path)) == 0
 
 
+def test_no_cut_and_no_flipped_bit_passes(path):
+    data, draw = path.read_bytes(), random.Random(0)
+    header = data.index(b"\n") + 1
+    bad = [data[:n] for n in (*range(header + 2), *range(header + 2, len(data), 97))]
+    for k in range(400):  # half of them in the header, which is small
+        at = draw.randrange(8 * (header if k % 2 else len(data)))
+        bad.append(data[: at // 8] + bytes([data[at // 8] ^ 1 << at % 8]) + data[at // 8 + 1 :])
+    for damaged in bad:
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"scan\.pt' is damaged.*previous\.pt' is used"):
+            assert epoch(checkpoint.load(path)) == 0
+
+
 def test_both_damaged_names_both_and_says_what_to_do(path):
     before = checkpoint.previous(path)
     path.write_bytes(path.read_bytes()[:-5])
@@ -277,6 +290,17 @@ def test_a_signed_file_with_code_stops_the_run_although_there_is_one_before(path
     with pytest.raises(ValueError, match="was not written by dcl"):
         checkpoint.load(path)
     assert not (path.parent / "owned").exists()
+
+
+@pytest.mark.parametrize("held", [[1, 2], torch.ones(3), {}, None], ids=str)
+def test_a_signed_file_that_holds_no_state_of_this_run_stops_it(tmp_path, held):
+    torch.save(held, tmp_path / "bare")
+    bare = (tmp_path / "bare").read_bytes() if held is not None else b"hello"
+    (tmp_path / "train.pt").write_bytes(signed(bare))
+    images = torch.zeros(8, 1, 1, 1, dtype=torch.uint8)
+    with pytest.raises((ValueError, TypeError, KeyError, IndexError, RuntimeError)):
+        train(Noisy(), images, TrainConfig(epochs=1, batch_size=4), run_dir=tmp_path)
+    assert (tmp_path / "train.pt").read_bytes() == signed(bare)
 
 
 @pytest.mark.parametrize("name", ["pretext", "scan.pt", "log.jsonl", ".lock", ".pid"])

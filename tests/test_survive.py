@@ -1,4 +1,4 @@
-"""The short form of `python tests/survive.py`: a few kills, cuts, flips and bad files."""
+"""The short form of `python tests/survive.py`: a few kills and cuts, a full disk."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ MODULES = {m.__name__.split(".")[-1]: m for m in (deepcluster, lsdc, scan, swav)
 def table(tmp_path_factory):
     found = tmp_path_factory.mktemp("survive") / "rows.json"
     command = [sys.executable, Path(__file__).with_name("survive.py"), "--short"]
-    command += ["--kills", "4", "--flips", "6", "--json", found]
+    command += ["--kills", "4", "--json", found]
     done = subprocess.run(command, capture_output=True, text=True)
     assert found.exists(), done.stdout + done.stderr
     print(done.stdout, done.stderr)
@@ -35,12 +35,8 @@ def table(tmp_path_factory):
     [
         ("kill -9, gone on from", 8),
         ("these runs equal to the bit", 4),
-        ("damaged checkpoints recognised", 7 * 17),
-        ("both damaged, refused", 7 * 3),
         ("gone on from damage, equal", 4),
-        ("bad files and names refused", 30),
-        ("second writers refused", 3),
-        ("full disks survived, equal", 1),
+        ("full disk survived, equal", 1),
     ],
 )
 def test_it_survives(table, what, least):

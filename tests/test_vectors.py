@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from dcl import publish, report, run
-from dcl.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
+from dcl.cli import IMPOSSIBLE, OK, WARNING, main
 from dcl.data import Data, load, splits
 from dcl.estimator import DeepClusterer
 from dcl.evaluate import baselines
@@ -292,37 +292,6 @@ def test_predict_refuses_another_kind(files, done, tmp_path, capfd):
         assert main(["predict", folder, str(words)]) == IMPOSSIBLE
         err = capfd.readouterr().err
         assert message in err and err.count("\n") == 1
-
-
-def test_an_interrupted_run_on_vectors_goes_on_and_ends_the_same(
-    files, done, tmp_path, monkeypatch
-):
-    class Stop(run.Log):
-        def __call__(self, stage, epoch, objective, losses):
-            super().__call__(stage, epoch, objective, losses)
-            if (stage, epoch) == ("train", 0):
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "Log", Stop)
-        assert fit(files, tmp_path / "run") == INTERRUPTED
-    assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert main(["resume", str(tmp_path / "run")]) in (OK, WARNING)
-    for name in ("assignments.csv", "health.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (done / name).read_bytes(), name
-
-
-def test_vectors_that_have_changed_are_refused(files, tmp_path, capfd):
-    x = np.load(files / "x.npy")
-    np.save(tmp_path / "x.npy", x)
-    assert fit(tmp_path, tmp_path / "run", "--epochs", "1") in (OK, WARNING)
-    x[3, 3] += 1e-3
-    np.save(tmp_path / "x.npy", x)
-    for args in (["report", str(tmp_path / "run")], ["resume", str(tmp_path / "run")]):
-        capfd.readouterr()
-        assert main(args) == IMPOSSIBLE
-        err = capfd.readouterr().err
-        assert "has changed" in err or "data.checksum: there" in err
 
 
 def test_a_method_that_needs_images_says_so_before_any_work(files, tmp_path, capfd):

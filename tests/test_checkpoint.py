@@ -416,8 +416,8 @@ def test_a_run_that_draws_from_every_generator_goes_on_to_the_bit(tmp_path, stop
         for generator in (torch.manual_seed, random.seed, np.random.seed):
             generator(seed)
         objective = Noisy()
-        train(objective, images, config, **options)
-        return objective.w.item(), draws()
+        history = train(objective, images, config, **options)
+        return objective.w.item(), [row["loss"] for row in history], draws()
 
     whole = run(0)
     with pytest.raises(KeyboardInterrupt):

@@ -159,32 +159,6 @@ def test_a_nan_loss_stops_the_run_says_where_and_keeps_the_last_good_state(image
     assert torch.equal(state["objective"]["w"], good.w.detach())
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_interrupted_and_resumed_equals_uninterrupted(images, tmp_path, stop):
-    class Noisy(Mean):
-        def forward(self, x, i):
-            return super().forward(x + torch.rand_like(x), i)
-
-    config = TrainConfig(epochs=4, batch_size=4, lr=0.1, schedule="cosine")
-
-    def interrupt(stage, epoch, objective, losses):
-        if epoch + 1 == stop:
-            raise KeyboardInterrupt
-
-    with seeded(0):
-        whole = Noisy()
-        expected = train(whole, images, config)
-        after = torch.rand(3)
-    with seeded(0), pytest.raises(KeyboardInterrupt):
-        train(Noisy(), images, config, run_dir=tmp_path, monitor=interrupt)
-    with seeded(99):
-        resumed = Noisy()
-        history = train(resumed, images, config, run_dir=tmp_path)
-        assert torch.equal(torch.rand(3), after)  # what follows the stage is the same too
-    assert torch.equal(resumed.w, whole.w)
-    assert [h["loss"] for h in history] == [h["loss"] for h in expected]
-
-
 def test_bfloat16_trains_to_about_the_same_place(images):
     objective = Mean()
     train(objective, images, TrainConfig(epochs=60, batch_size=8, precision="bfloat16"))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from dcl import checkpoint
 from dcl.data import load
@@ -212,8 +211,3 @@ def test_bfloat16_runs(stem, digits):
 
     objective = module(stem).fit(digits.images, cast(tiny(stem)))
     assert all(v.isfinite().all() for v in objective.parameters())
-
-
-def test_methods_are_modules_of_torch(fitted):
-    for stem in METHODS:
-        assert isinstance(fitted(stem)[0], nn.Module)

@@ -242,18 +242,10 @@ def machine() -> dict[str, object]:
     """Processor, cores, and GPU ("none" without one)."""
     import torch
 
+    from dcl import results
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"processor": processor(), "cores": os.cpu_count(), "gpu": gpu}
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return {"processor": results.machine("cpu")["cpu"], "cores": os.cpu_count(), "gpu": gpu}
 
 
 def number(value: float) -> str:

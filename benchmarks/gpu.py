@@ -42,7 +42,6 @@ from benchmarks import (
 )
 from benchmarks.steps import LARGE, SMALL, Case, Ours, Theirs, floor, pictures, rates, wait
 from benchmarks.steps import view_bytes as bytes_of_views
-from dcl import plots
 from dcl.kmeans import kmeans, whiten
 from dcl.methods import deepcluster, lsdc, scan, swav
 from dcl.neighbors import mine, nearest
@@ -286,8 +285,8 @@ def waits(place: Place) -> Found:
     return {"steps": steps, "waits": [few, many], "for a step": each, "lines": dict(counted[1])}
 
 
-def picture(place: Place) -> Found:
-    """A profile of three steps: the table of kernels, and a bar of where a step's time goes."""
+def kernels(place: Place) -> Found:
+    """A profile of three steps: the table of kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda, batch = place.device.type == "cuda", place.sizes.batches[-1]
@@ -300,30 +299,7 @@ def picture(place: Place) -> Found:
     by = "self_cuda_time_total" if cuda else "self_cpu_time_total"
     table = seen.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60)
     (place.out / "gpu-profile.txt").write_text(table + "\n")
-    bars = {
-        name: part["parts, ms"]
-        for name, part in place.found.items()
-        if name.startswith(("step", "crops")) and "parts, ms" in part
-    }
-    bars = bars or {f"step {batch}": ours.turn(2).parts}
-    draw(bars, place.out / "gpu-step.png")
-    return {"table": "gpu-profile.txt", "picture": "gpu-step.png"}
-
-
-def draw(bars: dict[str, dict[str, float]], path: Path) -> None:
-    """A stacked bar for each step, as PNG."""
-    figure, axes = plots.canvas(size=(6.4, 0.9 + 0.45 * len(bars)))
-    ax = axes[0, 0]
-    left = [0.0] * len(bars)
-    for n, part in enumerate(next(iter(bars.values()))):
-        share = [100 * parts[part] / sum(parts.values()) for parts in bars.values()]
-        ax.barh(list(bars), share, left=left, color=plots.COLOURS[n], label=part)
-        left = [a + b for a, b in zip(left, share)]
-    ax.invert_yaxis()
-    ax.set_xlabel("share of a step's time, %")
-    outside = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 5}
-    ax.legend(frameon=False, labelcolor=plots.GREY, fontsize=9, **outside)
-    figure.savefig(path, dpi=150)
+    return {"table": "gpu-profile.txt"}
 
 
 def epoch(place: Place, method: str) -> Found:
@@ -361,7 +337,7 @@ def parts(sizes: Sizes) -> dict[str, Callable[[Place], Found]]:
     }
     for batch in reversed(sizes.batches):
         listed[f"step {batch} compiled"] = partial(step, views=two, batch=batch, compiled=True)
-    listed["profile"] = picture
+    listed["profile"] = kernels
     for method in METHODS:
         listed[f"epoch {method}"] = partial(epoch, method=method)
     listed[f"crops {first} compiled"] = partial(step, views=eight, batch=first, compiled=True)

@@ -284,20 +284,11 @@ def test_a_side_takes_turns_and_says_what_went_wrong():
 
 
 def test_gpu_parts_on_a_cpu(tmp_path, capsys):
-    names = [
-        "rates",
-        "step 16",
-        "waits",
-        "kmeans",
-        "neighbours",
-        "whitening",
-        "sinkhorn",
-        "profile",
-    ]
+    names = ["rates", "step 16", "waits", "kmeans", "neighbours", "whitening"]
+    names += ["sinkhorn", "profile"]
     small = replace(gpu.TINY, width=4)
     found = gpu.measure(tmp_path, "cpu", small, names)
     assert list(found) == names and not any("error" in part for part in found.values())
-    assert (tmp_path / "gpu-step.png").stat().st_size > 1000
     assert "convolution" in (tmp_path / "gpu-profile.txt").read_text()
     step = found["step 16"]
     assert step["images/s"] == pytest.approx(16e3 / sorted(step["step, ms"])[0], rel=1)

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from dcl.evaluate import evaluate
 from dcl.methods import simclr
 from dcl.progress import Log
 from dcl.train import Objective, predict
+from tables import known_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "book" / "results" / "ablations"
@@ -224,7 +224,7 @@ def run(
                 pretext = simclr.fit(data.images, shared)
             found["runs"].append(one(study, variant, seed, data, pretext))
             found["command"] = f"python book/ablations.py {name} --seeds {seeds}"
-            checkpoint.write_atomic(path, dumps(found).encode())
+            checkpoint.write_atomic(path, results.dumps(found).encode())
             count += 1
             print(f"{name} {variant}, seed {seed}: {found['runs'][-1]['metrics']}", flush=True)
     return count
@@ -279,20 +279,6 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def dumps(found: dict[str, Any]) -> str:
-    """JSON with a line for each run, so that a change is easy to read."""
-    runs = ",\n".join("  " + json.dumps(run) for run in found["runs"])
-    head = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "runs"]
-    return "{\n" + ",\n".join([*head, f' "runs": [\n{runs}\n ]']) + "\n}\n"
-
-
-@cache
-def _labels(name: str) -> tuple[torch.Tensor, str]:
-    data = load(name)
-    assert data.labels is not None
-    return data.labels, data.checksum
-
-
 def faults(name: str, found: dict[str, Any]) -> list[str]:
     """What is wrong with a study's file, a line for each fault.
 
@@ -300,7 +286,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
     and the number of clusters are those of the clusters. (Probes would take the training.)
     """
     study = STUDIES[name]
-    labels, checksum = _labels(study.data)
+    labels, checksum = known_labels(study.data)
     now = checkpoint.flat(study.config(RECIPE))
     wrong = [
         f"{name}: {k} was {v!r} in the recipe that was run, is {now.get(k)!r}"

@@ -164,7 +164,8 @@ def _outputs(source: str, names: dict[str, Any]) -> list[NotebookNode]:
 
 
 @cache
-def _labels(name: str) -> tuple[torch.Tensor, str]:
+def known_labels(name: str) -> tuple[torch.Tensor, str]:
+    """The labels (N,) of a data set that has them, and its checksum."""
     data = load(name)
     assert data.labels is not None
     return data.labels, data.checksum
@@ -193,7 +194,7 @@ def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
             faults.append(f"{path.name} is not called after its method, data, profile and seed")
         if row["data"] not in ("digits", "shapes"):
             continue
-        labels, checksum = _labels(row["data"])
+        labels, checksum = known_labels(row["data"])
         if row["checksum"] != checksum or len(row["clusters"]) != len(labels):
             faults.append(f"{path.name} is not of the images of {row['data']}")
             continue

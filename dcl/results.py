@@ -105,14 +105,16 @@ def put(result: Result, path: Path) -> Path:
                 + "\n".join(wrong)
                 + "\nChoose another results_dir, or remove that file."
             )
-    checkpoint.write_atomic(path, (dumps(result) + "\n").encode())
+    checkpoint.write_atomic(path, dumps(result).encode())
     return path
 
 
 def dumps(result: Result) -> str:
-    """JSON with one line for each field of the first level, so that a change is easy to read."""
-    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()]
-    return "{\n" + ",\n".join(lines) + "\n}"
+    """JSON with a line for each field, and of `runs` for each run: a change is easy to read."""
+    texts = {k: json.dumps(v) for k, v in result.items()}
+    if "runs" in result:
+        texts["runs"] = "[\n" + ",\n".join("  " + json.dumps(r) for r in result["runs"]) + "\n ]"
+    return "{\n" + ",\n".join(f" {json.dumps(k)}: {text}" for k, text in texts.items()) + "\n}\n"
 
 
 def _kinds(data: Data) -> str:

@@ -226,16 +226,9 @@ def fill(chapter: str) -> int:
         mine = [planned for planned in missing if planned[2:] == kind]
         for run in child(chapter, *kind, mine):
             found["runs"].append(run)
-            checkpoint.write_atomic(path_of(chapter), dumps(found).encode())
+            checkpoint.write_atomic(path_of(chapter), results.dumps(found).encode())
             print(f"{chapter} {key(run)}: {run['seconds']} s {run['values']}", flush=True)
     return len(missing)
-
-
-def dumps(found: dict[str, Any]) -> str:
-    """JSON with a line for each run, so that a change is easy to read."""
-    runs = ",\n".join("  " + json.dumps(run) for run in found["runs"])
-    head = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "runs"]
-    return "{\n" + ",\n".join([*head, f' "runs": [\n{runs}\n ]']) + "\n}\n"
 
 
 # ---------------------------------------------------------------- what the files support

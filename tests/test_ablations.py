@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import ablations
+import tables
 from ablations import FOLDER, RECIPE, STUDIES, Effect, Study, faults, read, word
 from dcl import results
 from dcl.data import load
@@ -127,7 +128,8 @@ def test_differences_are_paired_by_seed():
 def tiny(monkeypatch):
     """A study of seconds: 200 digits, the smoke recipe of SCAN, one variant."""
     few = load("digits").subset(200)
-    monkeypatch.setattr(ablations, "load", lambda name: few)
+    for module in (ablations, tables):
+        monkeypatch.setattr(module, "load", lambda name: few)
     study = Study("scan", "few", "smoke", {"1 head": {"heads": 1}}, (Effect("1 head"),))
     monkeypatch.setitem(STUDIES, "tiny", study)
     return study
@@ -153,7 +155,7 @@ def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, m
     assert ablations.run("tiny", tmp_path, seeds=3, only=[]) == 1
     found = read(tmp_path / "tiny.json")
     assert found["runs"].pop()["variant"] == RECIPE  # and nothing else
-    (tmp_path / "tiny.json").write_text(ablations.dumps(found))
+    (tmp_path / "tiny.json").write_text(results.dumps(found))
     assert ablations.run("tiny", tmp_path, seeds=2) == 0
     found = read(tmp_path / "tiny.json")
     assert [(r["variant"], r["seed"]) for r in found["runs"]] == [
@@ -203,7 +205,7 @@ def test_a_made_up_number_is_noticed(tmp_path):
     ):
         found = copy.deepcopy(whole)
         change(found)
-        (tmp_path / f"{name}.json").write_text(ablations.dumps(found))
+        (tmp_path / f"{name}.json").write_text(results.dumps(found))
         lines = ablations.wrong_ablations(tmp_path)
         assert not lines if complaint is None else complaint in "\n".join(lines), complaint
     (tmp_path / "other.json").write_text("{}")

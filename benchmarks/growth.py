@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import Claim, Outcome, cpu_times, exponent, progress, rows, threads
-from dcl import nets
-from dcl.augment import View
-from dcl.kmeans import kmeans, whiten
+from dcl.cluster.kmeans import kmeans, whiten
+from dcl.cluster.neighbors import nearest
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.measure.metrics import accuracy
 from dcl.methods import swav
-from dcl.metrics import accuracy
-from dcl.neighbors import nearest
-from dcl.sinkhorn import sinkhorn
+from dcl.nets import convnets
 from dcl.train import extract
+from dcl.views import View
 
 Call = Callable[[], object]
 LEAST = 1.0  # MB: below it the system's count is too coarse for an exponent
@@ -74,7 +74,7 @@ def sinkhorn_of(b: int = 512, k: int = 1000) -> Call:
 def extract_of(n: int = 1000) -> Call:
     """Features of n images by a small network."""
     images = pictures(n)
-    encoder = nets.encoder("small_cnn", images, width=8)
+    encoder = convnets.encoder("small_cnn", images, width=8)
     return lambda: extract(encoder, images)
 
 

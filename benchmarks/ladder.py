@@ -19,9 +19,10 @@ from torchvision.transforms.functional import to_pil_image
 from benchmarks import Claim, Outcome, Times, progress, rows, threads
 from benchmarks.augment import BATCH, VIEW, pil_view
 from benchmarks.steps import Case, floor, pictures, rates
-from dcl import augment, nets
-from dcl.device import memory_kept
 from dcl.methods.simclr import nt_xent
+from dcl.nets import convnets
+from dcl.runtime.device import memory_kept
+from dcl.views import view
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ BELOW = {"asked for: compiled, float32": "memory kept between steps"}  # not the
 def step(rung: Rung, images: Tensor, width: int = 32) -> Callable[[], None]:
     """One step of SGD, done as the rung says."""
     torch.manual_seed(0)
-    encoder = nets.encoder("small_cnn", images, width=width)
+    encoder = convnets.encoder("small_cnn", images, width=width)
     if not rung.channels_last:
         encoder = encoder.to(memory_format=torch.contiguous_format)
-    head = nets.mlp([encoder.out_dim, encoder.out_dim, 128], batch_norm=False)
+    head = convnets.mlp([encoder.out_dim, encoder.out_dim, 128], batch_norm=False)
     optimizer = torch.optim.SGD([*encoder.parameters(), *head.parameters()], 1e-3, 0.9)
     drawn, photos = pil_view(VIEW), [to_pil_image(image) for image in images]
     network = torch.compile(encoder) if rung.compiled else encoder
@@ -120,7 +121,7 @@ def step(rung: Rung, images: Tensor, width: int = 32) -> Callable[[], None]:
         return VIEW(images.float() / 255)
 
     def work() -> None:
-        whole = mock.patch.object(augment, "_run", unblocked)
+        whole = mock.patch.object(view, "_run", unblocked)
         with whole if rung.views == "whole batch" else nullcontext():
             views = [draw(), draw()]
         views = [torch.cat(views)] if rung.passes == 1 else views

@@ -38,11 +38,11 @@ from benchmarks import (
     rows,
     threads,
 )
+from dcl.cluster.kmeans import kmeans
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.kmeans import kmeans
+from dcl.measure.metrics import scores
 from dcl.methods import autoencoder, dec
-from dcl.metrics import scores
-from dcl.optim import TrainConfig
 from dcl.train import extract, predict, seeded, unit
 
 DIMS, BATCH, CLUSTERS = (500, 500, 2000, 10), 256, 10

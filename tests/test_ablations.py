@@ -10,9 +10,9 @@ import pytest
 import ablations
 import notebooks
 from ablations import FOLDER, PAGE, RECIPE, STUDIES, Effect, Study, faults, read, word
-from dcl import results
 from dcl.data import load
 from dcl.methods import scan, simclr
+from dcl.notebook import results
 
 FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
@@ -217,11 +217,11 @@ def test_the_page_is_that_of_the_files(monkeypatch, capsys):
     marked = [match[1] for match in ablations.MARKS.finditer(PAGE.read_text())]
     assert sorted(marked) == sorted(STUDIES)
     monkeypatch.setattr(ablations, "stale_ablations", lambda: ["ablations.md"])
-    assert notebooks.main(["check", "00-metrics"]) == 1
+    assert notebooks.main(["check", "metrics"]) == 1
     assert "ablations.md" in capsys.readouterr().err
     monkeypatch.setattr(ablations, "stale_ablations", list)
     monkeypatch.setattr(ablations, "wrong_ablations", lambda: ["a made up score"])
-    assert notebooks.main(["check", "00-metrics"]) == 1
+    assert notebooks.main(["check", "metrics"]) == 1
     assert "a made up score" in capsys.readouterr().err
 
 

@@ -404,7 +404,7 @@ def test_a_changed_number_is_noticed(folder, monkeypatch, capsys):
     page.write_text(text.replace("8.00", "8.01"))
     assert timings.stale_timings(folder, page) == ["speed.md"]
     monkeypatch.setattr(timings, "stale_timings", lambda: ["speed.md"])
-    assert notebooks.main(["check", "00-metrics"]) == 1
+    assert notebooks.main(["check", "metrics"]) == 1
     assert "speed.md" in capsys.readouterr().err
 
 

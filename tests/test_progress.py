@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from dcl.app.monitors import Bar, Lines, Log, Reading, all_of, read_log, tensorboard
+from dcl.config import epochs_of, with_epochs
 from dcl.methods import scan
-from dcl.optim import with_epochs
-from dcl.progress import Bar, Lines, Log, Reading, all_of, epochs_of, read_log, tensorboard
 
 
 def test_a_log_has_one_line_for_each_epoch_also_after_a_crash(tmp_path):

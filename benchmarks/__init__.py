@@ -242,10 +242,10 @@ def machine() -> dict[str, object]:
     """Processor, cores, and GPU ("none" without one)."""
     import torch
 
-    from dcl import results
+    from dcl.runtime import versions
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"processor": results.machine("cpu")["cpu"], "cores": os.cpu_count(), "gpu": gpu}
+    return {"processor": versions.machine("cpu")["cpu"], "cores": os.cpu_count(), "gpu": gpu}
 
 
 def number(value: float) -> str:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import Claim, Outcome, Row, Work, cpu_times, peer, ratio, rows, threads
-from dcl import augment
-from dcl.augment import View, multi_crop
+from dcl.views import View, multi_crop, view
 
 BATCH, SIDE = 256, 32
-VIEW = replace(augment.PHOTO_VIEW, size=SIDE)
-LARGE = replace(augment.SWAV_VIEW, size=SIDE)
+VIEW = replace(view.PHOTO_VIEW, size=SIDE)
+LARGE = replace(view.SWAV_VIEW, size=SIDE)
 CROPS = (LARGE,) * 2 + (replace(LARGE, size=SIDE // 2, scale=(0.05, 0.14)),) * 6
 RECIPES = ("CROP_FLIP", "DEEPCLUSTER_VIEW", "DIGIT_VIEW", "PHOTO_VIEW", "SWAV_VIEW", "SCAN_STRONG")
 OURS, KORNIA = "dcl", "kornia, batched"
@@ -111,7 +110,7 @@ def run(rounds: int) -> Outcome:
                     text = f"{group}: time of dcl / {name}"
                     claims.append(ratio(text, times[OURS], times[name], at_most=bound))
         recipes: Work = {
-            name: partial(lambda view: view(images.float() / 255), getattr(augment, name))
+            name: partial(lambda view: view(images.float() / 255), getattr(view, name))
             for name in RECIPES
         }
         measured += rows(cpu_times(recipes, rounds), "the book's recipes")

@@ -31,10 +31,10 @@ from benchmarks import (
     threads,
     wall_times,
 )
-from dcl.kmeans import kmeans
-from dcl.metrics import accuracy
-from dcl.neighbors import nearest
-from dcl.sinkhorn import sinkhorn
+from dcl.cluster.kmeans import kmeans
+from dcl.cluster.neighbors import nearest
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.measure.metrics import accuracy
 
 KMEANS = [(10, 50_000, 128), (100, 50_000, 128), (1000, 20_000, 128)]  # K, N, D
 ITERATIONS = 20

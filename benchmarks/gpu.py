@@ -42,11 +42,11 @@ from benchmarks import (
 )
 from benchmarks.steps import LARGE, SMALL, Case, Ours, Theirs, floor, pictures, rates, wait
 from benchmarks.steps import view_bytes as bytes_of_views
-from dcl.kmeans import kmeans, whiten
+from dcl.cluster.kmeans import kmeans, whiten
+from dcl.cluster.neighbors import mine, nearest
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.config import with_batches, with_epochs
 from dcl.methods import deepcluster, lsdc, scan, swav
-from dcl.neighbors import mine, nearest
-from dcl.optim import with_batches, with_epochs
-from dcl.sinkhorn import sinkhorn
 from dcl.train import train
 
 HERE = Path(__file__).resolve().parent / "results"

@@ -86,9 +86,9 @@ def one_epoch(images) -> None:
     """SimCLR with a small network on crops of 32 px, then the embeddings of all images."""
     from dataclasses import replace
 
-    from dcl.augment import View
     from dcl.methods import simclr
     from dcl.train import extract
+    from dcl.views import View
 
     smoke = simclr.PROFILES["smoke"]
     view = View(size=32, scale=(0.2, 1.0), flip=0.5)
@@ -107,7 +107,7 @@ def child(*arguments: str) -> dict[str, float]:
 
 def decode_all(files: list[Path]) -> int:
     """Decode some files."""
-    from dcl.folder import decode
+    from dcl.data.folder import decode
 
     return sum(len(decode(file, SIDE)) for file in files)
 

@@ -43,12 +43,12 @@ from benchmarks import (
     threads,
 )
 from benchmarks import peer as peer_package
-from dcl import nets
-from dcl.augment import PHOTO_VIEW, SCAN_STRONG, SWAV_VIEW, View
-from dcl.device import autocast, memory_kept
+from dcl.config import TrainConfig
 from dcl.methods import scan, simclr, swav
-from dcl.optim import TrainConfig
+from dcl.nets import convnets
+from dcl.runtime.device import autocast, memory_kept
 from dcl.train import Objective, train
+from dcl.views import PHOTO_VIEW, SCAN_STRONG, SWAV_VIEW, View
 
 BATCH, SIDE, CORES = 256, 32, 2
 PHOTO = replace(PHOTO_VIEW, size=SIDE)
@@ -133,7 +133,7 @@ def barlow_parts(width: int) -> tuple[nn.Module, nn.Module]:
 
 def objective(case: Case, images: Tensor) -> Objective:
     """What dcl trains, with fresh weights."""
-    encoder = nets.encoder(case.encoder, images, width=case.width)
+    encoder = convnets.encoder(case.encoder, images, width=case.width)
     if case.method == "swav":
         sizes = {"n_prototypes": PROTOTYPES, "hidden": HIDDEN, "dim": DIM}
         return swav.SwAV(encoder, swav.Config(views=case.views, freeze_steps=0, **sizes))
@@ -206,7 +206,7 @@ class Scan(nn.Module):
 
 def peer(case: Case, images: Tensor) -> nn.Module:
     """What the peer trains, with fresh weights."""
-    encoder = nets.encoder(case.encoder, images, width=case.width)
+    encoder = convnets.encoder(case.encoder, images, width=case.width)
     if case.peer == "torchvision":
         return Scan(encoder, case.method)
     if case.method == "swav":

@@ -24,13 +24,18 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
-from dcl import checkpoint, metrics, publish, results
-from dcl.augment import DIGIT_VIEW
+from dcl import methods
+from dcl.app.monitors import Log
+from dcl.config import flat
 from dcl.data import Data, load
-from dcl.evaluate import evaluate
+from dcl.measure import metrics
+from dcl.measure.baselines import evaluate
 from dcl.methods import simclr
-from dcl.progress import Log
+from dcl.notebook import results
+from dcl.runtime.files import write_atomic
+from dcl.runtime.versions import machine, versions
 from dcl.train import Objective, predict
+from dcl.views import DIGIT_VIEW
 from tables import known_labels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,17 +78,17 @@ class Study:
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant]
-        recipe = replace(publish.method(self.method).PROFILES[self.recipe], **self.earlier)
+        recipe = replace(methods.method(self.method).PROFILES[self.recipe], **self.earlier)
         return replace(recipe, **change, seed=seed)
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
-        recipe, mine = checkpoint.flat(self.config(RECIPE)), checkpoint.flat(config)
+        recipe, mine = flat(self.config(RECIPE)), flat(config)
         seeds = ("seed", "pretext.seed")
         return {k: v for k, v in mine.items() if k not in seeds and recipe.get(k) != v}
 
 
-_SELFLABEL = publish.method("scan").PROFILES["quick"].selflabel
+_SELFLABEL = methods.method("scan").PROFILES["quick"].selflabel
 _WIDE = replace(simclr.PROFILES["quick"], width=None)  # 32 maps, as before
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
 
@@ -224,7 +229,7 @@ def run(
                 pretext = simclr.fit(data.images, shared)
             found["runs"].append(one(study, variant, seed, data, pretext))
             found["command"] = f"python book/ablations.py {name} --seeds {seeds}"
-            checkpoint.write_atomic(path, results.dumps(found).encode())
+            write_atomic(path, results.dumps(found).encode())
             count += 1
             print(f"{name} {variant}, seed {seed}: {found['runs'][-1]['metrics']}", flush=True)
     return count
@@ -239,7 +244,7 @@ def fresh(study: Study) -> dict[str, Any]:
         "checksum": data.checksum,
         "images": len(data),
         "command": "",
-        "recipe": checkpoint.flat(study.config(RECIPE)),
+        "recipe": flat(study.config(RECIPE)),
         "runs": [],
     }
 
@@ -249,7 +254,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     config, log = study.config(variant, seed), Log(every=10**9)
     given = {} if pretext is None else {"encoder": pretext}
     began = time.process_time()
-    model = publish.method(study.method).fit(data.images, config, monitor=log, **given)
+    model = methods.method(study.method).fit(data.images, config, monitor=log, **given)
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
     losses = {
@@ -266,8 +271,8 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
         "losses": {k: round(v, 4) for k, v in losses.items()},
         "seconds": round(seconds, 1),
         "clusters": "".join(SYMBOLS[c] for c in clusters),
-        "machine": results.machine("cpu"),
-        "versions": results.versions(),
+        "machine": machine("cpu"),
+        "versions": versions(),
     }
 
 
@@ -287,7 +292,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
     """
     study = STUDIES[name]
     labels, checksum = known_labels(study.data)
-    now = checkpoint.flat(study.config(RECIPE))
+    now = flat(study.config(RECIPE))
     wrong = [
         f"{name}: {k} was {v!r} in the recipe that was run, is {now.get(k)!r}"
         for k, v in found["recipe"].items()

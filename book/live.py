@@ -20,8 +20,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from dcl.show import not_held
-from notebooks import normalised, read, write
+from dcl.notebook.chapter import not_held
+from notebooks import chapters, normalised, read, write
 from tables import chapter_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def main() -> int:
     shutil.copy(ROOT / "_config.yml", LIVE)
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.tmp")
     shutil.copytree(ROOT / "book", LIVE / "book", ignore=ignored)
-    names = sorted(path.stem for path in (LIVE / "book" / "chapters").glob("*.ipynb"))
+    names = list(chapters(LIVE / "book"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = 2 if (cores or 1) >= 2 else 1
     print(f"Running {len(names)} chapters on this machine, {workers} at a time", flush=True)

@@ -99,9 +99,16 @@ def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
+def chapters(book: Path = CHAPTERS.parent) -> dict[str, Path]:
+    """The notebooks by name, in the order of the table of contents."""
+    toc = yaml.safe_load((book / "_toc.yml").read_text())
+    pages = [page["file"] for part in toc.get("parts", [toc]) for page in part["chapters"]]
+    return {Path(p).name: book / f"{p}.ipynb" for p in pages if p.startswith("chapters/")}
+
+
 def paths(names: list[str]) -> list[Path]:
     """Return the chapters with these names (all without any), in order."""
-    known = {path.stem: path for path in sorted(CHAPTERS.glob("*.ipynb"))}
+    known = chapters()
     names = [Path(name).stem for name in names] or list(known)
     for name in names:
         if name not in known:
@@ -227,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=["stamp", "run", "check", "results"])
-    parser.add_argument("names", nargs="*", help="chapters, such as 03-swav (default: all)")
+    parser.add_argument("names", nargs="*", help="chapters, such as swav (default: all)")
     parser.add_argument("--out", type=Path, help="write executed chapters here, not in place")
     parser.add_argument("--profile", help="smoke, quick, gpu or paper")
     parser.add_argument("--results", type=Path, help="the chapters write their results here")

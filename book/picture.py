@@ -28,7 +28,7 @@ def take(chapter: str, anchor: str, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chapter", default="04-scan")
+    parser.add_argument("--chapter", default="scan")
     parser.add_argument("--anchor", default="what-the-clusters-look-like")
     parser.add_argument("--out", type=Path, default=ROOT / "book" / "assets" / "chapter.png")
     chosen = parser.parse_args()

@@ -1,6 +1,6 @@
 """Run a chapter so that its numbers can be believed: checked, kept, gone on with, done once.
 
-python book/record.py 04-scan -p profile gpu -p dataset mnist -p seed 1
+python book/record.py scan -p profile gpu -p dataset mnist -p seed 1
     --runs DIR    where the run folders are (default: runs)
     --again       remove what the run's folder holds and begin anew
     --publish     a finished run: its result into book/results and, of seed 0 and up to 1 MB, its
@@ -34,11 +34,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dcl import checkpoint, publish, results
+from dcl import methods
+from dcl.app.clusters import WEIGHTS, Clusters, fitted, sha256
+from dcl.app.monitors import read_log
+from dcl.config import unflat
 from dcl.data import load
-from dcl.device import pick_device
-from dcl.progress import read_log
-from dcl.show import check_parameters, run_name
+from dcl.notebook import results
+from dcl.notebook.chapter import check_parameters, run_name
+from dcl.runtime import checkpoint
+from dcl.runtime.device import pick_device
+from dcl.runtime.files import write_atomic
+from dcl.runtime.versions import machine, versions
 from dcl.train import predict
 from notebooks import CHAPTERS, ROOT, read, tags
 
@@ -52,10 +58,9 @@ BEAT = 5.0  # seconds between two entries of the time so far
 # ---------------------------------------------------------------- what is asked for
 
 
-def chapters() -> dict[str, str]:
-    """The chapters that record a result, with their methods: {"04-scan": "scan"}."""
-    stems = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
-    return {stem: stem[3:] for stem in stems if stem[3:] in publish.methods()}
+def chapters() -> list[str]:
+    """The chapters that record a result: those of the methods."""
+    return [name for name in methods.methods() if (CHAPTERS / f"{name}.ipynb").exists()]
 
 
 def defaults(chapter: str) -> Parameters:
@@ -106,7 +111,7 @@ def manifest_of(folder: Path) -> Manifest:
 def write(folder: Path, manifest: Manifest) -> None:
     """Write the manifest; its seconds are those of all attempts."""
     manifest["seconds"] = round(sum(a["seconds"] for a in manifest["attempts"]), 1)
-    checkpoint.write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
 @contextmanager
@@ -145,7 +150,7 @@ def attempt(folder: Path, manifest: Manifest):
     """
     mine: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": results.versions()["revision"],
+        "revision": versions()["revision"],
         "seconds": 0.0,
         "ended": "killed",  # until it can say something else
     }
@@ -188,10 +193,10 @@ def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
         "command": command(chapter, values),
         "chapter": chapter,
         "parameters": values,
-        "revision": results.versions()["revision"].removesuffix("-dirty"),
-        "dirty": results.versions()["revision"].endswith("-dirty"),
-        "versions": results.versions(),
-        "machine": results.machine("cpu"),
+        "revision": versions()["revision"].removesuffix("-dirty"),
+        "dirty": versions()["revision"].endswith("-dirty"),
+        "versions": versions(),
+        "machine": machine("cpu"),
     }
     part = folder / "unfinished.ipynb"
     ended = "finished"
@@ -256,7 +261,7 @@ def _published(folder: Path, name: str, recorded: Path, weights: Path) -> list[P
     if values["dataset"].startswith("folder:"):  # where it was is nobody's business
         values = {**values, "dataset": f"folder:{result['data']}"}
     network = _network(folder, manifest, result)
-    about = {"bytes": network.stat().st_size, "sha256": publish.sha256(network)}
+    about = {"bytes": network.stat().st_size, "sha256": sha256(network)}
     result |= {
         "command": command(manifest["chapter"], values),
         "attempts": len(manifest["attempts"]),
@@ -272,23 +277,23 @@ def _published(folder: Path, name: str, recorded: Path, weights: Path) -> list[P
 
 def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     """Write the trained network of a run into its folder."""
-    values, method = manifest["parameters"], chapters()[manifest["chapter"]]
+    values, method = manifest["parameters"], manifest["chapter"]
     name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
     trained, _, scored = result["split"].partition(" -> ")
     place = pick_device(values["device"])
     # all of it, or the part that the chapter took
     train_set = load(name, trained).subset(result["training"]["images"]).to(place)
-    config = publish.unflat(publish.method(method).Config, result["config"])
+    config = unflat(methods.method(method).Config, result["config"])
     if result["method"] != method:  # a second result, such as that of idec in the chapter of dec,
         pretext, folder = folder / "pretext", folder / result["method"]  # has a folder in that of
         if pretext.exists() and not (folder / "pretext").exists():  # the run, and the same pretext
             shutil.copytree(pretext, folder / "pretext", ignore=shutil.ignore_patterns(".lock"))
     # all epochs are in the checkpoints: none is trained again
-    model = publish.method(method).fit(train_set.images, config, run_dir=folder)
-    clusters, _ = publish.fitted(model, method, train_set.images)
+    model = methods.method(method).fit(train_set.images, config, run_dir=folder)
+    clusters, _ = fitted(model, method, train_set.images)
     path = folder / "model.safetensors"
     clusters.save(path, data=result["data"], split=trained, checksum=train_set.checksum)
-    again = publish.load(path)
+    again = Clusters.load(path)
     again.model.to(place)
     data = load(name, scored).to(place) if scored else train_set
     same = predict(again.model, data.images).tolist()
@@ -304,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("chapter", help="such as 04-scan")
+    parser.add_argument("chapter", help="such as scan")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--again", action="store_true")
@@ -316,11 +321,11 @@ def main(arguments: list[str] | None = None) -> int:
             known = ", ".join(chapters())
             raise ValueError(f"chapter must be one that records, {known}; got {asked.chapter!r}")
         values = parameters(chapter, [tuple(pair) for pair in asked.p])
-        folder = asked.runs / run_name(chapters()[chapter], values)
+        folder = asked.runs / run_name(chapter, values)
         with only_one(folder):
             code = _run(chapter, values, folder, asked.again)
             if code == DONE and asked.publish:
-                for path in into_the_book(folder, results.COMMITTED, publish.WEIGHTS):
+                for path in into_the_book(folder, results.COMMITTED, WEIGHTS):
                     print(f"wrote {path.relative_to(ROOT)}, {path.stat().st_size / 1024:.0f} KiB")
             return code
     except (ValueError, TypeError, RuntimeError) as error:

@@ -19,9 +19,12 @@ from IPython.display import Markdown
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
-from dcl import metrics, publish, results
+from dcl import methods
+from dcl.app.clusters import WEIGHTS, Clusters
 from dcl.data import load
-from dcl.evaluate import evaluate
+from dcl.measure import metrics
+from dcl.measure.baselines import evaluate
+from dcl.notebook import results
 
 METRICS = ("ACC", "NMI", "ARI")
 SECTION = "## Recorded results"
@@ -132,7 +135,7 @@ def retold(notebook: NotebookNode) -> NotebookNode:
     The cells run one after the other in this process: all that they need is `results`.
     """
     notebook, inside = copy.deepcopy(notebook), False
-    names: dict[str, Any] = {"results": results, "methods": publish.methods()}
+    names: dict[str, Any] = {"results": results, "methods": methods.methods()}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^## .+$", cell.source, flags=re.M):
@@ -218,7 +221,7 @@ def _sees(row: results.Result, network: bool) -> tuple[Any, ...]:
     return (*seen, *(kind if parts[0] else (row["method"],)))
 
 
-def wrong_probes(folder: Path = results.COMMITTED, weights: Path = publish.WEIGHTS) -> list[str]:
+def wrong_probes(folder: Path = results.COMMITTED, weights: Path = WEIGHTS) -> list[str]:
     """What the published networks of the embedded sets do not confirm: all scores of their files.
 
     kNN and linear probe as well; a few images may go the other way on another processor.
@@ -229,7 +232,7 @@ def wrong_probes(folder: Path = results.COMMITTED, weights: Path = publish.WEIGH
         row = json.loads(file.read_text())
         if row["data"] not in ("digits", "shapes"):
             continue
-        again = evaluate(publish.load(path).model, load(row["data"]), seed=row["seed"])
+        again = evaluate(Clusters.load(path).model, load(row["data"]), seed=row["seed"])
         faults += [
             f"{file.name}: {name} is {row['metrics'][name]}, its network gives {value:.4f}"
             for name, value in again.items()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks is not installed, it stands beside the book
 
 from benchmarks import number  # noqa: E402
-from dcl.results import markdown  # noqa: E402
+from dcl.notebook.results import markdown  # noqa: E402
 
 table = partial(markdown, rule="---:")  # numbers to the right
 FOLDER = ROOT / "benchmarks" / "results"

@@ -2,7 +2,7 @@
 
 import sys
 
-from dcl.cli import main
+from dcl.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,93 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 
-
-def check_config(config: Any, **bounds: float | tuple[float, float]) -> None:
-    """Hold a configuration to its Literal fields, and named numbers to least[, below] values.
-
-    Raises ValueError naming the field, what came and what was expected.
-    """
-    for f in fields(config):
-        value, allowed = getattr(config, f.name), get_args(f.type)
-        if get_origin(f.type) is Literal and value not in allowed:
-            raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
-    for name, bound in bounds.items():
-        least, below = bound if isinstance(bound, tuple) else (bound, math.inf)
-        if not least <= (value := getattr(config, name)) < below:
-            upper = "" if below == math.inf else f" and below {below}"
-            raise ValueError(f"{name} must be at least {least}{upper}; got {value}")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How one stage is optimised. Times are in epochs, the learning rate is per optimiser step."""
-
-    epochs: int = 100
-    batch_size: int = 256
-    optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
-    """`momentum` is for sgd and larc. rmsprop forgets squared gradients at Keras' rate, .9."""
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    final_lr: float = 0.0
-    """Where the cosine ends."""
-    warmup_epochs: int = 0
-    warmup_lr: float = 0.0
-    """Where the linear warm-up starts."""
-    milestones: tuple[int, ...] = ()
-    """Epochs at which the step schedule multiplies the learning rate by `gamma`."""
-    gamma: float = 0.1
-    precision: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
-    compile: bool = False
-    """Make one program of the encoder's layers (torch.compile), forward and backward, for the
-    steps of training; the first step of each shape waits for it, up to a minute. Heads, losses
-    and views stay as they are, and so do weights, their names and what is not training."""
-
-    def __post_init__(self) -> None:
-        check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)
-
-
-def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> Any:
-    """A configuration with `change` applied to every stage of training, at any depth."""
-    if isinstance(config, TrainConfig):
-        return change(config)
-    inner = {f.name: getattr(config, f.name) for f in fields(config)}
-    return replace(
-        config, **{k: with_stages(v, change) for k, v in inner.items() if is_dataclass(v)}
-    )
-
-
-def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
-    """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
-
-    A number leaves a stage of 0 epochs off. Warm-up and milestones keep their share of the
-    schedule. Chapter: 05-compare.
-    """
-
-    def change(stage: TrainConfig) -> TrainConfig:
-        after = epochs(stage.epochs) if callable(epochs) else epochs * (stage.epochs > 0)
-        share = after / max(stage.epochs, 1)
-        return replace(
-            stage,
-            epochs=after,
-            warmup_epochs=round(stage.warmup_epochs * share),
-            milestones=tuple(round(m * share) for m in stage.milestones),
-        )
-
-    return with_stages(config, change)
-
-
-def with_batches(config: Any, most: int) -> Any:
-    """A configuration without batches of more than `most`. Chapter: 06-your-images."""
-    return with_stages(config, lambda s: replace(s, batch_size=min(s.batch_size, most)))
+from dcl.config import TrainConfig
 
 
 class LARC(torch.optim.SGD):
@@ -98,7 +16,7 @@ class LARC(torch.optim.SGD):
     ``a = trust * |p| / (|g| + wd * |p| + eps)``; a tensor with a zero weight or gradient
     norm takes the plain step. This is the ``clip=False`` form that SwAV trains with (LARS).
 
-    Source: You, Gitman, Ginsburg 2017, eq. 6. Chapter: 03-swav.
+    Source: You, Gitman, Ginsburg 2017, eq. 6. Chapter: swav.
     """
 
     def __init__(self, params: Iterable, *, trust: float = 0.001, eps: float = 1e-8, **sgd: Any):
@@ -151,7 +69,7 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     """The learning rate as a function of the optimiser step, counted from 0.
 
     Linear warm-up from `warmup_lr`, then constant, cosine to `final_lr`, or steps.
-    Cosine is per step, steps are per epoch. Chapter: 03-swav.
+    Cosine is per step, steps are per epoch. Chapter: swav.
     """
     warmup = config.warmup_epochs * steps_per_epoch
     total = max(config.epochs * steps_per_epoch, warmup + 1)
@@ -178,7 +96,7 @@ def ema(
     """Move `target` towards `source`: t <- decay * t + (1 - decay) * s.
 
     Buffers (BatchNorm's statistics) are copied, or left alone with `buffers=False`.
-    Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: 04-scan.
+    Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: scan.
     """
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], 1 - decay)
     if buffers:

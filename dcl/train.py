@@ -4,19 +4,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dcl import checkpoint, dist
-from dcl.cache import forget
-from dcl.data import Data
-from dcl.device import autocast, memory_kept
-from dcl.optim import TrainConfig, learning_rate, make_optimizer
-from dcl.randomness import random_state, seeded, set_random_state
+from dcl.config import TrainConfig
+from dcl.data.memmap import forget
+from dcl.optim import learning_rate, make_optimizer
+from dcl.runtime import checkpoint, dist
+from dcl.runtime.device import autocast, memory_kept
+from dcl.runtime.randomness import random_state, seeded, set_random_state
 
 History = list[dict[str, Any]]
 
@@ -143,7 +142,7 @@ def train(
             started = time.perf_counter()
             objective.train()
             objective.before_epoch(epoch)
-            dist.agree(objective)
+            dist.broadcast_module(objective)
             if objective.finished():
                 break
             rows = objective.order(len(images))[: steps * config.batch_size].to(images.device)
@@ -158,7 +157,7 @@ def train(
                     with cast:
                         losses = objective(x, i)
                     scaler.scale(weight * losses["loss"]).backward()
-                    dist.average(objective.parameters())
+                    dist.average_gradients(objective.parameters())
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
@@ -183,7 +182,7 @@ def train(
 
 def _make_ready(objective: Objective, device: torch.device, config: TrainConfig) -> None:
     objective.to(device)
-    dist.together(objective)
+    dist.sync_batchnorm(objective)
     if config.compile:
         objective.encoder.compile(dynamic=False)  # in place: the weights keep their names
 
@@ -245,7 +244,7 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     by_hand = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
         with by_hand:
-            rows = dist.share(torch.arange(len(images), device=images.device))
+            rows = dist.shard(torch.arange(len(images), device=images.device))
             found, at = torch.empty(0), 0
             for x, i in batches(images, rows, batch_size):
                 if len(y := function(x)) != len(i):
@@ -254,7 +253,7 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
                     found = y.new_empty(len(rows), *y.shape[1:])
                 found[at : at + len(i)] = y
                 at += len(i)
-        return dist.all_rows(found)
+        return dist.all_gather_rows(found)
     finally:
         for m, mode in zip(modules, modes, strict=True):
             m.training = mode
@@ -263,32 +262,3 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
 def predict(objective: Objective, images: Any) -> Tensor:
     """The cluster (N,) int64 of every image, on the CPU."""
     return extract(objective.predict, images).cpu()
-
-
-def check_fit(
-    images: Any, config: Any, run_dir: str | Path | None = None, encoder: nn.Module | None = None
-) -> None:
-    """Refuse what can not be trained on, before any work: called first in every `fit`.
-
-    Raises TypeError or ValueError naming the argument, what came and what was expected;
-    with `run_dir`, claims it for this configuration and these images. With an `encoder` the
-    pretext, which is not trained then, is not looked at. Vectors (N,d) are for the methods whose
-    Config has ``takes_vectors = True``: the one place where a method says so.
-    """
-    data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
-    if data.vectors and not getattr(config, "takes_vectors", False):
-        method = type(config).__module__.rpartition(".")[2]
-        raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
-    n, k = len(images), getattr(config, "n_clusters", None)
-    number = f"number of {data.noun}s, {n}"
-    if k is not None and not 2 <= k <= n:
-        raise ValueError(f"n_clusters must be between 2 and the {number}; got {k}")
-    for stage, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
-        if isinstance(value, TrainConfig) and value.epochs and value.batch_size > n:
-            raise ValueError(
-                f"{stage}.batch_size must be at most the {number}; got {value.batch_size}"
-            )
-        if encoder is None and is_dataclass(value) and not isinstance(value, type | TrainConfig):
-            check_fit(images, value)
-    if run_dir:
-        checkpoint.claim(run_dir, config, data.checksum)

@@ -30,10 +30,14 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from dcl import checkpoint, results, show
+from dcl.config import flat
+from dcl.notebook import chapter as printed
+from dcl.notebook import results
+from dcl.runtime.files import write_atomic
+from dcl.runtime.versions import machine, versions
 from sabotage import CHAPTERS, sabotaged, sabotages, tags
 
-FOLDER = show.CLAIMS
+FOLDER = printed.CLAIMS
 HONEST = 4.0
 """Deviations that a band keeps from the mean of the honest runs. Of twenty runs the deviation is
 itself a guess: the next one lies 2.5 below the mean once in 90 times, 4 once in 2,000, and the
@@ -117,7 +121,7 @@ def recipe(chapter: str) -> dict[str, Any]:
 def _flat(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _flat(v) for k, v in value.items()}
-    return checkpoint.flat(value) if is_dataclass(value) else value
+    return flat(value) if is_dataclass(value) else value
 
 
 def play(sources: list[str]) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def one(chapter: str, name: str, seed: int) -> dict[str, float | None]:
     def keep(claim: str, value: float, **band: Any) -> None:
         values[claim] = None if math.isnan(value := float(value)) else round(value, 4)
 
-    show.verdict = keep  # before the chapter imports it
+    printed.verdict = keep  # before the chapter imports it
     how = {"replace": {}} if name == "honest" else sabotages(chapter)[name]
     cells = sabotaged(read(chapter), how).cells
     (place,) = [k for k, cell in enumerate(cells) if "parameters" in tags(cell)]
@@ -194,7 +198,7 @@ def forked(chapter: str, runs: list[tuple[str, int]]) -> None:
         measured = one(chapter, name, seed)
         seconds = round(time.perf_counter() - began)
         run = {"run": name, "seed": seed, "seconds": seconds, "values": measured}
-        run |= {"machine": results.machine("cpu"), "versions": results.versions()}
+        run |= {"machine": machine("cpu"), "versions": versions()}
         print(f"\n{MARK}{json.dumps(run)}", flush=True)
         os._exit(0)
 
@@ -226,7 +230,7 @@ def fill(chapter: str) -> int:
         mine = [planned for planned in missing if planned[2:] == kind]
         for run in child(chapter, *kind, mine):
             found["runs"].append(run)
-            checkpoint.write_atomic(path_of(chapter), results.dumps(found).encode())
+            write_atomic(path_of(chapter), results.dumps(found).encode())
             print(f"{chapter} {key(run)}: {run['seconds']} s {run['values']}", flush=True)
     return len(missing)
 
@@ -318,7 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="chapters, such as 03-swav (default: all)")
+    parser.add_argument("names", nargs="*", help="chapters, such as swav (default: all)")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from dcl.cli import main
+from dcl.app.cli import main
 from dcl.data import load
 
 

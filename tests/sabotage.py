@@ -1,6 +1,6 @@
 """Run a chapter with one thing broken on purpose, up to its last verdict.
 
-python tests/sabotage.py 03-swav "no sinkhorn"
+python tests/sabotage.py swav "no sinkhorn"
 
 A verdict is worth something only if a run that cannot work fails it. What to break stands in
 tests/methods/sabotage_<stem>.json, next to the method's tests:
@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from dcl.show import NOT_HELD, not_held
+from dcl.notebook.chapter import NOT_HELD, not_held
 
 TESTS = Path(__file__).resolve().parent
 CHAPTERS = TESTS.parent / "book" / "chapters"
@@ -32,7 +32,7 @@ def tags(cell: NotebookNode) -> list[str]:
 
 def sabotages(chapter: str) -> dict[str, dict]:
     """What to break in this chapter, by name; empty when nothing is written down."""
-    path = TESTS / "methods" / f"sabotage_{chapter.split('-', 1)[1]}.json"
+    path = TESTS / "methods" / f"sabotage_{chapter}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 

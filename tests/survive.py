@@ -27,10 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a fork takes no
 
 import torch
 
-from dcl import checkpoint
 from dcl import train as loop
+from dcl.config import with_epochs
 from dcl.data import load
-from dcl.optim import with_epochs
+from dcl.runtime import checkpoint
 from dcl.train import predict
 
 METHODS = ("deepcluster", "lsdc", "swav", "scan")

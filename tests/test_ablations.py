@@ -10,9 +10,9 @@ import pytest
 import ablations
 import tables
 from ablations import FOLDER, RECIPE, STUDIES, Effect, Study, faults, read, word
-from dcl import results
 from dcl.data import load
 from dcl.methods import scan, simclr
+from dcl.notebook import results
 
 FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
 

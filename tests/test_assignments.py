@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
-from dcl import assignments
-from dcl.publish import Assignment
+from dcl.app import assignments
+from dcl.app.clusters import Assignment
 
 NAMES = ['a,"b"\n.png', "<img src=x onerror=alert(1)>.jpg", "=1+1.png", "ひらがな.png", "../up.png"]
 

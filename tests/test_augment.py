@@ -10,19 +10,20 @@ import torchvision.transforms as T
 import torchvision.transforms.functional as tv
 from torch import Tensor
 
-from dcl import augment, color, randaugment, warp
-from dcl.augment import View, ricap, ricap_draw
+from dcl import views
 from dcl.train import seeded
+from dcl.views import View, color, geometry, randaugment
+from dcl.views.ricap import ricap, ricap_draw
 
 kornia = pytest.importorskip("kornia")
 
 RECIPES = {
-    "digit": augment.DIGIT_VIEW,
-    "photo": augment.PHOTO_VIEW,
-    "swav": augment.SWAV_VIEW,
-    "strong": augment.SCAN_STRONG,
-    "crop-flip": augment.CROP_FLIP,
-    "deepcluster": augment.DEEPCLUSTER_VIEW,
+    "digit": views.DIGIT_VIEW,
+    "photo": views.PHOTO_VIEW,
+    "swav": views.SWAV_VIEW,
+    "strong": views.SCAN_STRONG,
+    "crop-flip": views.CROP_FLIP,
+    "deepcluster": views.DEEPCLUSTER_VIEW,
     "small crop": View(size=12, scale=(0.05, 0.14), flip=0.5),
     "all": View(
         size=20, scale=(0.3, 0.9), pad=2, rotate=20, translate=0.1, shear=5, zoom=(0.8, 1.2),
@@ -83,7 +84,7 @@ def test_seed_decides_and_images_draw_independently(view):
     with seeded(4):
         assert not torch.equal(view(x), first)
     different = {tuple(y.flatten().tolist()) for y in first}
-    assert len(different) >= (64 if view != augment.CROP_FLIP else 40)
+    assert len(different) >= (64 if view != views.CROP_FLIP else 40)
 
 
 @recipes
@@ -97,7 +98,7 @@ def test_autocast_changes_nothing(view):
 
 
 def test_half_in_half_out():
-    y = augment.PHOTO_VIEW(images().bfloat16())
+    y = views.PHOTO_VIEW(images().bfloat16())
     assert y.dtype == torch.bfloat16 and y.max() <= 1
 
 
@@ -164,7 +165,7 @@ def test_whole_pixel_shifts_and_flips_are_exact(fill):
     mode = {"zeros": "constant", "border": "edge", "reflection": "symmetric"}[fill]
     shift = torch.stack([torch.arange(32) % 9 - 4, torch.arange(32) // 4 - 4], 1)
     flip = torch.arange(32) % 3 == 0
-    y = warp.shifted(x, shift, flip, fill)
+    y = geometry.shifted(x, shift, flip, fill)
     for k in range(32):
         columns, rows = shift[k].tolist()
         wide = tv.pad(x[k], [4], padding_mode=mode)
@@ -182,7 +183,7 @@ def test_affine_is_torchvisions(size, angle, shear, zoom, shift):
     x = images(3, 3, *size)
     moved = torch.tensor([shift[0] / size[1], shift[1] / size[0]]).expand(3, 2)
     values = (torch.full((3,), float(v)) for v in (angle, shear, zoom))
-    y = warp.warp(x, warp.affine(*values, moved, size[1] / size[0]), size)
+    y = geometry.warp(x, geometry.affine(*values, moved, size[1] / size[0]), size)
     bilinear = T.InterpolationMode.BILINEAR
     expected = tv.affine(x, angle, list(shift), zoom, [shear, 0], bilinear)
     # torchvision blends the mask of what lies outside by itself: compare where both are inside
@@ -195,7 +196,7 @@ def test_rotation_is_kornias():
     x = images(4)
     angles = torch.tensor([0.0, 10.0, -25.0, 90.0])
     zero, one = torch.zeros(4), torch.ones(4)
-    y = warp.warp(x, warp.affine(angles, zero, one, torch.zeros(4, 2)), (32, 32))
+    y = geometry.warp(x, geometry.affine(angles, zero, one, torch.zeros(4, 2)), (32, 32))
     expected = kornia.geometry.rotate(x, -angles, align_corners=True)  # about pixel (15.5, 15.5)
     torch.testing.assert_close(y[:, :, 8:24, 8:24], expected[:, :, 8:24, 8:24], rtol=0, atol=1e-4)
 
@@ -215,13 +216,13 @@ def test_crop_is_torchvisions(size):
     across = [width / 32, 0, (2 * left + width) / 32 - 1]
     down = [0, height / 32, (2 * top + height) / 32 - 1]
     theta = torch.tensor([across, down]).expand(2, 2, 3)
-    y = warp.sample(x, theta, (size, size), "border", turned=False)
+    y = geometry.sample(x, theta, (size, size), "border", turned=False)
     expected = tv.resized_crop(x, top, left, height, width, [size, size], antialias=True)
     inner = slice(2, -2)  # at the rim torchvision repeats the crop's border, ours looks beyond it
     torch.testing.assert_close(y[..., inner, inner], expected[..., inner, inner], rtol=0, atol=2e-5)
     mirrored = theta.clone()
     mirrored[:, 0, 0] *= -1
-    z = warp.sample(x, mirrored, (size, size), "border", turned=False)
+    z = geometry.sample(x, mirrored, (size, size), "border", turned=False)
     torch.testing.assert_close(z, y.flip(3), rtol=0, atol=2e-5)
     assert View(scale=(0.1, 0.3))(torch.ones(500, 1, 32, 32)).min() > 0.999  # no black rim
 
@@ -306,7 +307,7 @@ def test_blur_on_images_smaller_than_the_kernel():
 
 def test_digit_view_keeps_digits_upright_and_unmirrored():
     """A 6 turned round is a 9, and a mirrored 2 is no digit."""
-    view = augment.DIGIT_VIEW
+    view = views.DIGIT_VIEW
     assert view.flip == 0 and view.rotate <= 20 and view.negative == 0
     assert view.translate <= 0.15 and 0.75 <= view.zoom[0] <= view.zoom[1] <= 1.3
 

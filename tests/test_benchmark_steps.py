@@ -11,11 +11,11 @@ from torch import nn
 
 from benchmarks import gpu, steps
 from benchmarks.steps import CASES, LARGE, PHOTO, SMALL, Case, Ours, Phases, Theirs, pictures
-from dcl.augment import View
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.config import TrainConfig
 from dcl.methods import scan, simclr, swav
-from dcl.optim import TrainConfig
-from dcl.sinkhorn import sinkhorn
 from dcl.train import seeded, train
+from dcl.views import View
 
 BATCH = 8
 IMAGES = 32

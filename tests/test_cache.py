@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcl import cache, folder
-from dcl.data import load
+from dcl.data import folder, load, memmap
 from dcl.train import batches
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -115,11 +114,11 @@ def test_the_budget_decides(photos, monkeypatch):
     for text in ("1e9", "-1", "1 GB"):
         monkeypatch.setenv("DCL_CACHE_BYTES", text)
         with pytest.raises(ValueError, match=f"DCL_CACHE_BYTES must be a whole .*got '{text}'"):
-            cache.budget()
+            memmap.budget()
     with pytest.raises(ValueError, match="cache_bytes must be a whole number.*got -1"):
         read(photos, cache_bytes=-1)
     monkeypatch.setenv("DCL_CACHE_BYTES", "")
-    assert cache.budget() == 2**30 and cache.budget(0) == 0
+    assert memmap.budget() == 2**30 and memmap.budget(0) == 0
 
 
 def changed_time(photos):
@@ -153,9 +152,9 @@ def test_size_and_version_belong_to_the_key(photos, monkeypatch):
     assert read(photos, size=8).images.shape[2:] == (8, 8)
     assert read(photos, size=None).images.shape[2:] == (4, 6)
     assert len([name for name in kept(photos) if name.endswith(".images")]) == 3
-    before = cache.key("x")
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    assert cache.key("x") != before
+    before = memmap.key("x")
+    monkeypatch.setattr(memmap, "VERSION", memmap.VERSION + 1)
+    assert memmap.key("x") != before
 
 
 def cut(photos):
@@ -251,7 +250,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos, room, monkeypat
 
 
 def test_a_disk_too_small_is_told_before_any_work(photos, undecodable, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 7199}))
+    monkeypatch.setattr(memmap.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 7199}))
     undecodable()
     with pytest.raises(OSError, match="only 0.0 MiB are free") as caught:
         read(photos)
@@ -315,10 +314,10 @@ def test_files_longer_than_memory_can_be_mapped(tmp_path):
     total = 1024 * sum(kilobytes)
     with (tmp_path / "long").open("wb") as file:
         file.truncate(4 * total)
-    array = cache._mapped(tmp_path / "long")
+    array = memmap._mapped(tmp_path / "long")
     assert len(array) == 4 * total and array[-1] == 0
     array[-1] = 1
-    assert array[-1] == 1 and cache._mapped(tmp_path / "long")[-1] == 0
+    assert array[-1] == 1 and memmap._mapped(tmp_path / "long")[-1] == 0
 
 
 @linux
@@ -326,7 +325,7 @@ def test_reading_costs_no_memory_of_its_own(tmp_path):
     """64 MiB of images: what the process owns grows by a few MiB, whatever it reads."""
     part = np.arange(64 * 3 * 64 * 64, dtype=np.uint32).astype(np.uint8).reshape(64, 3, 64, 64)
     blocks = ((part + np.uint8(k), {}) for k in range(84))
-    images, _ = cache.stored(tmp_path, "big", 84 * part.nbytes, (3, 64, 64), blocks)
+    images, _ = memmap.stored(tmp_path, "big", 84 * part.nbytes, (3, 64, 64), blocks)
     assert torch.equal(images[64 * 7 : 64 * 8], torch.from_numpy(part + np.uint8(7)))
     code = (
         "import sys, numpy, torch; from pathlib import Path; from dcl import cache\n"
@@ -357,17 +356,17 @@ def test_what_was_read_is_given_back_unless_somebody_wrote(tmp_path):
         return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1])
 
     (tmp_path / "images").write_bytes(bytes(range(256)) * 2**15)  # 8 MiB
-    images = torch.from_numpy(cache._mapped(tmp_path / "images")).view(-1, 1, 64, 64)
+    images = torch.from_numpy(memmap._mapped(tmp_path / "images")).view(-1, 1, 64, 64)
     total = int(images.sum(dtype=torch.int64))
     assert resident(images.data_ptr()) == 2**13
-    cache.forget(images)
+    memmap.forget(images)
     assert resident(images.data_ptr()) == 0
     assert int(images.sum(dtype=torch.int64)) == total
     images[3] = 7
-    cache.forget(images)
+    memmap.forget(images)
     assert (images[3] == 7).all() and resident(images.data_ptr()) > 0
-    cache.forget(torch.zeros(3))
-    cache.forget([1, 2])
+    memmap.forget(torch.zeros(3))
+    memmap.forget([1, 2])
 
 
 def test_a_pass_over_the_images_gives_them_back(tmp_path, monkeypatch):

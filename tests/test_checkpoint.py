@@ -19,8 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from dcl import checkpoint, dist
-from dcl.optim import TrainConfig
+from dcl.config import TrainConfig, flat
+from dcl.runtime import checkpoint, dist
+from dcl.runtime.files import write_atomic
 from dcl.train import Objective, train
 
 
@@ -59,10 +60,10 @@ def path(tmp_path):
 
 
 def test_flat_names_every_setting():
-    flat = checkpoint.flat(Config())
-    assert flat["n_clusters"] == 10
-    assert flat["train.lr"] == 0.1
-    assert flat["scale"] == [0.2, 1.0]
+    plain = flat(Config())
+    assert plain["n_clusters"] == 10
+    assert plain["train.lr"] == 0.1
+    assert plain["scale"] == [0.2, 1.0]
 
 
 def test_a_folder_is_claimed_once(tmp_path):
@@ -462,5 +463,5 @@ def test_momentum_and_the_steps_of_adam_come_back(tmp_path, optimizer):
 def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="could not write 1 bytes to .*pipe': what is there is no"):
-        checkpoint.write_atomic(tmp_path / "pipe", b"x")
+        write_atomic(tmp_path / "pipe", b"x")
     assert (tmp_path / "pipe").is_fifo() and [*tmp_path.iterdir()] == [tmp_path / "pipe"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, make_blobs
 
-from dcl.choose import Row, _agreement, _bend, _verdict, choose_k
+from dcl.measure.n_clusters import Row, _agreement, _bend, _verdict, choose_k
 
 
 def blobs(k, d, n=400, std=1.0, seed=0):

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from dcl import publish
-from dcl.cli import IMPOSSIBLE, OK, WARNING, main
+from dcl import methods
+from dcl.app.cli import IMPOSSIBLE, OK, WARNING, main
 from photos import fit, photos_in
 
 
@@ -103,7 +103,7 @@ def test_help_teaches(capfd):
         assert f"dcl {command}" in text
     assert main(["list"]) == OK
     listed = capfd.readouterr().out
-    for name in publish.methods():
+    for name in methods.methods():
         assert name in listed
         with pytest.raises(SystemExit) as stop:
             main(["fit", name, "--help"])

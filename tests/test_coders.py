@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcl.coders import Crop, Scale, cnn_coders, coders
+from dcl.nets.autoencoders import Crop, Scale, cnn_coders, coders
 from dcl.train import seeded
 
 

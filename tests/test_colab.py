@@ -80,9 +80,9 @@ def test_the_address_stands_in_one_place():
 
 def test_the_link_opens_the_notebook_in_colab():
     link = "https://colab.research.google.com/github/someone/deep-clustering-book"
-    assert f"{link}/blob/v1/book/chapters/04-scan.ipynb" in badge("04-scan", URL, "v1")
-    assert badge("04-scan", "", "v1") == ""
-    assert badge("04-scan", "https://example.org/book.git", "v1") == ""
+    assert f"{link}/blob/v1/book/chapters/scan.ipynb" in badge("scan", URL, "v1")
+    assert badge("scan", "", "v1") == ""
+    assert badge("scan", "https://example.org/book.git", "v1") == ""
 
 
 def test_cells_fit_in_a_narrow_column():

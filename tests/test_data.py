@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcl.data import SPLITS, Data, data_root, load, splits
+from dcl.data import SPLITS, Data, load, splits
+from dcl.data.load import data_root
 
 X = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).view(2, 3, 2, 2)
 Y = torch.tensor([1, 0])
@@ -171,7 +172,7 @@ def test_data_root_order(monkeypatch):
     assert data_root() == Path.home() / "elsewhere"
     monkeypatch.delenv("DCL_DATA")
     assert data_root() == Path(__file__).resolve().parent.parent / "data"
-    monkeypatch.setattr("dcl.download.__file__", "/nowhere/dcl/download.py")
+    monkeypatch.setattr("dcl.data.download.__file__", "/nowhere/dcl/data/download.py")
     assert data_root() == Path.home() / ".cache" / "dcl"
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from dcl.device import pick_device
+from dcl.runtime.device import pick_device
 
 
 def test_a_device_that_is_not_there():
@@ -16,7 +16,7 @@ def test_a_device_that_is_not_there():
 
 BLOCKS = """
 import json, resource, torch
-from dcl.device import memory_kept
+from dcl.runtime.device import memory_kept
 
 def cleared():  # pages that the system had to clear for a block of 64 MB, five times
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,6 +1,6 @@
 import torch
 
-from dcl import dist
+from dcl.runtime import dist
 from processes import in_processes
 
 

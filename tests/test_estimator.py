@@ -6,9 +6,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
+from dcl.app.estimator import DeepClusterer, images_of
 from dcl.data import load
-from dcl.estimator import DeepClusterer, images_of
-from dcl.metrics import accuracy
+from dcl.measure.metrics import accuracy
 
 
 @pytest.fixture(scope="module")

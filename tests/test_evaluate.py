@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dcl.data import Data
-from dcl.evaluate import baselines, evaluate, principal_components
+from dcl.measure.baselines import baselines, evaluate, principal_components
 from dcl.train import Objective
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dcl import nets
-from dcl.features import features, fingerprint
+from dcl.nets import convnets
+from dcl.nets.features import features, fingerprint
 from dcl.train import seeded
 
 
@@ -88,7 +88,7 @@ def test_structure_counts_and_not_only_weights():
     other = Named(3, 3)
     other.load_state_dict(linear.state_dict())
     assert fingerprint(linear) != fingerprint(other)
-    half = nets.small_cnn(1, 8).to(torch.bfloat16)  # a dtype that numpy does not have
+    half = convnets.small_cnn(1, 8).to(torch.bfloat16)  # a dtype that numpy does not have
     assert len(fingerprint(half)) == 16
 
 

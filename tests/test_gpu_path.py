@@ -20,12 +20,13 @@ from torch.cuda.amp import common
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dcl import kmeans, neighbors
 from dcl import train as module
-from dcl.augment import SCAN_STRONG, SWAV_VIEW
+from dcl.cluster import kmeans, neighbors
+from dcl.config import TrainConfig
 from dcl.methods import autoencoder, dac, dec, deepcluster, lsdc, rotnet, scan, simclr, swav
-from dcl.optim import TrainConfig, make_optimizer
+from dcl.optim import make_optimizer
 from dcl.train import Objective, batches, extract, train
+from dcl.views import SCAN_STRONG, SWAV_VIEW
 
 aten = torch.ops.aten
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dcl.app.monitors import Log
+from dcl.config import with_epochs
 from dcl.data import load
-from dcl.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
+from dcl.measure.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
 from dcl.methods import deepcluster, lsdc, scan, simclr, swav
-from dcl.optim import with_epochs
-from dcl.progress import Log
 from dcl.train import extract, seeded
 
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from dcl import kmeans as module
-from dcl.kmeans import kmeans, split_empty, whiten
-from dcl.metrics import ari
+from dcl.cluster import kmeans as module
+from dcl.cluster.kmeans import kmeans, split_empty, whiten
+from dcl.measure.metrics import ari
 from dcl.train import seeded
 
 

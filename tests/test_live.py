@@ -10,11 +10,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import live
-from dcl.show import NOT_HELD
+from dcl.notebook.chapter import NOT_HELD
 from notebooks import ROOT, normalised, read, write
 
 VERDICTS = """\
-from dcl.show import verdict
+from dcl.notebook.chapter import verdict
 verdict("it learns", {learns}, at_least=0.5)
 verdict("it is `small`", 0.1, at_most=0.2)"""
 CHAPTERS = {

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as td
 from torch import nn
 
-from dcl.augment import View
+from dcl.cluster.kmeans import lloyd
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.kmeans import lloyd
-from dcl.optim import TrainConfig
 from dcl.train import train
+from dcl.views import View
 from processes import in_processes
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "many-gpus.md"
@@ -106,9 +106,9 @@ def test_numbers_in_sentences_follow_from_the_settings():
 
 
 def test_the_network_of_the_tables_is_the_one_that_is_built():
-    from dcl import nets
+    from dcl.nets import convnets
 
-    network = nets.encoder("resnet50", torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+    network = convnets.encoder("resnet50", torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     found = {
         "W": sum(p.numel() for p in network.parameters()),

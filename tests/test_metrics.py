@@ -7,7 +7,7 @@ from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dcl import metrics
+from dcl.measure import metrics
 
 
 def draw(seed, n=60, classes=4, clusters=4):

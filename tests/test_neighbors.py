@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcl import neighbors
-from dcl.neighbors import nearest
+from dcl.cluster import neighbors
+from dcl.cluster.neighbors import nearest
 from dcl.train import seeded
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dcl import nets
+from dcl.nets import convnets
 from dcl.train import seeded
 
 
@@ -48,7 +48,7 @@ def perturbed(net):
 @pytest.fixture(scope="module")
 def built():
     """Each large network once: drawing 100 million weights takes seconds."""
-    return functools.cache(lambda name: nets.encoder(name, images(2, size=224), sobel=True))
+    return functools.cache(lambda name: convnets.encoder(name, images(2, size=224), sobel=True))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_vgg_trunk_equals_torchvisions(built):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_resnet_equals_torchvisions_with_the_same_weights(depth):
     with seeded(0):
-        mine = perturbed(nets.ResNet(depth, 3, stem="imagenet"))
+        mine = perturbed(convnets.ResNet(depth, 3, stem="imagenet"))
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     theirs.fc = nn.Identity()
     theirs.load_state_dict(mine.state_dict())  # strict: every name and shape is torchvision's
@@ -122,24 +122,24 @@ def test_resnet_equals_torchvisions_with_the_same_weights(depth):
 
 
 def test_small_stem_keeps_the_resolution():
-    net = nets.ResNet(18, 3, width=8)
+    net = convnets.ResNet(18, 3, width=8)
     assert isinstance(net.maxpool, nn.Identity)
     seen = []
     net.layer1.register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape)))
     net.layer4.register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape)))
     assert net(floats(images(2))).shape == (2, 64)
     assert seen == [(2, 8, 32, 32), (2, 64, 4, 4)]
-    full = nets.ResNet(18, 3)
+    full = convnets.ResNet(18, 3)
     assert parameters(full) == 11_168_832  # 11.17 M, as SCAN's
 
 
 def test_shortcut_without_parameters():
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    y = nets.PadShortcut(2, 2)(x)
+    y = convnets.PadShortcut(2, 2)(x)
     assert y.shape == (1, 3, 2, 2)
     assert y[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert not y[0, 1:].any()
-    lsdc = nets.ResNet(18, 3, shortcut="pad")
+    lsdc = convnets.ResNet(18, 3, shortcut="pad")
     plain = sum(m.weight.numel() for m in convolutions(lsdc))
     assert not any(m.kernel_size == (1, 1) for m in convolutions(lsdc))
     assert parameters(lsdc) == plain + sum(
@@ -149,7 +149,7 @@ def test_shortcut_without_parameters():
 
 
 def test_residual_block_by_hand():
-    block = nets.Block(2, 2, 1, bottleneck=False, shortcut="conv").eval()
+    block = convnets.Block(2, 2, 1, bottleneck=False, shortcut="conv").eval()
     for m in convolutions(block):
         nn.init.dirac_(m.weight)  # the identity, so that the block is relu(relu(x) + x)
     x = torch.tensor([-2.0, 3.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
@@ -163,10 +163,10 @@ def test_residual_block_by_hand():
 
 def test_sobel_by_hand_and_against_an_explicit_convolution():
     ramp = torch.arange(5.0).expand(3, 5, 5).clone()  # grows by 1 a column, equal channels
-    gx, gy = nets.Sobel()(ramp[None])[0]
+    gx, gy = convnets.Sobel()(ramp[None])[0]
     assert gx[1:-1, 1:-1].unique().tolist() == [-8.0]  # (1 + 2 + 1) * (left - right) = 4 * -2
     assert not gy[1:-1, 1:-1].any()
-    gx, gy = nets.Sobel()(ramp.transpose(1, 2)[None])[0]
+    gx, gy = convnets.Sobel()(ramp.transpose(1, 2)[None])[0]
     assert gy[1:-1, 1:-1].unique().tolist() == [-8.0]
     assert not gx[1:-1, 1:-1].any()
     x = floats(images(2, size=6))
@@ -177,32 +177,32 @@ def test_sobel_by_hand_and_against_an_explicit_convolution():
         for r in range(3):
             for c in range(3):
                 by_loop[:, k] += kernel[r][c] * grey[:, r : r + 6, c : c + 6]
-    torch.testing.assert_close(nets.Sobel()(x), by_loop)
-    assert not list(nets.Sobel().parameters())
+    torch.testing.assert_close(convnets.Sobel()(x), by_loop)
+    assert not list(convnets.Sobel().parameters())
 
 
 def test_sobel_does_not_see_colour():
     x = floats(images(2))
     turned = x[:, [2, 0, 1]]  # red becomes green, green blue, blue red: same mean
-    torch.testing.assert_close(nets.Sobel()(turned), nets.Sobel()(x))
-    lighter = nets.Sobel()(x + 0.2)[..., 1:-1, 1:-1]
-    torch.testing.assert_close(lighter, nets.Sobel()(x)[..., 1:-1, 1:-1])
+    torch.testing.assert_close(convnets.Sobel()(turned), convnets.Sobel()(x))
+    lighter = convnets.Sobel()(x + 0.2)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(lighter, convnets.Sobel()(x)[..., 1:-1, 1:-1])
 
 
 def test_standardize():
     x = images(64)
-    z = nets.Standardize(x)(floats(x))
+    z = convnets.Standardize(x)(floats(x))
     assert z.mean((0, 2, 3)).abs().max() < 1e-4
     assert (z.std((0, 2, 3)) - 1).abs().max() < 1e-4
-    flat = nets.Standardize(torch.full((4, 1, 8, 8), 128, dtype=torch.uint8))
+    flat = convnets.Standardize(torch.full((4, 1, 8, 8), 128, dtype=torch.uint8))
     assert flat(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
 def test_mlp():
-    assert [type(m).__name__ for m in nets.mlp((4, 8, 2))] == [
+    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2))] == [
         "Linear", "BatchNorm1d", "ReLU", "Linear",
     ]  # fmt: skip
-    assert [type(m).__name__ for m in nets.mlp((4, 8, 2), batch_norm=False)] == [
+    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2), batch_norm=False)] == [
         "Linear", "ReLU", "Linear",
     ]  # fmt: skip
 
@@ -212,22 +212,22 @@ def test_mlp():
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18", "resnet50"])
 def test_encoder_says_how_wide_it_is(name, channels, sobel):
     x = images(4, channels, 16)
-    net = nets.encoder(name, x, width=4, sobel=sobel)
+    net = convnets.encoder(name, x, width=4, sobel=sobel)
     z = net.eval()(floats(x))
     assert z.shape == (4, net.out_dim)
     assert net.out_dim == {"small_cnn": 16, "resnet18": 32, "resnet50": 128}[name]
-    assert any(isinstance(m, nets.Sobel) for m in net) == sobel
+    assert any(isinstance(m, convnets.Sobel) for m in net) == sobel
     assert convolutions(net)[0].in_channels == (2 if sobel else channels)
 
 
 def test_all_conv_by_hand():
     x = images(4, 3, 36)
-    net = nets.all_conv(x, 7, width=4, depth=2, stages=3)  # 36 - 4 = 32, 16 - 4 = 12, 6 - 4 = 2
+    net = convnets.all_conv(x, 7, width=4, depth=2, stages=3)  # 36 - 4 = 32, 16 - 4 = 12, 6 - 4 = 2
     assert net.out_dim == 7 and net.eval()(floats(x[:1])).shape == (1, 7)
     x = images(4, 3, 32)
     with pytest.raises(ValueError, match=r"images must be larger for 3 stages of 2 .*32, 32"):
-        nets.all_conv(x, 7, 4, 2, 3)
-    net = nets.all_conv(x, 7, width=4, depth=2).eval()
+        convnets.all_conv(x, 7, 4, 2, 3)
+    net = convnets.all_conv(x, 7, width=4, depth=2).eval()
     sizes = [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in convolutions(net)]
     assert sizes == [(3, 4, 3), (4, 4, 3), (4, 8, 3), (8, 8, 3), (8, 7, 1)]
     kinds = [type(m).__name__ for m in net]
@@ -237,7 +237,7 @@ def test_all_conv_by_hand():
     assert net(floats(x)).shape == (4, 7) and [n.shape[2] for n in maps(net, x)] == [
         32, 30, 30, 30, 28, 28, 28, 14, 14, 12, 12, 12, 10, 10, 10, 5, 5, 5, 5, 5, 1,
     ]  # fmt: skip
-    spread = convolutions(nets.all_conv(x, 7, width=64))[1].weight.std()
+    spread = convolutions(convnets.all_conv(x, 7, width=64))[1].weight.std()
     assert float(spread.detach()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)  # He
 
 
@@ -252,7 +252,7 @@ def maps(net, x):
 
 def test_encoder_refuses():
     with pytest.raises(ValueError, match="encoder must be one of small_cnn.*; got 'resnet19'"):
-        nets.encoder("resnet19", images())
+        convnets.encoder("resnet19", images())
     for name in ("alexnet_bn", "vgg16_bn"):
         with pytest.raises(ValueError, match=f"images must be 224 px for {name}; got 32 px"):
-            nets.encoder(name, images())
+            convnets.encoder(name, images())

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dcl.optim import LARC, TrainConfig, ema, learning_rate, make_optimizer
+from dcl.config import TrainConfig
+from dcl.optim import LARC, ema, learning_rate, make_optimizer
 
 
 def step(w, gradients, **settings):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.pairs import pair_loss
+from dcl.cluster.pairwise import pair_loss
 from dcl.train import seeded
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcl import plots
-from dcl.health import health
+from dcl.measure import plots
+from dcl.measure.health import health
 from dcl.train import seeded
 
 matplotlib.use("Agg")
@@ -27,7 +27,7 @@ def drawn(figure):
 
 
 def test_matplotlib_is_not_imported_before_a_plot_is_drawn():
-    code = "import sys, dcl.plots; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, dcl.measure.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

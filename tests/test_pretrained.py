@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from dcl import nets
 from dcl.methods import scan, simclr
-from dcl.pretrained import PRETRAINED, architecture, as_encoder, pretrained
+from dcl.nets import convnets
+from dcl.nets.pretrained import PRETRAINED, architecture, as_encoder, pretrained
 from dcl.train import seeded
 
 
@@ -234,7 +234,7 @@ def test_any_module_is_an_encoder():
     assert as_encoder(net, uint8()) is net and net.out_dim == 5
     assert net.training  # as it was
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    own = nets.encoder("small_cnn", uint8())
+    own = convnets.encoder("small_cnn", uint8())
     assert as_encoder(own, uint8()) is own
 
 
@@ -250,7 +250,7 @@ def test_a_module_with_an_inner_encoder_is_taken_whole():
     found = as_encoder(Two(), uint8())
     assert not hasattr(found, "encoder") and found.out_dim == 7
     assert found(uint8().float()).shape == (4, 7)
-    pretext = simclr.SimCLR(nets.encoder("small_cnn", uint8()), simclr.Config())
+    pretext = simclr.SimCLR(convnets.encoder("small_cnn", uint8()), simclr.Config())
     assert as_encoder(pretext, uint8()) is pretext  # mined in its embedding
 
 

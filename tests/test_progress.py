@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from dcl.app.monitors import Bar, Log, Reading, all_of, read_log, tensorboard
+from dcl.config import epochs_of, with_epochs
 from dcl.methods import scan
-from dcl.optim import with_epochs
-from dcl.progress import Bar, Log, Reading, all_of, epochs_of, read_log, tensorboard
 
 
 def test_a_log_that_is_no_log_is_refused(tmp_path):

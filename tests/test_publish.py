@@ -8,12 +8,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dcl import publish
-from dcl.checkpoint import flat
+from dcl import methods
+from dcl.app.clusters import Clusters, fitted, sha256, shipped
+from dcl.config import flat, unflat
 from dcl.data import load
-from dcl.evaluate import prototypes
+from dcl.measure.baselines import prototypes
+from dcl.notebook import results
 
-METHODS = sorted(publish.methods())
+METHODS = sorted(methods.methods())
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +24,14 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def fitted(images):
+def trained(images):
     done = {}
 
     def fit(name):
         if name not in done:
-            module = publish.method(name)
+            module = methods.method(name)
             model = module.fit(images, module.PROFILES["smoke"])
-            done[name] = publish.fitted(model, name, images)
+            done[name] = fitted(model, name, images)
         return done[name]
 
     return fit
@@ -38,23 +40,23 @@ def fitted(images):
 def test_methods_are_the_files_that_cluster():
     assert METHODS == ["dac", "dec", "deepcluster", "lsdc", "scan", "swav"]
     with pytest.raises(ValueError, match="must be one of dac, dec, deepcluster.*got 'simclr'"):
-        publish.method("simclr")
+        methods.method("simclr")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_comes_back_from_json(name):
-    module = publish.method(name)
+    module = methods.method(name)
     for config in module.PROFILES.values():
-        assert publish.unflat(module.Config, json.loads(json.dumps(flat(config)))) == config
+        assert unflat(module.Config, json.loads(json.dumps(flat(config)))) == config
     with pytest.raises(ValueError, match="Config has no field nonsense"):
-        publish.unflat(module.Config, {"nonsense": 1})
+        unflat(module.Config, {"nonsense": 1})
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_saved_assigns_as_before(name, fitted, images, tmp_path):
-    clusters, assignment = fitted(name)
+def test_what_is_saved_assigns_as_before(name, trained, images, tmp_path):
+    clusters, assignment = trained(name)
     clusters.save(tmp_path / "m.safetensors")
-    again = publish.load(tmp_path / "m.safetensors")
+    again = Clusters.load(tmp_path / "m.safetensors")
     assert (again.method, again.shape, again.config) == (name, (1, 16, 16), clusters.config)
     for a, b in zip(assignment, again.assign(images), strict=True):
         assert torch.equal(a, b)
@@ -64,8 +66,8 @@ def test_what_is_saved_assigns_as_before(name, fitted, images, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_assignment_says_what_it_means(name, fitted):
-    clusters, a = fitted(name)
+def test_an_assignment_says_what_it_means(name, trained):
+    clusters, a = trained(name)
     assert torch.allclose(a.probabilities.sum(1), torch.ones(200), atol=1e-5)
     assert torch.equal(a.clusters, a.probabilities.argmax(1))
     assert torch.equal(a.confidence, a.probabilities.amax(1))
@@ -80,41 +82,41 @@ def test_an_assignment_says_what_it_means(name, fitted):
             assert a.distance[member] == pytest.approx(1 - float(cosine), abs=1e-5)
 
 
-def test_nothing_of_the_training_set_is_published(fitted, tmp_path):
+def test_nothing_of_the_training_set_is_published(trained, tmp_path):
     for name in METHODS:
-        fitted(name)[0].save(tmp_path / name)
+        trained(name)[0].save(tmp_path / name)
         longest = max(len(v) for v in load_file(tmp_path / name).values() if v.ndim)
         assert longest < 200, name  # pseudo-labels and queues are as long as the set
 
 
-def test_another_size_is_refused(fitted, images):
-    clusters, _ = fitted("scan")
+def test_another_size_is_refused(trained, images):
+    clusters, _ = trained("scan")
     for wrong in (images[:, :, :8], images.expand(-1, 3, -1, -1), images.float()):
         with pytest.raises(ValueError, match=r"images must be uint8 \(N, 1, 16, 16\)"):
             clusters.assign(wrong)
 
 
 def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
-    scan = publish.method("scan")
+    scan = methods.method("scan")
     torch.manual_seed(0)
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
     own.out_dim = 12
     model = scan.fit(images, replace(scan.PROFILES["frozen"], n_clusters=4), encoder=own)
-    clusters, a = publish.fitted(model, "scan", images, "module")
+    clusters, a = trained(model, "scan", images, "module")
     clusters.save(tmp_path / "m")
     with pytest.raises(ValueError, match="encoder must be given"):
-        publish.load(tmp_path / "m")
+        Clusters.load(tmp_path / "m")
     fresh = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
     fresh.out_dim = 12
-    assert torch.equal(publish.load(tmp_path / "m", encoder=fresh).assign(images).clusters, a[0])
+    assert torch.equal(Clusters.load(tmp_path / "m", encoder=fresh).assign(images).clusters, a[0])
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(256, 13))
     wrong.out_dim = 13
     with pytest.raises(ValueError, match="path must fit its own description"):
-        publish.load(tmp_path / "m", encoder=wrong)
+        Clusters.load(tmp_path / "m", encoder=wrong)
 
 
-def test_the_sha256_of_a_file_that_came_over_a_network_is_compared(fitted, images, tmp_path):
-    clusters, assignment = fitted("scan")
+def test_the_sha256_of_a_file_that_came_over_a_network_is_compared(trained, images, tmp_path):
+    clusters, assignment = trained("scan")
     path = tmp_path / "m.safetensors"
     clusters.save(path, data="digits", checksum="0123")
     with safe_open(path, "pt") as file:
@@ -122,49 +124,49 @@ def test_the_sha256_of_a_file_that_came_over_a_network_is_compared(fitted, image
         assert json.loads(file.metadata()["config"])["n_clusters"] == clusters.n_clusters
     whole = path.read_bytes()
     own = hashlib.sha256(whole).hexdigest()
-    assert publish.sha256(path) == own
-    again = publish.load(path, checksum=own.upper()).assign(images)
+    assert sha256(path) == own
+    again = Clusters.load(path, checksum=own.upper()).assign(images)
     assert torch.equal(again.clusters, assignment.clusters)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of one weight: loads all right
-    publish.load(path)
+    Clusters.load(path)
     with pytest.raises(ValueError, match=f"path must have the sha256 {own}; .* has "):
-        publish.load(path, checksum=own)
+        Clusters.load(path, checksum=own)
 
 
 def test_a_network_of_the_book_is_loaded_by_name_and_compared_with_its_result(
-    fitted, images, tmp_path, monkeypatch
+    trained, images, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(publish, "WEIGHTS", tmp_path)
-    assert publish.shipped() == []
+    monkeypatch.setattr("dcl.app.clusters.WEIGHTS", tmp_path)
+    assert shipped() == []
     with pytest.raises(FileNotFoundError, match="or one of none yet; no file at scan-x"):
-        publish.load("scan-x")
-    clusters, assignment = fitted("scan")
+        Clusters.load("scan-x")
+    clusters, assignment = trained("scan")
     clusters.save(tmp_path / "scan-x.safetensors")
-    result = {"weights": {"sha256": publish.sha256(tmp_path / "scan-x.safetensors")}}
-    monkeypatch.setattr(publish.results, "load", lambda stem: [result] if stem == "scan-x" else [])
-    assert publish.shipped() == ["scan-x"]
-    assert torch.equal(publish.load("scan-x").assign(images).clusters, assignment.clusters)
+    result = {"weights": {"sha256": sha256(tmp_path / "scan-x.safetensors")}}
+    monkeypatch.setattr(results, "load", lambda stem: [result] if stem == "scan-x" else [])
+    assert shipped() == ["scan-x"]
+    assert torch.equal(Clusters.load("scan-x").assign(images).clusters, assignment.clusters)
     result["weights"]["sha256"] = "0" * 64
     with pytest.raises(ValueError, match="path must have the sha256 000"):
-        publish.load("scan-x")
+        Clusters.load("scan-x")
 
 
-def test_what_is_no_published_model_is_refused(fitted, tmp_path):
-    clusters, _ = fitted("scan")
+def test_what_is_no_published_model_is_refused(trained, tmp_path):
+    clusters, _ = trained("scan")
     path = tmp_path / "m.safetensors"
     with pytest.raises(FileNotFoundError, match="no file at"):
-        publish.load(path)
+        Clusters.load(path)
     clusters.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
-        publish.load(path)
+        Clusters.load(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="path must hold 'dcl clusters 1'"):
-        publish.load(path)
+        Clusters.load(path)
     torch.save({"x": Malicious()}, path)  # a pickle is not even opened
     with pytest.raises(ValueError, match="must be a safetensors file"):
-        publish.load(path)
+        Clusters.load(path)
     assert not Malicious.ran
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcl import checkpoint, dist
-from dcl.randomness import random_state, seeded, set_random_state
+from dcl.runtime import checkpoint, dist
+from dcl.runtime.randomness import random_state, seeded, set_random_state
 
 
 def draws():

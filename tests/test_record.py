@@ -17,23 +17,25 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 import record
-from dcl import cli, publish, results
+from dcl.app import cli
+from dcl.app.clusters import WEIGHTS, Clusters, sha256, shipped
+from dcl.app.monitors import read_log
+from dcl.config import with_epochs
 from dcl.data import load
 from dcl.methods import scan
-from dcl.optim import with_epochs
-from dcl.progress import read_log
+from dcl.notebook import results
 from dcl.train import predict
 from notebooks import tags
 
 ROOT = Path(__file__).resolve().parent.parent
-ASKED = ["04-scan", "-p", "profile", "smoke", "-p", "epochs", "2", "-p", "seed", "0"]
+ASKED = ["scan", "-p", "profile", "smoke", "-p", "epochs", "2", "-p", "seed", "0"]
 NEEDED = ("load(name)", "simclr.fit(", "model = fit(", "baselines(data", "results.record(")
 NAME = "scan-smoke-seed0-epochs2"
 
 
 def short(folder):
-    """Chapter 04 with the cells only that train, score and record."""
-    notebook = nbformat.read(record.CHAPTERS / "04-scan.ipynb", as_version=4)
+    """SCAN's chapter with the cells only that train, score and record."""
+    notebook = nbformat.read(record.CHAPTERS / "scan.ipynb", as_version=4)
     kept = {"parameters", "check", "imports", "config"}
     notebook.cells = [
         cell
@@ -42,7 +44,7 @@ def short(folder):
         and (kept & set(tags(cell)) or any(word in cell.source for word in NEEDED))
     ]
     assert len(notebook.cells) == len(kept) + len(NEEDED)
-    nbformat.write(notebook, folder / "04-scan.ipynb")
+    nbformat.write(notebook, folder / "scan.ipynb")
 
 
 def start(chapters, folder):
@@ -115,9 +117,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
 def test_the_manifest_tells_what_was_run(ran):
     _, folder, _ = ran
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["state"] == "finished" and manifest["chapter"] == "04-scan"
+    assert manifest["state"] == "finished" and manifest["chapter"] == "scan"
     assert manifest["command"] == (
-        "python book/record.py 04-scan -p profile smoke -p seed 0 -p epochs 2"
+        "python book/record.py scan -p profile smoke -p seed 0 -p epochs 2"
     )
     assert manifest["parameters"] == {
         "profile": "smoke", "dataset": "", "seed": 0, "device": "auto", "epochs": 2,
@@ -162,9 +164,9 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
     result = json.loads(made[0].read_text())
     assert result["command"].startswith("python book/record.py") and result["attempts"] == 2
     assert result["weights"] == {
-        "bytes": made[1].stat().st_size, "sha256": publish.sha256(made[1])
+        "bytes": made[1].stat().st_size, "sha256": sha256(made[1])
     }  # fmt: skip
-    found = publish.load(made[1], checksum=result["weights"]["sha256"])
+    found = Clusters.load(made[1], checksum=result["weights"]["sha256"])
     assert found.assign(load("digits").images).clusters.tolist() == result["clusters"]
 
     kept = folder / "results" / made[0].name  # another seed's stays where it is
@@ -174,10 +176,10 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
     kept.write_text(text)
     monkeypatch.setattr(record, "SMALL", 1000)  # and so does a large one
     assert record.into_the_book(folder, recorded, tmp_path / "none") == made[:1]
-    large = publish.sha256(folder / "model.safetensors")
+    large = sha256(folder / "model.safetensors")
     assert json.loads(made[0].read_text())["weights"]["sha256"] == large
     with pytest.raises(ValueError, match=f"path must have the sha256 0000; .* has {large}"):
-        publish.load(folder / "model.safetensors", checksum="0000")
+        Clusters.load(folder / "model.safetensors", checksum="0000")
     result = json.loads(text)
     kept.write_text(json.dumps(result | {"clusters": result["clusters"][::-1]}))
     with pytest.raises(ValueError, match="must give the clusters that were recorded"):
@@ -188,17 +190,17 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ("04-skan", "chapter must be one that records, 01-deepcluster, .*; got '04-skan'"),
-        ("05-compare", "chapter must be one that records"),
-        ("04-scan -p epoch 3", "epoch is not a parameter of 04-scan; its parameters are profile, "),
-        ("04-scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),
-        ("04-scan -p seed one", "seed must be a whole number; got 'one'"),
-        ("04-scan -p seed -1", "seed must be 0 or more; got -1"),
-        ("04-scan -p dataset imagenet", "dataset must be empty .*; got 'imagenet'"),
-        ("04-scan -p dataset mnist:half", "dataset must be empty .*; got 'mnist:half'"),
-        ("04-scan -p dataset folder:nowhere", "dataset must name a folder that is there"),
-        ("04-scan -p run_dir x", r"run_dir is set by this command \(--runs"),
-        ("04-scan -p results_dir x", "results_dir is set by this command"),
+        ("04-skan", "chapter must be one that records, deepcluster, .*; got '04-skan'"),
+        ("compare", "chapter must be one that records"),
+        ("scan -p epoch 3", "epoch is not a parameter of scan; its parameters are profile, "),
+        ("scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),
+        ("scan -p seed one", "seed must be a whole number; got 'one'"),
+        ("scan -p seed -1", "seed must be 0 or more; got -1"),
+        ("scan -p dataset imagenet", "dataset must be empty .*; got 'imagenet'"),
+        ("scan -p dataset mnist:half", "dataset must be empty .*; got 'mnist:half'"),
+        ("scan -p dataset folder:nowhere", "dataset must name a folder that is there"),
+        ("scan -p run_dir x", r"run_dir is set by this command \(--runs"),
+        ("scan -p results_dir x", "results_dir is set by this command"),
     ],
 )
 def test_refused_before_any_work(words, complaint, tmp_path, capsys):
@@ -211,17 +213,17 @@ def test_a_folder_belongs_to_one_command_and_a_failure_is_kept(tmp_path, monkeyp
     cell = new_code_cell('profile = "quick"\nseed = 0', metadata={"tags": ["parameters"]})
     cells = [cell, new_code_cell("print(profile)"), new_code_cell("1 / 0")]
     language = {"language_info": {"name": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=language), tmp_path / "04-scan.ipynb")
-    real = record.defaults("04-scan")
+    nbformat.write(new_notebook(cells=cells, metadata=language), tmp_path / "scan.ipynb")
+    real = record.defaults("scan")
     monkeypatch.setattr(record, "CHAPTERS", tmp_path)
     monkeypatch.setattr(record, "defaults", lambda chapter: dict(real))
     folder = tmp_path / "runs" / "scan-quick-seed0"
-    asked = ["04-scan", "--runs", str(folder.parent)]
+    asked = ["scan", "--runs", str(folder.parent)]
     with record.only_one(folder):
         assert record.main(asked) == record.REFUSED
         assert "is in use by another command" in capsys.readouterr().err
     assert record.main(asked) == record.FAILED
-    assert "04-scan failed: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert "scan failed: ZeroDivisionError: division by zero" in capsys.readouterr().err
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["state"] == "failed"
     assert manifest["attempts"][0]["ended"] == "PapermillExecutionError: division by zero"
@@ -238,25 +240,25 @@ def test_a_folder_belongs_to_one_command_and_a_failure_is_kept(tmp_path, monkeyp
 
 
 def test_the_command_is_what_to_type():
-    values = record.parameters("04-scan", [("dataset", "mnist:train+test"), ("seed", "3")])
-    typed = record.command("04-scan", values)
+    values = record.parameters("scan", [("dataset", "mnist:train+test"), ("seed", "3")])
+    typed = record.command("scan", values)
     assert typed == (
-        "python book/record.py 04-scan -p profile quick -p dataset mnist:train+test -p seed 3"
+        "python book/record.py scan -p profile quick -p dataset mnist:train+test -p seed 3"
     )
-    values = record.defaults("04-scan") | {"run_dir": "runs/x", "results_dir": "y"}
-    assert record.command("04-scan", values).endswith("04-scan -p profile quick -p seed 0")
+    values = record.defaults("scan") | {"run_dir": "runs/x", "results_dir": "y"}
+    assert record.command("scan", values).endswith("scan -p profile quick -p seed 0")
 
 
 def test_networks_that_travel_give_the_recorded_clusters(capsys):
-    names = publish.shipped()
+    names = shipped()
     for name in names:
         (about,) = results.load(stem=name)
-        path = publish.WEIGHTS / f"{name}.safetensors"
+        path = WEIGHTS / f"{name}.safetensors"
         assert path.stat().st_size == about["weights"]["bytes"] <= record.SMALL
         if about["data"] not in ("digits", "shapes"):  # the images may not be here
-            publish.load(name)
+            Clusters.load(name)
             continue
-        clusters = publish.load(name).assign(load(about["data"]).images).clusters
+        clusters = Clusters.load(name).assign(load(about["data"]).images).clusters
         # another processor may round another way: an image on the border, no more
         same = (clusters == clusters.new_tensor(about["clusters"])).float().mean()
         assert same > 0.995, name

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from browser import looking  # noqa: F401
-from dcl import plots, report, sections
-from dcl.evaluate import prototypes
-from dcl.health import health
-from dcl.page import confidence_histogram, contact_sheet, text
+from dcl.app import report, report_clusters
+from dcl.app.report_html import confidence_histogram, contact_sheet, text
+from dcl.measure import plots
+from dcl.measure.baselines import prototypes
+from dcl.measure.health import health
 from dcl.train import seeded
 from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen
 
@@ -158,7 +159,7 @@ FAILED = {
 def test_each_light_comes_with_its_advice(tmp_path, kind):
     from html import escape
 
-    from dcl.health import ADVICE
+    from dcl.measure.health import ADVICE
 
     images, p, z = case()
     p, z, log = FAILED[kind](p, z)
@@ -178,12 +179,12 @@ def test_an_empty_cluster_and_one_image(tmp_path):
 
 
 def test_many_clusters_stay_moderate(tmp_path):
-    k = sections.SECTIONS + 20
-    labels = torch.cat([torch.arange(k), torch.arange(sections.SECTIONS)])
+    k = report_clusters.SECTIONS + 20
+    labels = torch.cat([torch.arange(k), torch.arange(report_clusters.SECTIONS)])
     images, _, _ = case(n=len(labels))
     z = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
     html = page(tmp_path, images, torch.eye(k)[labels], z)
-    assert html.count("<section") == sections.SECTIONS
+    assert html.count("<section") == report_clusters.SECTIONS
     assert f"{k - 1} (1)" in html
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from dcl import results
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.optim import TrainConfig
+from dcl.notebook import results
 
 
 def write(folder, seed=0, config=None, acc=0.9, **more):
     return results.record(
         folder,
-        chapter="04-scan",
+        chapter="scan",
         data=more.pop("data", load("digits")),
         profile="quick",
         seed=seed,
@@ -34,7 +34,7 @@ def test_a_result_names_what_made_it(tmp_path):
     assert result["clusters"] == [0, 1]
     assert {"python", "torch", "numpy", "revision"} <= result["versions"].keys()
     assert {"cpu", "cores", "threads"} <= result["machine"].keys()
-    assert "papermill book/chapters/04-scan.ipynb" in result["command"]
+    assert "papermill book/chapters/scan.ipynb" in result["command"]
     assert "-p dataset digits -p seed 0" in result["command"]
 
 

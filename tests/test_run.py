@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dcl import publish, run
-from dcl.assignments import evaluate
-from dcl.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
+from dcl.app import run
+from dcl.app.assignments import evaluate
+from dcl.app.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
+from dcl.app.clusters import Clusters
+from dcl.app.source import Source
+from dcl.config import with_epochs
 from dcl.methods import scan
-from dcl.optim import with_epochs
-from dcl.source import Source
 from photos import fit, photos_in
 
 
@@ -197,7 +198,7 @@ def test_a_network_from_python(photos, tmp_path):
     calls.clear()
     assert torch.equal(run.fit("scan", data, config, tmp_path / "x", encoder=own)[1][0], found[0])
     assert len(calls) <= 3  # the check and the end: what was extracted is read again
-    again = publish.load(tmp_path / "x" / "model.safetensors", encoder=own)
+    again = Clusters.load(tmp_path / "x" / "model.safetensors", encoder=own)
     assert torch.equal(again.assign(data.images).clusters, found.clusters)
     with pytest.raises(ValueError, match="this run began in Python"):
         run.resume(tmp_path / "x")

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch import nn
 
-from dcl.shapes import HUES, SHAPES, Draws, grey, inside, shapes, tint
+from dcl.data.shapes import HUES, SHAPES, Draws, grey, inside, shapes, tint
 
 
 @pytest.fixture(scope="module")

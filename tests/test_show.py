@@ -8,7 +8,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from dcl.show import (
+from dcl.notebook.chapter import (
     NOT_HELD,
     check_parameters,
     evidence,
@@ -118,7 +118,7 @@ def test_claims_that_do_not_hold_are_found_in_an_executed_notebook():
 @pytest.mark.parametrize("value, failed", [(0.6, 0), (0.4, 1)])
 def test_strict_nbval_notices_a_claim_that_no_longer_holds(tmp_path, value, failed):
     output = new_output("stream", text="holds: it learns (at least 0.5)\n")
-    code = f"from dcl.show import verdict\nverdict('it learns', {value}, at_least=0.5)"
+    code = f"from dcl.notebook.chapter import verdict\nverdict('it learns', {value}, at_least=0.5)"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [new_code_cell(code, outputs=[output], execution_count=1)]
@@ -185,14 +185,14 @@ def test_a_set_may_be_named_with_its_split():
 
 
 def test_evidence_sorts_runs_by_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcl.show.CLAIMS", tmp_path)
+    monkeypatch.setattr("dcl.notebook.chapter.CLAIMS", tmp_path)
     kinds = [("honest", "own", 1), ("honest", "avx2", 1), ("honest", "own", 2), ("lr 0", "own", 1)]
     runs = [
         {"run": name, "arithmetic": kind, "threads": threads, "values": {"gain": value}}
         for (name, kind, threads), value in zip(kinds * 2, [1, 2, 3, 4, 5, 6, 7, None])
     ]
-    (tmp_path / "03-swav.json").write_text(json.dumps({"runs": runs}))
-    found = evidence("03-swav", "gain")
+    (tmp_path / "swav.json").write_text(json.dumps({"runs": runs}))
+    found = evidence("swav", "gain")
     assert math.isnan(found["lr 0"].pop())
     assert found == {
         "honest, own": [1, 5],
@@ -201,7 +201,7 @@ def test_evidence_sorts_runs_by_kind(tmp_path, monkeypatch):
         "lr 0": [4],
     }
     with pytest.raises(ValueError, match="claim must be one of gain; got 'gains'"):
-        evidence("03-swav", "gains")
+        evidence("swav", "gains")
 
 
 def test_spread_has_a_dot_for_each_run_and_the_band():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcl.sinkhorn import sinkhorn
+from dcl.cluster.sinkhorn import sinkhorn
 from dcl.train import seeded
 from processes import in_processes
 

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from dcl.source import Source
+from dcl.app.source import Source
 from photos import photos_in
 
 

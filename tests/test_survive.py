@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dcl import checkpoint
 from dcl.data import load
 from dcl.methods import deepcluster, lsdc, scan, swav
+from dcl.runtime import checkpoint
 from survive import recipe
 
 MODULES = {m.__name__.split(".")[-1]: m for m in (deepcluster, lsdc, scan, swav)}

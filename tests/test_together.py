@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from dcl import dist
-from dcl.augment import View
+from dcl.cluster.kmeans import kmeans
+from dcl.cluster.neighbors import mine
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.kmeans import kmeans
-from dcl.neighbors import mine
-from dcl.optim import TrainConfig
+from dcl.runtime import dist
 from dcl.train import extract, own_draws, predict, seeded
+from dcl.views import View
 from processes import in_processes
 
 STEP = TrainConfig(2, 100, "sgd", 0.05, precision="float32")
@@ -111,8 +111,8 @@ def whole_set(rank):
         "inertia": found.inertia,
         "sphere": sphere.labels,
         "mine": mine(x, 4),
-        "rows": dist.all_rows(x[rank : rank + 2 + rank]),
-        "own": dist.all_rows(x[rank : rank + 2 + rank])[dist.own_rows(x[: 2 + rank])],
+        "rows": dist.all_gather_rows(x[rank : rank + 2 + rank]),
+        "own": dist.all_gather_rows(x[rank : rank + 2 + rank])[dist.own_rows(x[: 2 + rank])],
         "wanted own": x[rank : rank + 2 + rank],
         "wanted rows": torch.cat([x[r : r + 2 + r] for r in range(dist.world_size())]),
         "extract": extract(nn.Flatten(), (x.abs() * 10).to(torch.uint8)[:, None, None, :]),
@@ -140,11 +140,11 @@ def layers():
 
 def norm(x):
     model, own = layers(), x.clone().requires_grad_()
-    dist.together(model)
+    dist.sync_batchnorm(model)
     out = model(own)
     total = float(dist.all_sum(torch.tensor(float(len(own)))))
     (len(own) * dist.world_size() / total * (out**3).mean()).backward()
-    dist.average(model.parameters())
+    dist.average_gradients(model.parameters())
     grads = [p.grad for p in model.parameters()]
     return {"out": out.detach(), "grads": grads, "x": own.grad, "state": model.state_dict()}
 

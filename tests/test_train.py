@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl import checkpoint
+from dcl.algorithm import check_fit
+from dcl.config import TrainConfig, flat, with_epochs
 from dcl.methods import simclr
-from dcl.optim import TrainConfig, with_epochs
-from dcl.train import Objective, batches, check_fit, extract, seeded, train
+from dcl.runtime import checkpoint
+from dcl.train import Objective, batches, extract, seeded, train
 
 
 class Mean(Objective):
@@ -300,6 +301,6 @@ def test_a_compiled_encoder_trains_the_same(programs, tmp_path):
 
 
 def test_compile_is_not_a_setting_of_runs_without_it():
-    off, on = (checkpoint.flat(TrainConfig(compile=value)) for value in (False, True))
+    off, on = (flat(TrainConfig(compile=value)) for value in (False, True))
     assert "compile" not in off and on.pop("compile") is True
     assert off == on

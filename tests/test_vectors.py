@@ -17,16 +17,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from dcl import publish, report, run
-from dcl.cli import IMPOSSIBLE, OK, WARNING, main
+from dcl import methods
+from dcl.algorithm import check_fit
+from dcl.app import report, run
+from dcl.app.cli import IMPOSSIBLE, OK, WARNING, main
+from dcl.app.clusters import Clusters
+from dcl.app.estimator import DeepClusterer
+from dcl.app.source import Source
+from dcl.config import TrainConfig
 from dcl.data import Data, load, splits
-from dcl.estimator import DeepClusterer
-from dcl.evaluate import baselines
+from dcl.data.vectors import is_vectors, vectors_of
+from dcl.measure.baselines import baselines
 from dcl.methods import dec, swav
-from dcl.optim import TrainConfig
-from dcl.source import Source, recipe
-from dcl.train import Objective, batches, check_fit, extract, train
-from dcl.vectors import is_vectors, vectors_of
+from dcl.recipes import recipe
+from dcl.train import Objective, batches, extract, train
 
 X = torch.tensor([[0.5, -3.0], [1e6, 2.0], [0.0, 0.25]])
 
@@ -305,7 +309,7 @@ def test_a_method_that_needs_images_says_so_before_any_work(files, tmp_path, cap
     with pytest.raises(ValueError, match=re.escape(message)):
         run.fit("swav", data, swav.PROFILES["smoke"], out)
     assert not out.exists()
-    publish.for_vectors("dec")
+    methods.for_vectors("dec")
     for more, said in (
         (["--size", "32"], "size is for images"),
         (["--encoder", "resnet18"], "encoder must be a torch module for vectors; 'resnet18'"),
@@ -385,7 +389,7 @@ def test_published_and_loaded(fitted, x, tmp_path, monkeypatch):
     clusters.save(tmp_path / "m")
     real, like = dec.model, []
     monkeypatch.setattr(dec, "model", lambda x, *more: like.append(x) or real(x, *more))
-    b = publish.load(tmp_path / "m").assign(z)
+    b = Clusters.load(tmp_path / "m").assign(z)
     assert [(v.dtype, tuple(v.shape)) for v in like] == [(torch.float32, (1, LENGTH))]
     assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
     # the row that stands for a cluster lies at distance 0

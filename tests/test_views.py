@@ -24,9 +24,9 @@ from scipy import stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dcl import augment, color, randaugment, warp
-from dcl.augment import View, multi_crop
-from dcl.randomness import seeded as torch_seeded
+from dcl import views
+from dcl.runtime.randomness import seeded as torch_seeded
+from dcl.views import View, color, geometry, multi_crop, randaugment
 from test_gpu_path import Watch
 
 DRAWS = 6000
@@ -312,7 +312,7 @@ def cutout(longest: int = 16, whole: bool = False, fixed: bool = False) -> Sampl
     return hole(y)
 
 
-PHOTO, SWAV = augment.PHOTO_VIEW.jitter, augment.SWAV_VIEW.jitter
+PHOTO, SWAV = views.PHOTO_VIEW.jitter, views.SWAV_VIEW.jitter
 AFFINE = View(rotate=20, translate=0.06, shear=8, zoom=(0.9, 1.1))
 STEP = torch.tensor([0.0, 1.0]).view(1, 1, 2)  # dark left, bright right
 RED = torch.tensor([0.4, 0.8, 0.8]).view(3, 1, 1)
@@ -619,34 +619,34 @@ def colours(*strengths: float) -> list:
 BLUR = T.RandomApply([T.GaussianBlur(13, (0.1, 2.0))])
 BILINEAR = T.InterpolationMode.BILINEAR
 PIPELINES: dict[str, tuple[View, list]] = {
-    "crop-flip": (augment.CROP_FLIP, [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip()]),
-    "deepcluster": (augment.DEEPCLUSTER_VIEW, crop_of(32, 0.08, 1)),
-    "photo": (augment.PHOTO_VIEW, crop_of(32, 0.2, 1) + colours(0.4, 0.4, 0.4, 0.1)),
-    "swav": (augment.SWAV_VIEW, [*crop_of(32, 0.14, 1), *colours(0.8, 0.8, 0.8, 0.2), BLUR]),
+    "crop-flip": (views.CROP_FLIP, [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip()]),
+    "deepcluster": (views.DEEPCLUSTER_VIEW, crop_of(32, 0.08, 1)),
+    "photo": (views.PHOTO_VIEW, crop_of(32, 0.2, 1) + colours(0.4, 0.4, 0.4, 0.1)),
+    "swav": (views.SWAV_VIEW, [*crop_of(32, 0.14, 1), *colours(0.8, 0.8, 0.8, 0.2), BLUR]),
     "swav, small": (
-        replace(augment.SWAV_VIEW, size=12, scale=(0.05, 0.14)),
+        replace(views.SWAV_VIEW, size=12, scale=(0.05, 0.14)),
         [*crop_of(12, 0.05, 0.14), *colours(0.8, 0.8, 0.8, 0.2), BLUR],
     ),
     "digit": (
-        augment.DIGIT_VIEW,
+        views.DIGIT_VIEW,
         [
             T.RandomAffine(8, (0.06, 0.06), (0.9, 1.1), 8, BILINEAR),
             T.RandomApply([T.ColorJitter(0.4, 0.4)], 0.8),
             T.RandomApply([T.GaussianBlur(7, (0.3, 1.0))]),
         ],
     ),
-    "strong": (augment.SCAN_STRONG, [T.RandomHorizontalFlip(), four_changes]),
+    "strong": (views.SCAN_STRONG, [T.RandomHorizontalFlip(), four_changes]),
 }
 PICTURES = 1000
 APART = 0.015  # bound on the pixels' mean difference; two halves of one law differ by .004 to .008
 COARSE = {  # name: a view that is wrong enough to be seen in means and standard deviations
     "crop-flip": View(pad=4, flip=0.5, fill="border"),
     "deepcluster": View(scale=(0.08, 1)),
-    "photo": replace(augment.PHOTO_VIEW, jitter=(0.2, 0.2, 0.2, 0.05)),
-    "swav": replace(augment.SWAV_VIEW, jitter=(0.4, 0.4, 0.4, 0.1)),
-    "swav, small": replace(augment.SWAV_VIEW, size=12, scale=(0.2, 0.5)),
-    "digit": replace(augment.DIGIT_VIEW, fill="border"),
-    "strong": replace(augment.SCAN_STRONG, randaugment=3),
+    "photo": replace(views.PHOTO_VIEW, jitter=(0.2, 0.2, 0.2, 0.05)),
+    "swav": replace(views.SWAV_VIEW, jitter=(0.4, 0.4, 0.4, 0.1)),
+    "swav, small": replace(views.SWAV_VIEW, size=12, scale=(0.2, 0.5)),
+    "digit": replace(views.DIGIT_VIEW, fill="border"),
+    "strong": replace(views.SCAN_STRONG, randaugment=3),
 }
 
 
@@ -773,8 +773,8 @@ def blur(image, sigma, *, radius):
 
 
 SIMPLE = {
-    warp.shifted: shifted,
-    warp.sample: sampled,
+    geometry.shifted: shifted,
+    geometry.sample: sampled,
     color.brightness: lambda image, f: np.clip(image * f, 0, 1),
     color.contrast: lambda image, f: np.clip(image * f + (1 - f) * grey(image).mean(), 0, 1),
     color.saturation: lambda image, f: (
@@ -835,7 +835,7 @@ def test_the_blocks_of_a_cpu_do_not_matter(name):
     whole = x
     for operation, values in steps:
         whole = operation(whole, *values)
-    torch.testing.assert_close(augment._run(steps, x), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(views.view._run(steps, x), whole, rtol=0, atol=1e-6)
 
 
 FIXED: dict[str, Callable[[Tensor], Tensor]] = {

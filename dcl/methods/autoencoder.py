@@ -2,7 +2,7 @@ r"""Autoencoder: a code of ten numbers from which the image can be drawn again; 
 
 Xie, Girshick, Farhadi: Unsupervised Deep Embedding for Clustering Analysis, ICML 2016,
 arXiv 1511.06335, section 3.2; stacked denoising autoencoders are from Vincent et al. 2010.
-Explained in chapter 07-dec.
+Explained in chapter dec.
 
 Notation: x an image or vector of d numbers, already scaled; encoder f, code :math:`z = f(x)`,
 decoder g; :math:`W_k` the encoder's layers, :math:`V_k` those of the decoder that undo them.
@@ -42,9 +42,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.coders import Scale, coders, mlp_decoder
-from dcl.optim import TrainConfig, check_config
-from dcl.train import Monitor, Objective, check_fit, seeded, train
+from dcl.algorithm import check_fit
+from dcl.config import TrainConfig, check_config
+from dcl.nets.autoencoders import Scale, coders, mlp_decoder
+from dcl.train import Monitor, Objective, seeded, train
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def fit(
     """Train on images uint8 (N,C,H,W), or vectors float32 (N,d), without labels.
 
     An `encoder` with `out_dim` is trained as a copy, with a decoder of linear layers; ValueError
-    when it is to be trained layer by layer. Chapter: 07-dec.
+    when it is to be trained layer by layer. Chapter: dec.
     """
     check_fit(images, config, run_dir)
     if encoder is not None and config.layers.epochs:

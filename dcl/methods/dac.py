@@ -1,6 +1,6 @@
 r"""DAC: is this pair alike? The network answers itself, where it is sure, and surely ever more.
 
-Chang, Wang, Meng, Xiang, Pan: Deep Adaptive Image Clustering, ICCV 2017. Chapter: 08-dac.
+Chang, Wang, Meng, Xiang, Pan: Deep Adaptive Image Clustering, ICCV 2017. Chapter: dac.
 
 Notation: :math:`p_i` the softmax of image i over K clusters, :math:`l_i = p_i / \lVert p_i \rVert`
 its label features, :math:`g_{ij} = l_i \cdot l_j \in [0, 1]` the similarity of a pair,
@@ -49,12 +49,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dcl import nets
-from dcl.augment import HAND_VIEW, View
-from dcl.dist import all_rows, own_rows, rank, world_size
-from dcl.optim import TrainConfig, check_config
-from dcl.pairs import pair_loss
-from dcl.train import Monitor, Objective, batches, check_fit, seeded, train
+from dcl.algorithm import check_fit
+from dcl.cluster.pairwise import pair_loss
+from dcl.config import TrainConfig, check_config
+from dcl.nets import convnets
+from dcl.runtime.dist import all_gather_rows, own_rows, rank, world_size
+from dcl.train import Monitor, Objective, batches, seeded, train
+from dcl.views import HAND_VIEW, View
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Config:
 def thresholds(step: float) -> tuple[float, float]:
     r"""The upper and lower end of the band, .95 - step and .455 + .1 step (:math:`\lambda`).
 
-    Source: DAC, its adaptive thresholds. Chapter: 08-dac.
+    Source: DAC, its adaptive thresholds. Chapter: dac.
     """
     return 0.95 - step, 0.455 + 0.1 * step
 
@@ -102,7 +103,7 @@ def thresholds(step: float) -> tuple[float, float]:
 def label_features(p: Tensor) -> Tensor:
     """Probabilities (B,K) with length 1: dot products are in [0,1], and 1 for equal hard choices.
 
-    Source: DAC, whose exp(v - max v) over its length this is. Chapter: 08-dac.
+    Source: DAC, whose exp(v - max v) over its length this is. Chapter: dac.
     """
     return F.normalize(p, dim=1)
 
@@ -111,7 +112,7 @@ def band_labels(g: Tensor, upper: float, lower: float) -> tuple[Tensor, Tensor]:
     """Labels and selection, both (A,B) of 0 and 1, of similarities g (A,B).
 
     Alike from `upper` on, not alike below `lower`, not selected between. Source: DAC, its
-    selection of pairs. Chapter: 08-dac.
+    selection of pairs. Chapter: dac.
     """
     alike = g >= upper
     return alike.float(), (alike | (g < lower)).float()
@@ -147,9 +148,9 @@ class DAC(Objective):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Step 3; also logs the share of pairs "selected", of these "alike", and the thresholds."""
         with torch.no_grad():
-            clean = all_rows(self.embed(x))
+            clean = all_gather_rows(self.embed(x))
         moved = self.embed(self.config.view(x))
-        everybody, mine = all_rows(moved), own_rows(x)
+        everybody, mine = all_gather_rows(moved), own_rows(x)
         with torch.autocast(x.device.type, enabled=False):
             lower = self.upper if self.config.all_pairs else self.lower
             alike, selected = band_labels(clean @ clean.T, self.upper, lower)  # (B,B)
@@ -199,7 +200,7 @@ def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> D
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
     if encoder is None:
         k, shape = config.n_clusters, (config.width, config.depth, config.stages)
-        encoder = nets.all_conv(images, k, *shape)
+        encoder = convnets.all_conv(images, k, *shape)
     return DAC(copy.deepcopy(encoder), config).to(images.device)
 
 
@@ -214,7 +215,7 @@ def fit(
     """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`.
 
     An `encoder` has `out_dim`; its features get a dense layer to K. With `n_init` above 1 the
-    stages are called start1, start2, ... Chapter: 08-dac.
+    stages are called start1, start2, ... Chapter: dac.
     """
     check_fit(images, config, run_dir, encoder)
     with seeded(config.seed):

@@ -2,7 +2,7 @@ r"""DEC and IDEC: codes of an autoencoder, sharpened towards the centres that th
 
 Xie, Girshick, Farhadi: Unsupervised Deep Embedding for Clustering Analysis, ICML 2016,
 arXiv 1511.06335 (DEC). Guo, Gao, Liu, Yin: Improved Deep Embedded Clustering with Local Structure
-Preservation, IJCAI 2017 (IDEC), which keeps the decoder. Explained in chapter 07-dec.
+Preservation, IJCAI 2017 (IDEC), which keeps the decoder. Explained in chapter dec.
 
 Notation: code :math:`z_i = f(x_i)`, centres :math:`\mu_j`, j = 1..K, both trained; q soft
 assignment, p its target; g the decoder.
@@ -46,11 +46,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dcl.dist import all_sum
-from dcl.kmeans import kmeans
+from dcl.algorithm import check_fit
+from dcl.cluster.kmeans import kmeans
+from dcl.config import TrainConfig, check_config
 from dcl.methods import autoencoder
-from dcl.optim import TrainConfig, check_config
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
+from dcl.runtime.dist import all_sum
+from dcl.train import Monitor, Objective, extract, seeded, train
 
 Reading = Literal["code", "formula", "port"]
 
@@ -96,7 +97,7 @@ class Config:
 def student_t(z: Tensor, mu: Tensor, alpha: float = 1.0) -> Tensor:
     """Soft assignment q (B,K), rows summing to 1, of codes z (B,D) to centres mu (K,D).
 
-    Source: DEC, eq. 1. Chapter: 07-dec.
+    Source: DEC, eq. 1. Chapter: dec.
     """
     square = (z[:, None] - mu).square().sum(2)  # (B,K)
     q = (1 + square / alpha) ** (-(alpha + 1) / 2)
@@ -107,7 +108,7 @@ def target_distribution(q: Tensor, mass: Tensor | None = None) -> Tensor:
     """Target p (N,K), rows summing to 1: q (N,K) squared, over the `mass` (K,) of each cluster.
 
     mass: the column sums of q where q is not all there is. A cluster without any mass gets none.
-    Source: DEC, eq. 3. Chapter: 07-dec.
+    Source: DEC, eq. 3. Chapter: dec.
     """
     mass = q.sum(0) if mass is None else mass
     p = q.square() / mass.clamp(min=1e-30)
@@ -117,7 +118,7 @@ def target_distribution(q: Tensor, mass: Tensor | None = None) -> Tensor:
 def kl_loss(p: Tensor, q: Tensor, reading: Reading = "code") -> Tensor:
     """Divergence of q from its target p, both (B,K): mean over images of the sum over clusters.
 
-    reading "port" divides by K too. Source: DEC, eq. 2. Chapter: 07-dec.
+    reading "port" divides by K too. Source: DEC, eq. 2. Chapter: dec.
     """
     kl = torch.xlogy(p, p) - torch.xlogy(p, q)  # (B,K), 0 where p is 0
     return kl.mean() if reading == "port" else kl.sum(1).mean()
@@ -126,7 +127,7 @@ def kl_loss(p: Tensor, q: Tensor, reading: Reading = "code") -> Tensor:
 def reconstruction_loss(x: Tensor, drawn: Tensor, reading: Reading = "code") -> Tensor:
     """Squared error of what the decoder has drawn, both (B,d): mean over images and pixels.
 
-    reading "formula" sums over the pixels. Source: IDEC, eq. 5. Chapter: 07-dec.
+    reading "formula" sums over the pixels. Source: IDEC, eq. 5. Chapter: dec.
     """
     each = (x - drawn).square()
     return each.sum(1).mean() if reading == "formula" else each.mean()
@@ -230,7 +231,7 @@ def fit(
     """Cluster images uint8 (N,C,H,W), or vectors float32 (N,d), without labels.
 
     `encoder`: a fitted `autoencoder.Autoencoder` or, for DEC, any trained module with `out_dim`,
-    instead of the pretext; a copy is trained. Chapter: 07-dec.
+    instead of the pretext; a copy is trained. Chapter: dec.
     """
     check_fit(images, config, run_dir, encoder)
     with seeded(config.seed):

@@ -1,7 +1,7 @@
 r"""DeepCluster: cluster the features with k-means, learn to predict the clusters, repeat.
 
 Caron, Bojanowski, Joulin, Douze: Deep Clustering for Unsupervised Learning of Visual Features,
-ECCV 2018, arXiv 1807.05520. Chapter: 01-deepcluster.
+ECCV 2018, arXiv 1807.05520. Chapter: deepcluster.
 
 Notation: N images, f the features of an image, K pseudo-clusters (`n_pseudo`), y the number of
 the pseudo-cluster an image is in, W a linear layer on top.
@@ -54,12 +54,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import DEEPCLUSTER_VIEW, DIGIT_VIEW, HAND_VIEW, View
-from dcl.kmeans import kmeans, whiten, whitening
-from dcl.metrics import nmi
-from dcl.optim import TrainConfig, check_config
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
+from dcl.algorithm import check_fit
+from dcl.cluster.kmeans import kmeans, whiten, whitening
+from dcl.config import TrainConfig, check_config
+from dcl.measure.metrics import nmi
+from dcl.nets import convnets
+from dcl.train import Monitor, Objective, extract, seeded, train
+from dcl.views import DEEPCLUSTER_VIEW, DIGIT_VIEW, HAND_VIEW, View
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class DeepCluster(Objective):
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DeepCluster:
     """What `fit` trains on these very images uint8 (N,C,H,W), with fresh weights."""
     if encoder is None:
-        encoder = nets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
+        encoder = convnets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
     return DeepCluster(images, config, copy.deepcopy(encoder))
 
 

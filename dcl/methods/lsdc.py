@@ -1,7 +1,7 @@
 r"""LSD-C: linearly separable deep clusters, learned from which pairs in a batch look alike.
 
 Paper: Rebuffi, Ehrhardt, Han, Vedaldi, Zisserman, *LSD-C: Linearly Separable Deep Clusters*, 2020,
-arXiv 2006.10039. Explained in chapter 02-lsdc.
+arXiv 2006.10039. Explained in chapter lsdc.
 
 Notation: features :math:`f_i` and cluster probabilities :math:`p_i` of the clean view of image i;
 :math:`\tilde p_i, \tilde p'_i` probabilities of two RICAP mixtures; pair labels
@@ -46,13 +46,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.augment import CROP_FLIP, DIGIT_VIEW, RicapDraw, View, ricap, ricap_draw
-from dcl.dist import all_rows, own_rows
-from dcl.kmeans import kmeans
+from dcl.algorithm import check_fit
+from dcl.cluster.kmeans import kmeans
+from dcl.cluster.pairwise import pair_loss
+from dcl.config import TrainConfig, check_config, with_epochs
 from dcl.methods import rotnet, simclr
-from dcl.optim import TrainConfig, check_config, with_epochs
-from dcl.pairs import pair_loss
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
+from dcl.runtime.dist import all_gather_rows, own_rows
+from dcl.train import Monitor, Objective, extract, seeded, train
+from dcl.views import CROP_FLIP, DIGIT_VIEW, View
+from dcl.views.ricap import RicapDraw, ricap, ricap_draw
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Config:
 def cosine_labels(f: Tensor, threshold: float = 0.9) -> Tensor:
     """1 where the cosine of two rows of f (B,D) is at least `threshold`: (B,B) of 0 and 1.
 
-    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    Source: LSD-C section 3.1. Chapter: lsdc.
     """
     f = F.normalize(f, dim=1)
     return (f @ f.T >= threshold).float().fill_diagonal_(1)
@@ -120,7 +122,7 @@ def cosine_labels(f: Tensor, threshold: float = 0.9) -> Tensor:
 def l2_labels(f: Tensor, threshold: float) -> Tensor:
     """1 where the distance of two rows of f (B,D) is below `threshold`: (B,B) of 0 and 1.
 
-    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    Source: LSD-C section 3.1. Chapter: lsdc.
     """
     return (torch.cdist(f, f) < threshold).float().fill_diagonal_(1)
 
@@ -129,7 +131,7 @@ def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> 
     """1 where the SNE affinity of two rows of f (B,D) is above `threshold`: (B,B) of 0 and 1.
 
     The affinity is the mean of "j is i's neighbour" and "i is j's", each a softmax of minus the
-    squared distance over T squared. Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    squared distance over T squared. Source: LSD-C section 3.1. Chapter: lsdc.
     """
     logits = -(torch.cdist(f, f) ** 2) / temperature**2
     logits.fill_diagonal_(-torch.inf)  # nobody is its own neighbour
@@ -140,7 +142,7 @@ def knn_labels(f: Tensor, k: int = 20) -> Tensor:
     """1 where i is near to j *or* j near to i, rows of f (B,D): (B,B) of 0 and 1.
 
     Near: closer than the k-th smallest distance, the own one (0) counted, so k - 2 others.
-    Source: LSD-C section 3.1. Chapter: 02-lsdc.
+    Source: LSD-C section 3.1. Chapter: lsdc.
     """
     distance = torch.cdist(f, f).fill_diagonal_(0)
     near = distance < distance.kthvalue(k, dim=1).values[:, None]
@@ -165,7 +167,7 @@ def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
 
     :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`: a mixture is as much like j as its parts are, by
     their area. `official` is the released :math:`\sum_k W_k S_{i \pi_k(j)}`, the transpose.
-    Source: LSD-C section 3.2. Chapter: 02-lsdc.
+    Source: LSD-C section 3.2. Chapter: lsdc.
     """
     parts = [s[:, perm] if official else s[perm] for perm in draw.perms]
     return torch.einsum("k,kij->ij", draw.weights, torch.stack(parts))
@@ -174,7 +176,7 @@ def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
 def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
     """Weight of the consistency loss, from height * exp(-5) at 0 to `height` at `length`.
 
-    Source: LSD-C section 3.3, after Laine and Aila 2017. Chapter: 02-lsdc.
+    Source: LSD-C section 3.3, after Laine and Aila 2017. Chapter: lsdc.
     """
     return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
 
@@ -204,7 +206,7 @@ class LSDC(Objective):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Pair and consistency loss; "positive" is the share of pairs called alike."""
         c = self.config
-        gather = (lambda own: own) if c.official_orientation else all_rows
+        gather = (lambda own: own) if c.official_orientation else all_gather_rows
         f = self.encoder(c.clean_view(x))
         mine = slice(None) if c.official_orientation else own_rows(x)
         target = alike = pair_labels(gather(f), c)[mine]  # own images with those of all
@@ -287,7 +289,7 @@ def fit(
     """Cluster images uint8 (N,C,H,W) without labels.
 
     `encoder`: any trained module with `out_dim`, or a fitted `simclr.SimCLR` or
-    `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: 02-lsdc.
+    `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: lsdc.
     """
     check_fit(images, config, run_dir, encoder)
     with seeded(config.seed):

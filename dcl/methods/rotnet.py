@@ -1,7 +1,7 @@
 r"""RotNet: features from telling by how much an image was turned; the pretext task of LSD-C.
 
 Paper: Gidaris, Singh, Komodakis, *Unsupervised Representation Learning by Predicting Image
-Rotations*, ICLR 2018, arXiv 1803.07728. Explained in chapter 02-lsdc.
+Rotations*, ICLR 2018, arXiv 1803.07728. Explained in chapter lsdc.
 
 Algorithm, for every batch of images :math:`x_1,\dots,x_B`:
 
@@ -27,10 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import CROP_FLIP, DIGIT_VIEW, View
-from dcl.optim import TrainConfig
-from dcl.train import Monitor, Objective, check_fit, seeded, train
+from dcl.algorithm import check_fit
+from dcl.config import TrainConfig
+from dcl.nets import convnets
+from dcl.train import Monitor, Objective, seeded, train
+from dcl.views import CROP_FLIP, DIGIT_VIEW, View
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Config:
     """Settings for CIFAR-10."""
 
     encoder: str = "resnet18"
-    """One of `dcl.nets.ENCODERS`."""
+    """One of `dcl.nets.convnets.ENCODERS`."""
     width: int | None = None
     """Width of the encoder; None: the original's."""
     shortcut: str = "pad"
@@ -63,7 +64,7 @@ def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
     """The images turned by 0, 90, 180 and 270 degrees, and by how many quarters.
 
     `x` (B,C,H,H): returns (4B,C,H,H) and int64 (4B,), first all of 0, then all of 90 degrees, ...
-    counter-clockwise. Raises ValueError unless square. Source: RotNet, eq. 2. Chapter: 02-lsdc.
+    counter-clockwise. Raises ValueError unless square. Source: RotNet, eq. 2. Chapter: lsdc.
     """
     if x.shape[-1] != x.shape[-2]:
         raise ValueError(f"images must be square to be turned; got {tuple(x.shape[-2:])}")
@@ -91,7 +92,9 @@ class RotNet(Objective):
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> RotNet:
     """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
     if encoder is None:
-        encoder = nets.encoder(config.encoder, images, width=config.width, shortcut=config.shortcut)
+        encoder = convnets.encoder(
+            config.encoder, images, width=config.width, shortcut=config.shortcut
+        )
     return RotNet(copy.deepcopy(encoder), config)
 
 
@@ -103,7 +106,7 @@ def fit(
     monitor: Monitor | None = None,
     run_dir: str | Path | None = None,
 ) -> RotNet:
-    """Train an encoder on square images uint8 (N,C,H,H) without labels. Chapter: 02-lsdc."""
+    """Train an encoder on square images uint8 (N,C,H,H) without labels. Chapter: lsdc."""
     check_fit(images, config, run_dir)
     with seeded(config.seed):
         objective = model(images, config, encoder)

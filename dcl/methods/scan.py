@@ -1,7 +1,7 @@
 r"""SCAN: semantic clustering by adopting nearest neighbours.
 
 Paper: Van Gansbeke, Vandenhende, Georgoulis, Proesmans, Van Gool, *SCAN: Learning to Classify
-Images without Labels*, ECCV 2020, arXiv 2005.12320. Explained in chapter 04-scan.
+Images without Labels*, ECCV 2020, arXiv 2005.12320. Explained in chapter scan.
 
 Notation: images :math:`X`, mined neighbours :math:`N_X`, cluster probabilities
 :math:`\Phi(X) \in [0,1]^K`, entropy weight :math:`\lambda`, mean prediction
@@ -48,14 +48,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dcl.augment import DIGIT_VIEW, SCAN_STRONG, View
-from dcl.dist import all_rows
-from dcl.features import features
+from dcl.algorithm import check_fit
+from dcl.cluster.neighbors import draw, mine
+from dcl.config import TrainConfig, check_config, with_epochs
 from dcl.methods import simclr
-from dcl.neighbors import draw, mine
-from dcl.nets import identity
-from dcl.optim import TrainConfig, check_config, ema, with_epochs
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train, unit
+from dcl.nets.convnets import identity
+from dcl.nets.features import features
+from dcl.optim import ema
+from dcl.runtime.dist import all_gather_rows
+from dcl.train import Monitor, Objective, extract, seeded, train, unit
+from dcl.views import DIGIT_VIEW, SCAN_STRONG, View
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
     """Minus the log of the inner product of each pair's probabilities, (B,).
 
     `log_a`, `log_n` (B,K): log-probabilities. Summed in log space (logsumexp), so that there is a
-    gradient however small the product. Source: SCAN, eq. 2, first term. Chapter: 04-scan.
+    gradient however small the product. Source: SCAN, eq. 2, first term. Chapter: scan.
     """
     return -torch.logsumexp(log_a + log_n, dim=1)
 
@@ -112,7 +114,7 @@ def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
 def mean_entropy(log_p: Tensor) -> Tensor:
     """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K).
 
-    Source: SCAN, eq. 2, second term. Chapter: 04-scan.
+    Source: SCAN, eq. 2, second term. Chapter: scan.
     """
     log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
     return -(log_mean.exp() * log_mean).sum()
@@ -122,7 +124,7 @@ def scan_loss(anchors: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
     """Disagreement with the neighbours minus the entropy of the anchors' mean prediction.
 
     `anchors`, `neighbors` (B,K): logits. A scalar, at least ``-entropy_weight * ln K``.
-    Source: SCAN, eq. 2. Chapter: 04-scan.
+    Source: SCAN, eq. 2. Chapter: scan.
     """
     log_a, log_n = anchors.log_softmax(1), neighbors.log_softmax(1)
     return consistency(log_a, log_n).mean() - entropy_weight * mean_entropy(log_a)
@@ -136,7 +138,7 @@ def self_label_loss(
     `weak`, `strong` (B,K): logits of the same images. Returns the loss, a scalar, and a mask (B,).
     With `balance` it is the mean over the classes present of the class's mean cross-entropy.
     Nobody confident: 0, with a graph, so that a step can be taken.
-    Source: SCAN section 2.3. Chapter: 04-scan.
+    Source: SCAN section 2.3. Chapter: scan.
     """
     confidence, label = weak.detach().softmax(1).max(1)  # (B,) (B,)
     mask = confidence > threshold
@@ -151,7 +153,7 @@ def head_losses(log_p: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
     """The SCAN loss of each head over all images and all their neighbours, (H,). No labels.
 
     `log_p` (N,H,K): log-probabilities, `neighbors` (N,k). Sums the listed pairs only: N x N
-    similarities are never held. Source: SCAN section 3.1. Chapter: 04-scan.
+    similarities are never held. Source: SCAN section 3.1. Chapter: scan.
     """
     columns = [torch.logsumexp(log_p + log_p[j], dim=2).mean(0) for j in neighbors.T]  # k x (H,)
     entropy = torch.stack([mean_entropy(head) for head in log_p.unbind(1)])  # (H,)
@@ -189,7 +191,7 @@ class Scan(Objective):
         j = draw(self.neighbors, i, self.config.official_neighbors)
         z = self.encoder(torch.cat([view(x), view(unit(self.images[j]))]))  # (2B,D)
         logits = torch.stack([head(z).float() for head in self.heads], 1)  # (2B,H,K)
-        anchors, others = (all_rows(y).unbind(1) for y in logits.chunk(2))  # H x (B,K)
+        anchors, others = (all_gather_rows(y).unbind(1) for y in logits.chunk(2))  # H x (B,K)
         losses = torch.stack([scan_loss(a, n, weight) for a, n in zip(anchors, others)])  # (H,)
         h = torch.stack([mean_entropy(a.log_softmax(1)) for a in anchors]).mean()
         return {"loss": losses.sum(), "consistency": losses.mean() + weight * h, "entropy": h}
@@ -227,8 +229,8 @@ class SelfLabel(Objective):
         config, live = self.config, self.live()
         labeller = self.shadow if self.shadow and config.ema == "teacher" else live
         with torch.no_grad():
-            weak = all_rows(labeller(config.weak(x)).float())
-        strong = all_rows(live(config.strong(x)).float())
+            weak = all_gather_rows(labeller(config.weak(x)).float())
+        strong = all_gather_rows(live(config.strong(x)).float())
         loss, mask = self_label_loss(weak, strong, config.threshold, config.balance)
         return {"loss": loss, "confident": mask.float().mean(), "empty": (~mask.any()).float()}
 
@@ -264,7 +266,7 @@ def fit(
     """Cluster images uint8 (N,C,H,W) without labels: the paper's Algorithm 1.
 
     `encoder`: a trained pretext, a `simclr.SimCLR` (mined in its embedding) or any module with
-    `out_dim` (mined in its features); a copy is trained. Chapter: 04-scan.
+    `out_dim` (mined in its features); a copy is trained. Chapter: scan.
     """
     check_fit(images, config, run_dir, encoder)
     if not 1 <= config.n_neighbors < len(images):

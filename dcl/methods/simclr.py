@@ -2,7 +2,7 @@ r"""SimCLR: contrastive features, the pretext task of SCAN.
 
 Paper: Chen, Kornblith, Norouzi, Hinton, *A Simple Framework for Contrastive Learning of Visual
 Representations*, ICML 2020, arXiv 2002.05709; the recipe is that of SCAN (Van Gansbeke et al.,
-ECCV 2020). Explained in chapter 04-scan.
+ECCV 2020). Explained in chapter scan.
 
 Algorithm (SimCLR, Algorithm 1), for every batch :math:`x_1,\dots,x_B`:
 
@@ -33,11 +33,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
-from dcl.dist import all_rows
-from dcl.optim import TrainConfig
-from dcl.train import Monitor, Objective, check_fit, seeded, train
+from dcl.algorithm import check_fit
+from dcl.config import TrainConfig
+from dcl.nets import convnets
+from dcl.runtime.dist import all_gather_rows
+from dcl.train import Monitor, Objective, seeded, train
+from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config:
     """SCAN's settings for CIFAR and STL-10."""
 
     encoder: str = "resnet18"
-    """One of `dcl.nets.ENCODERS`."""
+    """One of `dcl.nets.convnets.ENCODERS`."""
     width: int | None = None
     """Width of the encoder; None: the original's."""
     out_dim: int = 128
@@ -76,7 +77,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
 
     `z1`, `z2` (B,D) float: embeddings of two views, row k of both from one image; they are
     normalised here. `symmetric=False` takes only the rows of `z1` as anchors.
-    Source: Chen et al. 2020, eq. 1 and Algorithm 1. Chapter: 04-scan.
+    Source: Chen et al. 2020, eq. 1 and Algorithm 1. Chapter: scan.
     """
     z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2B,D)
     logits = z @ z.T / temperature  # (2B,2B)
@@ -95,7 +96,7 @@ class SimCLR(Objective):
         self.config = config
         self.encoder = encoder
         width: int = encoder.out_dim  # type: ignore[assignment]
-        self.head = nets.mlp((width, width, config.out_dim), batch_norm=False)
+        self.head = convnets.mlp((width, width, config.out_dim), batch_norm=False)
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings (B,out_dim) of length 1 of images (B,C,H,W) in [0,1]."""
@@ -107,7 +108,10 @@ class SimCLR(Objective):
         z1, z2 = self.embed(torch.cat([view(x), view(x)])).chunk(2)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
             loss = nt_xent(
-                all_rows(z1), all_rows(z2), self.config.temperature, self.config.symmetric
+                all_gather_rows(z1),
+                all_gather_rows(z2),
+                self.config.temperature,
+                self.config.symmetric,
             )
         return {"loss": loss, "positive": (z1 * z2).sum(1).mean()}
 
@@ -115,7 +119,7 @@ class SimCLR(Objective):
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SimCLR:
     """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
     if encoder is None:
-        encoder = nets.encoder(config.encoder, images, width=config.width)
+        encoder = convnets.encoder(config.encoder, images, width=config.width)
     return SimCLR(copy.deepcopy(encoder), config)
 
 
@@ -127,7 +131,7 @@ def fit(
     monitor: Monitor | None = None,
     run_dir: str | Path | None = None,
 ) -> SimCLR:
-    """Train an encoder on images uint8 (N,C,H,W) without labels. Chapter: 04-scan."""
+    """Train an encoder on images uint8 (N,C,H,W) without labels. Chapter: scan."""
     check_fit(images, config, run_dir)
     with seeded(config.seed):
         objective = model(images, config, encoder)

@@ -1,7 +1,7 @@
 r"""SwAV: swapped assignments between views.
 
 Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: Unsupervised Learning of Visual Features by
-Contrasting Cluster Assignments, NeurIPS 2020, arXiv 2006.09882. Chapter: 03-swav.
+Contrasting Cluster Assignments, NeurIPS 2020, arXiv 2006.09882. Chapter: swav.
 
 Notation: B images, V crops of each (the first A of them give codes), K prototypes c_k of length
 1 in D dimensions, z the length-1 output of the projection head, s = z . c its scores, q a code
@@ -48,13 +48,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, SWAV_VIEW, View, multi_crop
-from dcl.dist import all_rows, rank, world_size
-from dcl.kmeans import kmeans
-from dcl.optim import TrainConfig, check_config
-from dcl.sinkhorn import sinkhorn
-from dcl.train import Monitor, Objective, check_fit, extract, seeded, train
+from dcl.algorithm import check_fit
+from dcl.cluster.kmeans import kmeans
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.config import TrainConfig, check_config
+from dcl.nets import convnets
+from dcl.runtime.dist import all_gather_rows, rank, world_size
+from dcl.train import Monitor, Objective, extract, seeded, train
+from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, SWAV_VIEW, View, multi_crop
 
 LARGE = replace(SWAV_VIEW, size=224)
 SMALL = replace(SWAV_VIEW, size=96, scale=(0.05, 0.14))
@@ -142,7 +143,7 @@ class SwAV(Objective):
         super().__init__()
         self.encoder, self.config = encoder, config
         width: int = encoder.out_dim  # type: ignore[assignment]
-        self.head = nets.mlp((width, config.hidden, config.dim))
+        self.head = convnets.mlp((width, config.hidden, config.dim))
         self.prototypes = nn.Parameter(torch.randn(config.n_prototypes, config.dim))
         length = config.queue_length - config.queue_length % config.train.batch_size
         self.register_buffer("queue", torch.zeros(config.n_assign, length, config.dim))
@@ -186,7 +187,7 @@ class SwAV(Objective):
         codes = self.codes(scores[: self.config.n_assign])
         if self.queue.shape[1]:  # of all processes, on their way into the queue
             latest = z[: self.config.n_assign].detach().transpose(0, 1)  # (b,A,D)
-            self.latest = all_rows(latest).transpose(0, 1)  # (A,B,D)
+            self.latest = all_gather_rows(latest).transpose(0, 1)  # (A,B,D)
         loss = swapped_prediction(scores, codes, self.config.temperature)
         return {"loss": loss, "floor": torch.special.entr(codes).sum(2).mean()}
 
@@ -233,7 +234,7 @@ class SwAV(Objective):
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SwAV:
     """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
     if encoder is None:
-        encoder = nets.encoder(config.encoder, images, width=config.width, stem=config.stem)
+        encoder = convnets.encoder(config.encoder, images, width=config.width, stem=config.stem)
     return SwAV(copy.deepcopy(encoder), config)
 
 

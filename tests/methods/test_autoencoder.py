@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods.autoencoder import PROFILES, Autoencoder, Config, Layer, fit, layers_of, model
-from dcl.optim import TrainConfig
 from dcl.train import extract, seeded
 
 NONE = TrainConfig(epochs=0)

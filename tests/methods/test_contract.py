@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcl import checkpoint
+from dcl.config import TrainConfig, flat
 from dcl.data import load
-from dcl.metrics import accuracy
-from dcl.nets import encoder
-from dcl.optim import TrainConfig
+from dcl.measure.metrics import accuracy
+from dcl.nets.convnets import encoder
 from dcl.train import extract, predict
 
 FOLDER = Path(importlib.import_module("dcl.methods").__file__).parent
@@ -169,8 +168,8 @@ def test_an_encoder_handed_in_is_used_and_left_alone(stem, digits):
 @pytest.mark.parametrize("stem", METHODS)
 def test_a_configuration_is_plain_json(stem):
     for name, config in module(stem).PROFILES.items():
-        flat = checkpoint.flat(config)
-        assert json.loads(json.dumps(flat)) == flat, name
+        plain = flat(config)
+        assert json.loads(json.dumps(plain)) == plain, name
         assert len(fields(config)) <= 20
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dcl.augment import View
+from dcl.config import TrainConfig
 from dcl.data import load
+from dcl.measure.metrics import accuracy
 from dcl.methods import dac
 from dcl.methods.dac import (
     DAC,
@@ -25,9 +26,8 @@ from dcl.methods.dac import (
     settle,
     thresholds,
 )
-from dcl.metrics import accuracy
-from dcl.optim import TrainConfig
 from dcl.train import predict, seeded
+from dcl.views import View
 
 PLAIN = View()
 

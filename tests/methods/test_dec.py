@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dcl import checkpoint
+from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods import autoencoder
 from dcl.methods.dec import (
@@ -23,7 +23,7 @@ from dcl.methods.dec import (
     student_t,
     target_distribution,
 )
-from dcl.optim import TrainConfig
+from dcl.runtime import checkpoint
 from dcl.train import extract, predict, seeded, train
 
 NONE = TrainConfig(epochs=0)

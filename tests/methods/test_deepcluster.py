@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import View
+from dcl.cluster.kmeans import kmeans, whiten, whitening
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.kmeans import kmeans, whiten, whitening
+from dcl.data.shapes import shapes
+from dcl.measure.metrics import nmi
 from dcl.methods import deepcluster
 from dcl.methods.deepcluster import (
     PROFILES,
@@ -24,10 +25,10 @@ from dcl.methods.deepcluster import (
     pseudo_label_loss,
     uniform_order,
 )
-from dcl.metrics import nmi
-from dcl.optim import TrainConfig, make_optimizer
-from dcl.shapes import shapes
+from dcl.nets import convnets
+from dcl.optim import make_optimizer
 from dcl.train import extract, predict, seeded, train
+from dcl.views import View
 
 # cluster sizes for which the served shares were measured on the released code
 SHARES = (0.505, 0.20, 0.10, 0.06, 0.05, 0.03, 0.02, 0.015, 0.01, 0.01)
@@ -50,7 +51,7 @@ def images():
 def make(images, **changes):
     config = replace(TINY, **changes)
     with seeded(1):
-        net = nets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
+        net = convnets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
         return DeepCluster(images, config, net)
 
 
@@ -368,7 +369,7 @@ def test_without_sobel_colour_is_what_is_clustered():
     found = {}
     for sobel in (False, True):
         with seeded(0):
-            net = nets.encoder("small_cnn", data.images, width=8, sobel=sobel)
+            net = convnets.encoder("small_cnn", data.images, width=8, sobel=sobel)
             objective = DeepCluster(data.images, replace(PROFILES["quick"], sobel=sobel), net)
             objective.before_epoch(0)
         found[sobel] = nmi(hue, objective.pseudo)
@@ -378,9 +379,9 @@ def test_without_sobel_colour_is_what_is_clustered():
 
 def test_sobel_is_in_the_encoder_that_fit_makes(images):
     short = replace(TINY, train=replace(TINY.train, epochs=0))
-    assert any(isinstance(m, nets.Sobel) for m in fit(images, short).modules())
+    assert any(isinstance(m, convnets.Sobel) for m in fit(images, short).modules())
     raw = fit(images, replace(short, sobel=False))
-    assert not any(isinstance(m, nets.Sobel) for m in raw.modules())
+    assert not any(isinstance(m, convnets.Sobel) for m in raw.modules())
 
 
 # ---- the clustering at the end

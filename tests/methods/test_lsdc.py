@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import RicapDraw, View, ricap_draw
+from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods import lsdc, rotnet, simclr
 from dcl.methods.lsdc import (
@@ -27,8 +26,10 @@ from dcl.methods.lsdc import (
     ramp_up,
     sne_labels,
 )
-from dcl.optim import TrainConfig
+from dcl.nets import convnets
 from dcl.train import seeded, train
+from dcl.views import View
+from dcl.views.ricap import RicapDraw, ricap_draw
 
 SGD = TrainConfig(epochs=1, batch_size=4, lr=0.5)
 
@@ -275,7 +276,7 @@ def test_the_head_may_learn_faster_than_the_encoder():
 
 def digits_encoder(images):
     with seeded(0):
-        return nets.encoder("small_cnn", images, width=4)
+        return convnets.encoder("small_cnn", images, width=4)
 
 
 def test_frozen_layers_stay_but_their_batch_statistics_move():
@@ -321,7 +322,7 @@ def test_freeze_takes_whole_names_only():
 
 def test_the_paper_freezes_all_but_the_last_block_and_the_head():
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    encoder = nets.encoder("resnet18", images, shortcut="pad")
+    encoder = convnets.encoder("resnet18", images, shortcut="pad")
     objective = LSDC(encoder, Config())
     trained = {n for n, p in objective.named_parameters() if p.requires_grad}
     assert all(n.startswith(("encoder.1.layer4", "head")) for n in trained)

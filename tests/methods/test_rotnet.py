@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl.augment import View
+from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods.rotnet import PROFILES, Config, RotNet, fit, rotations
-from dcl.optim import TrainConfig
 from dcl.train import seeded
+from dcl.views import View
 
 
 def test_rotations_of_four_pixels():

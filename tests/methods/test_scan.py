@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl import nets
-from dcl.augment import View
+from dcl.cluster.neighbors import agreement, mine
+from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.evaluate import prototypes
+from dcl.measure.baselines import prototypes
+from dcl.measure.metrics import accuracy, purity
 from dcl.methods import scan as method
 from dcl.methods import simclr
 from dcl.methods.scan import (
@@ -27,10 +28,10 @@ from dcl.methods.scan import (
     scan_loss,
     self_label_loss,
 )
-from dcl.metrics import accuracy, purity
-from dcl.neighbors import agreement, mine
-from dcl.optim import TrainConfig, ema
+from dcl.nets import convnets
+from dcl.optim import ema
 from dcl.train import predict, seeded, train
+from dcl.views import View
 
 STILL = View()
 
@@ -206,7 +207,7 @@ def small(digits, **changes):
         PROFILES["smoke"], scan_view=STILL, weak=STILL, strong=STILL, n_neighbors=5, **changes
     )
     with seeded(0):
-        encoder = nets.encoder("small_cnn", digits.images, width=4)
+        encoder = convnets.encoder("small_cnn", digits.images, width=4)
         neighbors = mine(digits.images.flatten(1).float(), 5)
         return Scan(encoder, digits.images, neighbors, config), config
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl import nets
 from dcl.data import load
 from dcl.methods.simclr import PROFILES, Config, SimCLR, fit, nt_xent
+from dcl.nets import convnets
 from dcl.train import seeded
 
 
@@ -79,7 +79,7 @@ def test_gradient_in_float64(pair):
 def test_objective_takes_two_views_in_one_pass():
     images = load("digits").subset(8).images
     config = PROFILES["smoke"]
-    objective = SimCLR(nets.encoder("small_cnn", images, width=4), config)
+    objective = SimCLR(convnets.encoder("small_cnn", images, width=4), config)
     seen = []
     objective.encoder.register_forward_hook(lambda m, x, out: seen.append(x[0]))
     losses = objective(images.float() / 255, torch.arange(8))

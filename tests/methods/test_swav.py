@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcl.augment import View
+from dcl.cluster.sinkhorn import sinkhorn
+from dcl.config import TrainConfig
 from dcl.methods.swav import PROFILES, Config, SwAV, by_resolution, swapped_prediction
-from dcl.optim import TrainConfig
-from dcl.sinkhorn import sinkhorn
 from dcl.train import seeded, train
+from dcl.views import View
 
 SGD = TrainConfig(epochs=1, batch_size=4, lr=0.5, momentum=0.9, weight_decay=0.1)
 TINY = Config(

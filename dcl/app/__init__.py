@@ -1,0 +1,1 @@
+"""What people use: the command, the run folder, the report, the estimator."""

@@ -1,0 +1,203 @@
+"""Cluster your own images, or vectors, from the command line.
+
+    dcl list                                        the methods
+    dcl fit scan --data ./photos --clusters 20 --out runs/photos
+    dcl predict runs/photos ./new-photos            which cluster is a new image in?
+    dcl report runs/photos                          the page again
+    dcl evaluate runs/photos --labels labels.csv    against labels that you have after all
+    dcl resume runs/photos                          after an interruption
+    dcl choose-k ./photos                           how many clusters?
+    dcl fit dec --data vectors.npy --clusters 10 --out runs/v
+
+vectors.npy holds floats (N,d). `dcl COMMAND --help` explains a command, `dcl fit METHOD --help`
+every setting of a method. On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
+
+Exit codes: 0 done; 2 what was asked for cannot be done, and the message says why; 3 done, but a
+warning light is on in the report; 130 interrupted, and `dcl resume` goes on. torchrun ends with 0
+also for 3, and with 1 for all others.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from dcl import methods as all_methods
+from dcl.app import assignments, run
+from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
+from dcl.app.clusters import shipped
+from dcl.app.source import Source
+from dcl.data.vectors import is_vectors
+from dcl.runtime import dist
+from dcl.runtime.device import pick_device
+from dcl.runtime.files import write_atomic
+
+# ---------------------------------------------------------------- commands
+
+
+def resume(out: Positional[Path]) -> int:
+    """Go on with an interrupted run, where its last whole epoch ended.
+
+    Args:
+        out: The run folder.
+    """
+    s = run.settings(out)
+    return follow(out, s.config, not s.encoder, lambda bar: run.resume(out, monitor=bar))
+
+
+def predict(
+    folder: Positional[Path],
+    data: Positional[str],
+    out: Path | None = None,
+    split: str = "",
+    device: str = "auto",
+) -> int:
+    """The clusters of new images, as CSV: file, cluster, confidence, distance to the prototype.
+
+    A large distance means: like nothing in the training, however high the confidence.
+
+    Args:
+        folder: The run folder, or a network that travels with the book (dcl list names them).
+        data: A folder of images, the name of a set, or a .npy file, as in training.
+        out: A file to write; else the lines go to the standard output.
+        split: Part of a set that has parts.
+        device: auto, cpu, cuda.
+    """
+    if out and out.exists() and not out.is_file():
+        raise ValueError(f"out must be a file, or a place for one; got {str(out)!r}")
+    clusters = run.clusters(folder, device=device)
+    if clusters.vectors != is_vectors(data):
+        kind = "a .npy file of vectors (N,d)" if clusters.vectors else "images"
+        raise ValueError(f"data must be {kind}, as in training; got {data!r}")
+    *_, height, width = 0, *clusters.shape  # (d,) of vectors, which have no side
+    new = Source(data, split, height if height == width else 0).load()
+    found = clusters.assign(new.images.to(pick_device(device)))
+    for file, reason in new.skipped or ():
+        say(f"skipped {file}: {reason}")
+    lines = assignments.table(assignments.names(new), found)
+    if out and dist.rank() == 0:
+        write_atomic(out.resolve(), lines)  # through a link, not in its place
+    elif not out:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.flush()
+    return OK
+
+
+def report(folder: Positional[Path], device: str = "auto") -> int:
+    """Make report.html again, from the trained network and the images.
+
+    Args:
+        folder: The run folder.
+        device: auto, cpu, cuda.
+    """
+    run.rewrite(folder, device=device)
+    return tell(folder)
+
+
+def evaluate(folder: Positional[Path], labels: str) -> int:
+    """ACC, NMI, ARI and purity of a run against labels; they were not used before.
+
+    In a CSV file the columns are file and label; file is the number of the row, from 0, where
+    there are no files. A .npy file has a label for each row.
+
+    Args:
+        folder: The run folder.
+        labels: A CSV file, a .npy file, or folders: the folder of each image.
+    """
+    for name, value in assignments.evaluate(folder, labels).items():
+        print(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
+    return OK
+
+
+def choose_k(
+    data: Positional[str],
+    encoder: str = "",
+    size: int = 0,
+    split: str = "",
+    limit: int = 0,
+    most: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """How many clusters? A sweep of k-means on fixed features, and how sure it is.
+
+    Args:
+        data: A folder of images, a set's name, a .npy file, or a run folder (its features).
+        encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
+        size: Side in pixels to which images are brought.
+        split: Part of a set that has parts.
+        limit: So many images at most, chosen at random; 0: all.
+        most: The largest number that is tried.
+        seed: Of the resampling.
+        device: auto, cpu, cuda.
+    """
+    print(run.choose(data, encoder, size, split, limit, most, seed, device))
+    return OK
+
+
+def methods() -> int:
+    """The methods, the recipes of each, and the trained networks that travel with the book."""
+    for name, module in all_methods.methods().items():
+        print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
+        print(f"{'':<12} profiles: {', '.join(module.PROFILES)}")
+        if getattr(module.Config, "takes_vectors", False):
+            print(f"{'':<12} takes vectors (N,d) as well as images")
+    for name in shipped():
+        print(f"trained      {name}")
+    return OK
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "list": methods,
+    "predict": predict,
+    "report": report,
+    "evaluate": evaluate,
+    "resume": resume,
+    "choose-k": choose_k,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command `dcl`; returns the exit code."""
+    try:
+        try:
+            return _main(list(sys.argv[1:] if args is None else args))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has read enough; nor may the end of Python fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _main(args: list[str]) -> int:
+    import tyro
+
+    if not args or args[0] in ("-h", "--help"):
+        print(__doc__)
+        return OK if args else IMPOSSIBLE
+    name, rest = args[0], args[1:]
+    try:
+        with dist.processes(peek(rest, "--device", "auto")), dist.first_speaks() as first:
+            if name == "fit":
+                return _unless_launched(fit(rest))
+            if name not in COMMANDS:
+                raise ValueError(f"command must be one of fit, {', '.join(COMMANDS)}; got {name!r}")
+            return _unless_launched(
+                tyro.cli(COMMANDS[name], args=rest, prog=f"dcl {name}", console_outputs=first)
+            )
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "run_dir" not in str(error):
+            raise
+        say(f"{error}")
+        return IMPOSSIBLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _unless_launched(code: int) -> int:
+    # torchrun takes every code but 0 for a process that has died
+    return OK if code == WARNING and dist.launched() else code

@@ -1,0 +1,188 @@
+"""`dcl fit METHOD`: the arguments, every setting of the method, and what is told at the end."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dcl import methods
+from dcl.app import run
+from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
+from dcl.app.source import Source, side
+from dcl.config import epochs_of, with_batches, with_epochs
+from dcl.data.vectors import is_vectors
+from dcl.recipes import recipe
+from dcl.runtime import dist
+from dcl.runtime.device import pick_device
+
+SMALLEST = 8  # pixels: of fewer the networks leave none
+OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
+
+
+@dataclass
+class Fit:
+    """What every `dcl fit` takes, whatever the method."""
+
+    data: str
+    """A folder of images, of any depth and with files of any kind, or the name of a set. For some
+    methods (dcl list) also a .npy file of vectors, one array of floats (N,d)."""
+    out: Path
+    """The run folder: settings, log, checkpoint, weights, assignments, report."""
+    clusters: int = 0
+    """How many clusters; 0: as many as the profile says. Unsure? dcl choose-k."""
+    profile: str = "auto"
+    """The recipe that the settings below start from. auto: quick for the embedded sets and for
+    vectors; frozen with an encoder, where the method has it; else gpu on a GPU and photos on a
+    CPU."""
+    encoder: str = ""
+    """A network that already sees, such as resnet50 or resnet50:weights.pth. For a few hundred or
+    thousand photographs nothing trained from scratch is good. It is fine-tuned, unless the
+    profile is frozen: then heads are trained on its features."""
+    size: int = 0
+    """Side in pixels to which images are brought. 0: 224 with an encoder, else 32; a named set
+    keeps its own."""
+    split: str = ""
+    """Part of a set that has parts: train, test, train+test."""
+    limit: int = 0
+    """So many images at most, chosen at random; 0: all."""
+    epochs: int = 0
+    """Epochs of every stage; 0: as the profile says."""
+    seed: int = 0
+    """The same seed on the same machine gives the same clusters."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard into the run folder."""
+
+
+def fit(args: Sequence[str]) -> int:
+    """Cluster images: dcl fit METHOD --data ./photos --clusters 20 --out runs/photos."""
+    known = methods.methods()
+    if not args or args[0] in ("-h", "--help"):
+        print(fit.__doc__, f"\nMETHOD is one of {', '.join(known)}; dcl list tells them apart,")
+        print("dcl fit METHOD --help shows every setting.")
+        return OK if args else IMPOSSIBLE
+    name, rest = args[0], [*args[1:]]
+    module = methods.method(name)
+    profile, words = peek(rest, "--profile", "auto"), peek(rest, "--data")
+    if is_vectors(words):
+        methods.for_vectors(name)
+    if profile == "auto":
+        place = pick_device(peek(rest, "--device", "auto")).type
+        profile = recipe(module, words, bool(peek(rest, "--encoder")), place)
+    if profile not in module.PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(module.PROFILES)}; got {profile!r}")
+    asked, config = _settings(name, module, profile, rest)
+    said = {"n_clusters": asked.clusters, "seed": asked.seed}
+    config = replace(config, **{k: v for k, v in said.items() if v})
+    if asked.epochs:
+        config = with_epochs(config, asked.epochs)
+    out = _writable(asked.out.expanduser())
+    if config.n_clusters < 2:
+        raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
+    size = side(asked.data, asked.size, bool(asked.encoder))
+    if 0 < size < SMALLEST:
+        raise ValueError(f"size must be at least {SMALLEST}; got {size}")
+    source = Source(asked.data, asked.split, size, asked.limit)
+    data = source.load(Reading())
+    if len(data) < max(2, config.n_clusters):
+        raise ValueError(
+            f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
+            f"got {len(data)}"
+        )
+    config = with_batches(config, len(data))
+    board = tensorboard(out / "tensorboard") if asked.tensorboard else None
+    say(f"{name}, profile {profile}")
+    return follow(
+        out,
+        config,
+        not asked.encoder,
+        lambda bar: run.fit(
+            name,
+            data,
+            config,
+            out,
+            source=source,
+            encoder=asked.encoder,
+            device=asked.device,
+            monitor=all_of(bar, board),
+        ),
+    )
+
+
+def _writable(out: Path) -> Path:
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is none")
+    return out
+
+
+def peek(args: Sequence[str], flag: str, default: str = "") -> str:
+    """The value of a flag that decides about the defaults of the others."""
+    found = default
+    for arg, after in zip(args, [*args[1:], default]):
+        if arg.startswith(flag + "="):
+            found = arg.removeprefix(flag + "=")
+        elif arg == flag:
+            found = after
+    return found
+
+
+def _settings(name: str, module: Any, profile: str, args: Sequence[str]) -> tuple[Fit, Any]:
+    """The common arguments, and the method's Config with what the command line changes."""
+    import tyro
+
+    config = module.PROFILES[profile]
+    settings = ("config", module.Config, field(default_factory=lambda: config))
+    whole = make_dataclass("Fit", [settings], bases=(Fit,), kw_only=True)
+    title = (module.__doc__ or "").split("\n")[0]
+    text = f"{title}\n\nSettings of the method begin with --config; shown is profile {profile!r}."
+    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the kind that the profile has
+    keep = (tyro.conf.AvoidSubcommands,)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate subcommand name")
+        found: Any = tyro.cli(
+            whole,
+            args=args,
+            prog=f"dcl fit {name}",
+            description=text,
+            config=keep,
+            console_outputs=dist.rank() == 0,
+        )
+    return found, found.config
+
+
+def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object]) -> int:
+    """Do the work of a run, with a bar; returns the exit code."""
+    bar = Bar(epochs_of(config, pretext))
+    bar.skip(len(read_log(out / "log.jsonl")))
+    try:
+        work(bar)
+    except KeyboardInterrupt:
+        bar.close()
+        say(f"interrupted; this goes on: dcl resume {out}")
+        return INTERRUPTED
+    finally:
+        bar.close()
+    return tell(out)
+
+
+def tell(out: Path) -> int:
+    """The sizes of the clusters and the warning lights, from what the run has left."""
+    if dist.rank():
+        return OK
+    lines, lights = run.summary(out)
+    print(*lines, sep="\n")
+    for warning in lights:
+        print(f"warning: {warning}")
+    print(f"look at {out / 'report.html'}")
+    return WARNING if lights else OK
+
+
+def say(text: str) -> None:
+    """A line on stderr, from the first process."""
+    if dist.rank() == 0:
+        print(f"dcl: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,191 @@
+"""Trained clusters to take along: one safetensors file, read without running any code from it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dcl
+from dcl import methods
+from dcl.config import flat, unflat
+from dcl.data.vectors import check_vectors
+from dcl.measure import baselines
+from dcl.nets.pretrained import architecture
+from dcl.notebook import results
+from dcl.runtime.files import write_atomic
+from dcl.train import Objective, extract
+
+FORMAT = "dcl clusters 1"
+PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
+WEIGHTS = results.COMMITTED.parent / "weights"
+"""Small networks that travel with the book; the result of the same name says what they are."""
+
+
+class Assignment(NamedTuple):
+    """Where images, or vectors, belong."""
+
+    clusters: Tensor  # (N,) int64
+    confidence: Tensor  # (N,) the probability of that cluster, 1/K to 1
+    distance: Tensor  # (N,) 1 - cosine to the cluster's prototype, 0 to 2
+    probabilities: Tensor  # (N,K)
+    vectors: Tensor  # (N,D) what is clustered
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """A fitted model and what it takes to use it again. Chapter: your-images."""
+
+    model: Objective
+    method: str
+    config: Any
+    shape: tuple[int, ...]
+    """(C,H,W) of the images it was trained on, and of those that it can assign; (d,) of vectors."""
+    encoder: str = ""
+    """Empty: the method's own; else the architecture of `dcl.nets.pretrained`, as name@size;
+    "module" for a network that came from Python."""
+    prototypes: Tensor = torch.empty(0)
+    """(K,D) of length 1: the embedding of the image that stands for each cluster."""
+
+    @property
+    def n_clusters(self) -> int:
+        """K."""
+        return self.config.n_clusters
+
+    @property
+    def vectors(self) -> bool:
+        """Whether it was trained on vectors (N,d), and no images."""
+        return len(self.shape) == 1
+
+    def assign(self, images: Tensor) -> Assignment:
+        """Cluster, confidence and distance of images uint8 (N,C,H,W), on the CPU.
+
+        Of vectors, float32 (N,d), where these were trained on. Raises ValueError for another
+        kind, or when they have another (C,H,W) or (d,) than in training.
+        """
+        kind, name = (torch.float32, "vectors") if self.vectors else (torch.uint8, "images")
+        if tuple(images.shape[1:]) != self.shape or images.dtype != kind:
+            raise ValueError(
+                f"{name} must be {str(kind).removeprefix('torch.')} "
+                f"(N, {', '.join(map(str, self.shape))}) as in training; "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        if self.vectors:
+            check_vectors(images)
+        p, z = (
+            extract(f, images).float().cpu() for f in (self.model.predict_proba, self.model.embed)
+        )
+        confidence, clusters = p.max(1)
+        own = self.prototypes[clusters] if len(self.prototypes) else torch.zeros_like(z)
+        distance = 1 - (F.normalize(z, dim=1) * own).sum(1)
+        return Assignment(clusters, confidence, distance.clamp(min=0), p, z)
+
+    def save(self, path: str | Path, **more: str) -> None:
+        """Write everything into one safetensors file, atomically; `more` into its description."""
+        from safetensors.torch import save
+
+        state = {
+            k: v.detach().cpu().contiguous().clone()
+            for k, v in self.model.state_dict().items()
+            if isinstance(v, Tensor) and k not in self.model.transient
+        }
+        about = more | {
+            "format": FORMAT,
+            "dcl": dcl.__version__,
+            "method": self.method,
+            "config": json.dumps(flat(self.config)),
+            "shape": json.dumps(self.shape),
+            "encoder": self.encoder,
+        }
+        write_atomic(path, save({PROTOTYPES: self.prototypes, **state}, about))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, encoder: nn.Module | None = None, checksum: str | None = None
+    ) -> "Clusters":
+        """Read what `save` wrote, or a network of `shipped` by its name. Nothing in it is run.
+
+        `encoder`: the network that was handed to `fit`, where it was one of your own; checksum: the
+        file's sha256, of one that came over a network; recorded results tell it ("weights").
+        Raises FileNotFoundError, and ValueError for a file that is damaged or is something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if str(path) in shipped() and not Path(path).exists():
+            (about,) = results.load(stem=str(path))
+            path, checksum = WEIGHTS / f"{path}.safetensors", about["weights"]["sha256"]
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"path must be a file written by Clusters.save, or one of "
+                f"{', '.join(shipped()) or 'none yet'}; no file at {path}"
+            )
+        if checksum is not None and sha256(path) != checksum.lower():
+            raise ValueError(f"path must have the sha256 {checksum}; {path} has {sha256(path)}")
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"path must be a safetensors file; {path} is damaged: {error}"
+            ) from error
+        if about.get("format") != FORMAT:
+            raise ValueError(f"path must hold {FORMAT!r}; {path} has {about.get('format')!r}")
+        module = methods.method(about["method"])
+        config = unflat(module.Config, json.loads(about["config"]))
+        shape = tuple(json.loads(about["shape"]))
+        if about["encoder"] == "module" and encoder is None:
+            raise ValueError(f"encoder must be given: {path} was made with a network of your own")
+        if about["encoder"] not in ("", "module"):
+            name, size = about["encoder"].rsplit("@", 1)
+            encoder = architecture(name, int(size))
+        like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
+        model: Objective = module.model(like, config, encoder)
+        prototypes = tensors.pop(PROTOTYPES)
+        own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {
+            *model.transient
+        }
+        if own != tensors.keys():
+            raise ValueError(
+                f"path must fit its own description; {path} lacks {sorted(own - tensors.keys())} "
+                f"and has {sorted(tensors.keys() - own)} too many"
+            )
+        try:
+            model.load_state_dict(tensors, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"path must fit its own description; {path}: {error}") from error
+        model.requires_grad_(False).eval()
+        return cls(model, about["method"], config, shape, about["encoder"], prototypes)
+
+
+def shipped() -> list[str]:
+    """The names of the networks that travel with the book, such as "scan-digits-quick-seed0"."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fitted(
+    model: Objective, name: str, images: Tensor, encoder: str = ""
+) -> tuple[Clusters, Assignment]:
+    """A model that `fit` has returned as `Clusters`, and where the images it was trained on belong.
+
+    Uses no labels. `encoder` as in `Clusters`.
+    """
+    config = model.config
+    shape = tuple(images.shape[1:])
+    a = Clusters(model, name, config, shape, encoder).assign(images)
+    rows = baselines.prototypes(a.vectors, a.probabilities)  # (K,), -1 where a cluster is empty
+    z = F.normalize(a.vectors, dim=1)
+    chosen = z[rows] * (rows >= 0)[:, None]
+    distance = (1 - (z * chosen[a.clusters]).sum(1)).clamp(min=0)
+    return Clusters(model, name, config, shape, encoder, chosen), a._replace(distance=distance)

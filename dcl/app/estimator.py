@@ -1,0 +1,173 @@
+"""The methods behind the interface that users of scikit-learn can guess."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from dcl import methods
+from dcl.app import run
+from dcl.app.clusters import Assignment, Clusters
+from dcl.app.source import Source
+from dcl.config import with_batches, with_epochs
+from dcl.data import Data
+from dcl.data.vectors import is_vectors, vectors_of
+from dcl.measure import metrics
+from dcl.recipes import recipe
+from dcl.runtime.device import pick_device
+
+
+class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
+    """Deep clustering as an estimator: fit, predict, transform, score, save, load.
+
+    Images, X everywhere: uint8 arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3;
+    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`. Vectors, for methods
+    that take them (method="dec"): floats (N,d) of any range, taken as they are, or the path of a
+    .npy file of such. Whole numbers (N,d) are refused: pixels would have to be divided by 255, or
+    given as images, counts and categories scaled in a way that only you know.
+
+    Parameters: method, a file of `dcl.methods`; n_clusters; profile, the recipe: "auto" is frozen
+    with an encoder where the method has it, else gpu on a GPU and photos on a CPU; encoder, a name
+    for `dcl.nets.pretrained` or a torch module; size, the side in pixels to which a folder's images
+    are brought (None: 224 with an encoder, else 32); epochs of every stage (None: the profile's);
+    config, a whole Config that replaces profile and epochs; device; random_state, an integer;
+    run_dir, a folder in which an interrupted fit goes on and the report is left.
+
+    After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
+    image, or d), ``clusters_`` (`dcl.app.clusters.Clusters`). Labels never enter fit; y is there
+    for pipelines and is ignored. Chapter: your-images.
+    """
+
+    def __init__(
+        self,
+        method: str = "scan",
+        n_clusters: int = 10,
+        *,
+        profile: str = "auto",
+        encoder: str | nn.Module = "",
+        size: int | None = None,
+        epochs: int | None = None,
+        config: Any = None,
+        device: str = "auto",
+        random_state: int = 0,
+        run_dir: str | Path | None = None,
+    ):
+        self.method = method
+        self.n_clusters = n_clusters
+        self.profile = profile
+        self.encoder = encoder
+        self.size = size
+        self.epochs = epochs
+        self.config = config
+        self.device = device
+        self.random_state = random_state
+        self.run_dir = run_dir
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Cluster images or vectors. Raises TypeError or ValueError naming the parameter."""
+        module = methods.method(self.method)
+        data, profile = self._data(X), self.profile
+        if profile == "auto":
+            place = pick_device(self.device).type
+            profile = recipe(module, "", bool(self.encoder), place, data.vectors)
+        if self.config is None and profile not in module.PROFILES:
+            raise ValueError(
+                f"profile must be auto or one of {', '.join(module.PROFILES)}; got {profile!r}"
+            )
+        config = self.config or module.PROFILES[profile]
+        if self.config is None and self.epochs is not None:
+            config = with_epochs(config, self.epochs)
+        config = replace(config, n_clusters=self.n_clusters, seed=self.random_state)
+        config = with_batches(config, len(data))
+        self.clusters_, found = run.fit(
+            self.method, data, config, self.run_dir, encoder=self.encoder, device=self.device
+        )
+        self.labels_ = found.clusters.numpy()
+        self.probabilities_ = found.probabilities.numpy()
+        self.n_features_in_ = int(np.prod(self.clusters_.shape))
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The cluster (N,) of each image."""
+        return self._assign(X).clusters.numpy()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (N,K); only SCAN's and LSD-C's heads were trained to give them."""
+        return self._assign(X).probabilities.numpy()
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The vectors (N,D) that are clustered."""
+        return self._assign(X).vectors.numpy()
+
+    def score(self, X: Any, y: Any) -> float:
+        """Accuracy, 0 to 1, after the best matching of clusters with the labels y (N,)."""
+        return metrics.accuracy(y, self.predict(X))
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model into one safetensors file."""
+        self._fitted().save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, encoder: nn.Module | None = None) -> Self:
+        """An estimator that predicts, from what `save` wrote; `encoder` if it was your own."""
+        clusters = Clusters.load(path, encoder=encoder)
+        made = cls(
+            clusters.method,
+            clusters.n_clusters,
+            config=clusters.config,
+            random_state=clusters.config.seed,
+        )
+        made.clusters_ = clusters
+        made.n_features_in_ = int(np.prod(clusters.shape))
+        return made
+
+    def _fitted(self) -> Clusters:
+        if not hasattr(self, "clusters_"):
+            raise NotFittedError("this DeepClusterer is not fitted yet: call fit first")
+        return self.clusters_
+
+    def _assign(self, X: Any) -> Assignment:
+        clusters = self._fitted()
+        place = pick_device(self.device)
+        clusters.model.to(place)
+        return clusters.assign(self._data(X, clusters.shape[-1]).images.to(place))
+
+    def _data(self, X: Any, size: int | None = None) -> Data:
+        if isinstance(X, Data):
+            return X
+        if isinstance(X, str | Path):
+            side = size or self.size or (224 if self.encoder else 32)
+            return Source(str(X), size=0 if is_vectors(str(X)) else side).load()
+        return Data(images_of(X), None, None, name="array", split="all")
+
+
+def images_of(X: Any) -> Tensor:
+    """Arrays or tensors as uint8 (N,C,H,W), or as float32 vectors (N,d): see `DeepClusterer`.
+
+    Raises TypeError for other kinds of numbers, ValueError for other shapes and ranges.
+    """
+    if np.ndim(X) == 2:
+        return vectors_of(X)
+    x = torch.as_tensor(np.ascontiguousarray(X) if not isinstance(X, Tensor) else X)
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(
+            f"X must be (N,H,W), (N,C,H,W), (N,H,W,C) or vectors (N,d); got {tuple(x.shape)}"
+        )
+    if x.shape[1] not in (1, 3):
+        if x.shape[3] not in (1, 3):
+            raise ValueError(f"X must have 1 or 3 channels; got {tuple(x.shape)}")
+        x = x.permute(0, 3, 1, 2).contiguous()
+    if x.is_floating_point():
+        if not (x.min() >= 0 and x.max() <= 1):
+            raise ValueError(f"X of floats must be in [0,1]; got {x.min():.3g} to {x.max():.3g}")
+        x = (x * 255).round().to(torch.uint8)
+    if x.dtype != torch.uint8:
+        raise TypeError(f"X must be uint8, or floats in [0,1]; got {x.dtype}")
+    return x

@@ -1,0 +1,157 @@
+"""What is told after each epoch: the log, the time left, curves for TensorBoard."""
+
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dcl.runtime import dist
+from dcl.runtime.files import write_atomic
+from dcl.train import Monitor, Objective
+
+Row = dict[str, Any]
+
+
+class Log:
+    """A monitor that keeps every epoch's numbers in `history` and prints a line every few epochs.
+
+    `also(objective)` returns further numbers to show, such as the accuracy against labels that
+    the caller holds and `fit` never sees; it is called on the printed epochs only. every: 0 prints
+    nothing. With `run_dir` the history is kept in its file `name`, one JSON line for each epoch in
+    the order of training, and that of an interrupted run goes on: an epoch that is trained again,
+    after a crash, replaces its line.
+    """
+
+    def __init__(
+        self,
+        every: int = 1,
+        also: Callable[[Objective], dict[str, float]] | None = None,
+        run_dir: str | Path | None = None,
+        name: str = "metrics.jsonl",
+    ):
+        self.every, self.also = every, also
+        self.path = Path(run_dir) / name if run_dir else None
+        kept = read_log(self.path) if self.path else []
+        self.rows = {(row["stage"], row["epoch"]): row for row in kept}
+        self.before = sum(row["seconds"] for row in kept)
+        """Seconds of the epochs that were in `run_dir`, trained by an earlier process."""
+        self.started = time.perf_counter()
+
+    @property
+    def history(self) -> list[Row]:
+        """A row for each epoch."""
+        return [*self.rows.values()]
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """Keep the epoch's numbers; print them when it is the epoch's turn."""
+        due = self.every > 0 and (epoch + 1) % self.every == 0
+        shown = losses | (self.also(objective) if due and self.also else {})
+        now = time.perf_counter()
+        row = {"stage": stage, "epoch": epoch, **shown, "seconds": round(now - self.started, 3)}
+        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
+            row["classes"] = classes  # what the loss is a cross-entropy over: see measure.health
+        self.started = now
+        self.rows[stage, epoch] = row
+        if dist.rank() > 0:
+            return
+        if self.path:
+            text = "".join(json.dumps(row) + "\n" for row in self.history)
+            write_atomic(self.path, text.encode())
+        if due:
+            numbers = "  ".join(f"{k} {v:.3f}" for k, v in shown.items() if math.isfinite(v))
+            print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)
+
+
+def read_log(path: str | Path) -> list[Row]:
+    """The lines of a log, one dict for each epoch; none when there is no such file.
+
+    Raises ValueError for a file that is something else.
+    """
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    try:
+        rows = [json.loads(line) for line in lines]
+        if any(not row.keys() >= {"stage", "epoch", "loss"} for row in rows):
+            raise ValueError("an epoch lacks its stage, number or loss")
+        return rows
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} must have one JSON object a line; {error}: remove it") from error
+
+
+def all_of(*monitors: Monitor | None) -> Monitor:
+    """One monitor that calls several in turn."""
+
+    def call(stage: str, epoch: int, objective: Objective, losses: dict[str, float]) -> None:
+        for monitor in monitors:
+            if monitor:
+                monitor(stage, epoch, objective, losses)
+
+    return call
+
+
+class Bar:
+    """A monitor that shows a line with the time left; silent when stderr is not a terminal."""
+
+    def __init__(self, epochs: int):
+        self.bar = _bar(epochs, "epoch")
+
+    def __call__(
+        self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
+    ) -> None:
+        """One epoch on."""
+        self.bar.set_description(stage)
+        self.bar.set_postfix(loss=f"{losses['loss']:.3f}")
+        self.bar.update()
+
+    def skip(self, epochs: int) -> None:
+        """Epochs that an earlier process has done."""
+        self.bar.update(epochs)
+        self.bar.unpause()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self.bar.close()
+
+
+class Reading:
+    """Called as files of a folder are decoded: a line with the time left, on a terminal only."""
+
+    bar: Any = None
+
+    def __call__(self, done: int, of: int) -> None:
+        """`done` files have been read, `of` there are."""
+        if self.bar is None:
+            self.bar = _bar(of, "image")
+            self.bar.set_description("reading")
+        self.bar.update(done - self.bar.n)
+        if done >= of:
+            self.bar.close()
+
+
+def _bar(total: int, unit: str) -> Any:
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty() or dist.rank() > 0
+    return tqdm(total=total, unit=unit, disable=hidden, dynamic_ncols=True)
+
+
+def tensorboard(folder: Path) -> Monitor:
+    """A monitor that writes each loss as a curve for TensorBoard. ValueError without it."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("tensorboard must be installed for --tensorboard: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder)) if dist.rank() == 0 else None
+
+    def write(stage: str, epoch: int, objective: Objective, losses: dict[str, float]) -> None:
+        if writer:
+            for name, value in losses.items():
+                writer.add_scalar(f"{stage}/{name}", value, epoch)
+            writer.flush()
+
+    return write

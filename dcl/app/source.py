@@ -1,0 +1,44 @@
+"""Where the images or vectors of a run come from, so that it can be written down and read again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcl.data import SPLITS, Data, load
+from dcl.data.vectors import is_vectors
+from dcl.runtime import dist
+
+
+def side(data: str, size: int, encoder: bool) -> int:
+    """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0."""
+    folder = Path(data).expanduser().is_dir()
+    return size or (0 if not folder else 224 if encoder else 32)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images or vectors of a run, by words that can be written down."""
+
+    data: str
+    """A folder, the name of a set, or a .npy file of vectors."""
+    split: str = ""
+    """Empty: the first that there is."""
+    size: int = 0
+    """Side in pixels to which images are brought; 0: as they are."""
+    limit: int = 0
+    """So many images at most, a random choice; 0: all."""
+
+    def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
+        """The images or vectors. `progress` and what is raised as for `dcl.data.load`."""
+        folder = Path(self.data).expanduser()
+        name = f"folder:{folder}" if folder.is_dir() else self.data
+        if name not in SPLITS and not name.startswith("folder:") and not is_vectors(name):
+            raise ValueError(
+                f"data must be a folder that is there, seen from {str(Path.cwd())!r}, a .npy file "
+                f"of vectors, or the name of a set, {', '.join(SPLITS)}; got {name!r}"
+            )
+        if self.limit < 0:
+            raise ValueError(f"limit must be at least 0; got {self.limit}")
+        with dist.main_process_first():
+            data = load(name, self.split or None, size=self.size or None, progress=progress)
+        return data.subset(self.limit) if 0 < self.limit < len(data) else data

@@ -1,0 +1,1 @@
+"""Grouping rows: k-means, Sinkhorn, neighbours, pairs."""

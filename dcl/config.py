@@ -1,0 +1,148 @@
+"""Settings: the stage of training, what every Config may ask of them, plain data and back."""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin
+
+
+def check_config(config: Any, **bounds: float | tuple[float, float]) -> None:
+    """Hold a configuration to its Literal fields, and named numbers to least[, below] values.
+
+    Raises ValueError naming the field, what came and what was expected.
+    """
+    for f in fields(config):
+        value, allowed = getattr(config, f.name), get_args(f.type)
+        if get_origin(f.type) is Literal and value not in allowed:
+            raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
+    for name, bound in bounds.items():
+        least, below = bound if isinstance(bound, tuple) else (bound, math.inf)
+        if not least <= (value := getattr(config, name)) < below:
+            upper = "" if below == math.inf else f" and below {below}"
+            raise ValueError(f"{name} must be at least {least}{upper}; got {value}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is optimised. Times are in epochs, the learning rate is per optimiser step."""
+
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
+    """`momentum` is for sgd and larc. rmsprop forgets squared gradients at Keras' rate, .9."""
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    final_lr: float = 0.0
+    """Where the cosine ends."""
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.0
+    """Where the linear warm-up starts."""
+    milestones: tuple[int, ...] = ()
+    """Epochs at which the step schedule multiplies the learning rate by `gamma`."""
+    gamma: float = 0.1
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
+    compile: bool = False
+    """Make one program of the encoder's layers (torch.compile), forward and backward, for the
+    steps of training; the first step of each shape waits for it, up to a minute. Heads, losses
+    and views stay as they are, and so do weights, their names and what is not training."""
+
+    def __post_init__(self) -> None:
+        check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)
+
+
+def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> Any:
+    """A configuration with `change` applied to every stage of training, at any depth."""
+    if isinstance(config, TrainConfig):
+        return change(config)
+    inner = {f.name: getattr(config, f.name) for f in fields(config)}
+    return replace(
+        config, **{k: with_stages(v, change) for k, v in inner.items() if is_dataclass(v)}
+    )
+
+
+def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
+    """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
+
+    A number leaves a stage of 0 epochs off. Warm-up and milestones keep their share of the
+    schedule. Chapter: compare.
+    """
+
+    def change(stage: TrainConfig) -> TrainConfig:
+        after = epochs(stage.epochs) if callable(epochs) else epochs * (stage.epochs > 0)
+        share = after / max(stage.epochs, 1)
+        return replace(
+            stage,
+            epochs=after,
+            warmup_epochs=round(stage.warmup_epochs * share),
+            milestones=tuple(round(m * share) for m in stage.milestones),
+        )
+
+    return with_stages(config, change)
+
+
+def with_batches(config: Any, most: int) -> Any:
+    """A configuration without batches of more than `most`. Chapter: your-images."""
+    return with_stages(config, lambda s: replace(s, batch_size=min(s.batch_size, most)))
+
+
+def epochs_of(config: Any, pretext: bool = True) -> int:
+    """All epochs of a configuration, those of its pretext included if there is one to train."""
+    total = 0
+    for value in (getattr(config, f.name) for f in fields(config)):
+        if isinstance(value, TrainConfig):
+            total += value.epochs
+        elif is_dataclass(value) and pretext:
+            total += epochs_of(value)
+    return total * getattr(config, "n_init", 1)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration as one flat, JSON-ready dict: {"train.lr": 0.1, ...}."""
+    items = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+    result: dict[str, Any] = {}
+    for key, value in items.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        elif (key, value) != ("compile", False):  # younger than runs that must compare equal
+            result[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return result
+
+
+def unflat(kind: Any, values: dict[str, Any]) -> Any:
+    """The inverse of `checkpoint.flat`: a configuration of the dataclass `kind`.
+
+    A field that is missing takes its default. Raises ValueError for one that `kind` has not.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        at = nested
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return _build(kind, nested)
+
+
+def _build(kind: Any, value: Any) -> Any:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise ValueError(f"{kind.__module__}.Config has no field {', '.join(unknown)}")
+        return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
+    if origin in (typing.Union, types.UnionType) and isinstance(value, dict):
+        # of several recipes (RotNet or SimCLR) the one that has these very fields
+        return _build(
+            next(o for o in options if {f.name for f in fields(o)} == value.keys()), value
+        )
+    if origin is tuple:
+        inner = [options[0]] * len(value) if options[-1] is Ellipsis else options
+        return tuple(_build(o, v) for o, v in zip(inner, value, strict=True))
+    return value

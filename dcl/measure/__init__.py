@@ -1,0 +1,1 @@
+"""Numbers about clusters and features: scores, baselines, health, plots."""

@@ -1,0 +1,259 @@
+"""Is a run healthy? A few numbers, none of which needs labels, and a sentence for each failure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Row = Mapping[str, Any]
+"""One epoch of a log: {"stage", "epoch", "loss", ..., "seconds"}."""
+
+ROWS = 10_000
+"""Features beyond so many rows are thinned out evenly: rank and spread do not need them all."""
+
+ADVICE = {
+    "collapse": "Every image gets the same answer. In scan raise entropy_weight, in lsdc "
+    "threshold, in dac until, to .71 at least; in swav keep sinkhorn_iterations at 3 and lower "
+    "epsilon. If the features have collapsed too, begin there.",
+    "giant cluster": "Look at its contact sheet first. If its pictures belong together, your "
+    "images are unequal and nothing is wrong. If not, ask for more clusters, or start from an "
+    "encoder that already sees.",
+    "dead clusters": "An empty cluster does no harm, but you asked for more groups than were "
+    "found. Ask for fewer; in scan a larger entropy_weight fills them, in dac an until of .71 "
+    "ends training before clusters merge.",
+    "loss": "Training broke, and what follows it means nothing. Lower the learning rate ten "
+    "times; on a GPU try precision float32.",
+    "stuck": "The network has learned nothing: its answer does not depend on the image. Check on "
+    "the contact sheets that the images differ, then train longer or change the learning rate, "
+    "ten times up or down; in swav lower epsilon and keep sinkhorn_iterations at 3.",
+    "diverged": "The network is worse than one that knows nothing: it is sure, and wrong. Lower "
+    "the learning rate ten times.",
+    "nothing is confident": "No image clearly belongs anywhere, so take each assignment as a "
+    "guess. Train longer, ask for another number of clusters, or start from an encoder that "
+    "already sees.",
+    "collapsed features": "All images look alike to the encoder, and clusters of such features "
+    "cut noise. Check on the contact sheets that the images differ, lower the learning rate, or "
+    "start from an encoder that already sees; in swav lower epsilon.",
+    "features are not finite": "The encoder returns no numbers for some images. Lower the "
+    "learning rate ten times, or look for broken weights.",
+}
+"""What to do, for each warning: the key is how the warning begins."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """State of a clustering; `warnings` is empty when nothing looks wrong."""
+
+    n_clusters: int
+    used: int
+    """Clusters that hold at least one image."""
+    sizes: list[int]
+    """Images per cluster, K numbers."""
+    largest: float
+    """Share of the images in the largest cluster."""
+    loss: float | None = None
+    chance: float = 0.0
+    """ln K: the cross-entropy of a network that knows nothing."""
+    confidence: float | None = None
+    """Mean over images of the largest probability."""
+    balance: float = 0.0
+    """Entropy of the mean assignment; ln K when all clusters get the same mass."""
+    entropy: float | None = None
+    """Mean over images of the entropy of one assignment; 0 when every choice is hard."""
+    feature_rank: float | None = None
+    """Effective rank: exp of the entropy of the normalised singular values."""
+    feature_spread: float | None = None
+    """1 - (length of the mean unit feature) squared: 0 when all features point the same way."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp(entropy of the singular values, normalised to sum 1) of features (N,D): 1 to min(N,D).
+
+    Roy & Vetterli 2007. Not centred: a constant plus a little noise has rank near 1, not near D.
+    Chapter metrics.
+    """
+    z = F.normalize(features.detach().double(), dim=1)
+    gram = z.T @ z if len(z) > z.shape[1] else z @ z.T
+    s = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    p = s / s.sum().clamp(min=1e-300)
+    return float(torch.special.entr(p).sum().exp())
+
+
+@torch.no_grad()
+def health(
+    assignments: Tensor,
+    features: Tensor | None = None,
+    loss: float | None = None,
+    n_clusters: int | None = None,
+    log: Sequence[Row] | None = None,
+) -> Health:
+    """Look at a clustering without labels.
+
+    assignments: probabilities (N,K) with rows that sum to 1, or cluster ids (N,) int64, for which
+    `n_clusters` says how many there could be (default: the largest id + 1). features (N,D) float.
+    loss: a cross-entropy over the K clusters, to compare with ln K; leave it out for others.
+    log: one mapping per epoch; each stage's last row is compared with what `chances` knows of it.
+    Raises ValueError: shapes, rows that are no probabilities. Chapter metrics.
+    """
+    if assignments.ndim not in (1, 2) or 0 in assignments.shape:
+        raise ValueError(
+            f"assignments must be (images, clusters) or (images,); got {tuple(assignments.shape)}"
+        )
+    confidence = entropy = None
+    if assignments.ndim == 2:
+        p = assignments.detach().double()
+        if not (p >= 0).all() or not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-2):
+            raise ValueError("assignments must be probabilities: rows that sum to 1")
+        k = p.shape[1]
+        labels, mean = p.argmax(1), p.mean(0)
+        confidence = float(p.amax(1).mean())
+        entropy = float(torch.special.entr(p).sum(1).mean())
+    else:
+        labels = assignments.detach().long()
+        k = n_clusters if n_clusters is not None else int(labels.max()) + 1
+        if int(labels.min()) < 0 or int(labels.max()) >= k:
+            raise ValueError(f"assignments must be between 0 and {k - 1}; got {int(labels.max())}")
+        mean = torch.bincount(labels, minlength=k).double() / len(labels)
+    sizes = torch.bincount(labels, minlength=k)
+    rank = spread = None
+    broken = 0
+    if features is not None:
+        if features.ndim != 2 or len(features) != len(labels):
+            raise ValueError(
+                f"features must be ({len(labels)}, dimensions); got {tuple(features.shape)}"
+            )
+        few = features[:: -(-len(features) // ROWS)].detach().double()
+        few, broken = few[few.isfinite().all(1)], int((~features.isfinite().all(1)).sum())
+        if len(few):
+            rank = effective_rank(few)
+            spread = 1 - float(F.normalize(few, dim=1).mean(0).square().sum())
+    state = Health(
+        n_clusters=k,
+        used=int((sizes > 0).sum()),
+        sizes=sizes.tolist(),
+        largest=float(sizes.max() / len(labels)),
+        loss=loss,
+        chance=math.log(k),
+        confidence=confidence,
+        balance=float(torch.special.entr(mean).sum()),
+        entropy=entropy,
+        feature_rank=rank,
+        feature_spread=spread,
+    )
+    found = [*_warnings(state), *log_warnings(log or [], k)]
+    if broken:
+        found.append(f"features are not finite: {broken} of {len(labels)} rows")
+    # one light for one failure, although probabilities and log may both show it
+    state.warnings.extend({w.split(":")[0]: w for w in found}.values())
+    return state
+
+
+def stages(log: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each stage by epoch; of an epoch that a resumed run repeated, the last."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in log:
+        rows = found.setdefault(str(row.get("stage", "train")), {})
+        rows[int(row.get("epoch", len(rows)))] = row
+    return {stage: [rows[epoch] for epoch in sorted(rows)] for stage, rows in found.items()}
+
+
+def chances(row: Row, n_clusters: int) -> dict[str, float]:
+    """The columns of a log's row that are cross-entropies, and what knowing nothing costs in each.
+
+    Only what the methods of this package log is known: in scan "consistency" and "entropy" are
+    both ln K for a network that knows nothing; its "selflabel" loss is over K clusters, that of
+    deepcluster over the pseudo-clusters in use, that of rotnet over four rotations. A row may say
+    itself over how many "classes" its loss is, such as swav's prototypes. Other losses (SimCLR's,
+    LSD-C's, SCAN's as a whole) have no such number. Chapter metrics.
+    """
+    if {"consistency", "entropy"} <= row.keys():
+        return {"consistency": math.log(n_clusters), "entropy": math.log(n_clusters)}
+    if "confident" in row:
+        return {"loss": math.log(n_clusters)}
+    classes = row.get("classes") or row.get("clusters") or ("rotation" in row and 4)
+    return {"loss": math.log(classes)} if classes else {}
+
+
+def log_warnings(log: Sequence[Row], n_clusters: int) -> list[str]:
+    """What the losses of a run say: broken, stuck, or a self-labelling that nobody taught.
+
+    In scan, stuck means that disagreement *and* entropy are ln K; in swav, that the loss is its
+    floor, the entropy of the codes. Diverged: further above that number than chance explains.
+    """
+    found = []
+    for stage, rows in stages(log).items():
+        broken = [row for row in rows if not _finite(row.get("loss", 0.0))]
+        if broken:
+            found.append(
+                f"loss is {broken[0]['loss']} in epoch {broken[0].get('epoch')} of {stage}"
+            )
+            continue
+        last = rows[-1]
+        known = {k: c for k, c in chances(last, n_clusters).items() if c > 0 and _finite(last[k])}
+        if _finite(last.get("confident")) and last["confident"] < 0.01:
+            found.append(
+                f"nothing is confident: {last['confident']:.1%} of the images taught in the last "
+                f"epoch of {stage}"
+            )
+        elif known and all(abs(last[name] - c) < 0.01 * c for name, c in known.items()):
+            found.append(f"stuck: {_against(stage, last, known, 'is')}")
+        elif known and any(last[name] > 1.05 * c for name, c in known.items()):
+            found.append(f"diverged: {_against(stage, last, known, 'is above')}")
+        elif _finite(last.get("floor")) and last["loss"] - last["floor"] < max(
+            0.01 * last["loss"], 0.01
+        ):
+            found.append(
+                f"stuck: loss {last['loss']:.3f} of {stage} is its floor, {last['floor']:.3f}: "
+                "nothing is left to learn, as when all images get one code"
+            )
+    return found
+
+
+def _against(stage: str, row: Row, known: Mapping[str, float], how: str) -> str:
+    name, c = next(iter(known.items()))
+    return (
+        f"{name} {row[name]:.3f} of {stage} {how} ln {math.exp(c):.0f} = {c:.3f}, "
+        "what a network that knows nothing gets"
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def advice(warning: str) -> str:
+    """The sentence of `ADVICE` for a warning of `health`; KeyError for any other text."""
+    for start in sorted(ADVICE, key=len, reverse=True):
+        if warning.startswith(start):
+            return ADVICE[start]
+    raise KeyError(warning)
+
+
+def _warnings(h: Health) -> list[str]:
+    found = []
+    if h.largest > 0.99:
+        found.append(f"collapse: one cluster holds {h.largest:.1%} of the images")
+    elif h.largest > 0.5 + 0.5 / h.n_clusters:
+        found.append(f"giant cluster: {h.largest:.0%} of the images are in one of {h.n_clusters}")
+    elif h.used <= 0.5 * min(h.n_clusters, sum(h.sizes)):
+        found.append(f"dead clusters: only {h.used} of {h.n_clusters} hold any image")
+    if h.loss is not None and not math.isfinite(h.loss):
+        found.append(f"loss is {h.loss}")
+    elif h.loss is not None and abs(h.loss - h.chance) < 0.01 * h.chance:
+        found.append(
+            f"stuck: loss {h.loss:.3f} is ln {h.n_clusters} = {h.chance:.3f}, "
+            "what a network that knows nothing gets"
+        )
+    if h.entropy is not None and h.entropy > 0.95 * h.chance:
+        found.append(
+            f"nothing is confident: mean entropy {h.entropy:.3f} of at most {h.chance:.3f}"
+        )
+    rank, spread = h.feature_rank, h.feature_spread
+    if rank is not None and spread is not None and (rank < 1.5 or spread < 1e-3):
+        found.append(f"collapsed features: effective rank {rank:.1f}, spread {spread:.4f}")
+    return found

@@ -1,0 +1,99 @@
+"""Autoencoders: an encoder to a short code, and the decoder that mirrors it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcl.nets.convnets import mlp
+
+ENCODERS = ("mlp", "cnn")
+
+
+class Scale(nn.Module):
+    """Multiply by one number, by default the one that makes the mean of ``|x|^2 / d`` one.
+
+    Source: Xie, Girshick, Farhadi 2016 (DEC), section 4.3. Chapter: dec.
+    """
+
+    factor: Tensor
+
+    def __init__(self, images: Any, factor: float | None = None):
+        super().__init__()
+        if factor is None:
+            most = max(16, min(4096, 2**24 // math.prod(images.shape[1:])))  # 64 MB of floats
+            rows = torch.arange(0, len(images), max(1, len(images) // most))
+            sample = images[rows].float()
+            square = float(sample.square().mean()) / (255**2 if images.dtype == torch.uint8 else 1)
+            factor = 1 / math.sqrt(square) if square else 1.0
+        self.register_buffer("factor", torch.tensor(float(factor)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,...) -> (B,...)."""
+        return x * self.factor
+
+
+class Crop(nn.Module):
+    """The upper left `height` x `width` pixels."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,C,height,width)."""
+        return x[..., : self.height, : self.width]
+
+
+def mlp_decoder(out_dim: int, dims: Sequence[int], images: Any) -> nn.Sequential:
+    """From a code (B,out_dim) back to (B,d) numbers of an image or vector, in `dims` reversed."""
+    return mlp([out_dim, *reversed(dims[:-1]), math.prod(images.shape[1:])], batch_norm=False)
+
+
+def mlp_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
+    """DEC's networks: layers of `dims` with ReLU between, none on the code or the output.
+
+    For images (N,C,H,W) or vectors (N,d). Source: DEC, section 4.3. Chapter: dec.
+    """
+    trunk = mlp([math.prod(images.shape[1:]), *dims], batch_norm=False)
+    return nn.Sequential(nn.Flatten(), *trunk), mlp_decoder(dims[-1], dims, images)
+
+
+def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Convolutions that halve the image, `dims[:-1]` maps; a linear layer gives `dims[-1]` numbers.
+
+    ReLU between, as above, and no BatchNorm: the code of an image is its own. The decoder doubles
+    what the encoder halved, and cuts off the border that is too much.
+    """
+    channels, height, width = images.shape[1:]
+    stages = len(dims) - 1
+    small = [-(-side // 2**stages) for side in (height, width)]
+    last = dims[-2] * math.prod(small)
+    up: list[nn.Module] = []
+    down: list[nn.Module] = []
+    for a, b in zip([channels, *dims], dims[:-1]):
+        down += [nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()]
+        up = [nn.ConvTranspose2d(b, a, 4, 2, 1), *([nn.ReLU()] if up else []), *up]
+    down += [nn.Flatten(), nn.Linear(last, dims[-1])]
+    start = [nn.Linear(dims[-1], last), nn.ReLU(), nn.Unflatten(1, (dims[-2], *small))]
+    return nn.Sequential(*down), nn.Sequential(*start, *up, Crop(height, width), nn.Flatten())
+
+
+def coders(
+    name: str, images: Any, dims: Sequence[int], scale: float | None = None
+) -> tuple[nn.Sequential, nn.Module]:
+    """Encoder (scale, then layers; has `out_dim`) and decoder (B,out_dim) -> (B,d) of the scaled.
+
+    `name` is one of `ENCODERS`; `images` uint8 (N,C,H,W), or for "mlp" also vectors (N,d).
+    Raises ValueError for an unknown name, and for vectors where there is nothing to convolve.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")
+    if name == "cnn" and images.ndim != 4:
+        raise ValueError(f"encoder cnn needs images (N,C,H,W); got {tuple(images.shape)}")
+    down, up = (mlp_coders if name == "mlp" else cnn_coders)(images, dims)
+    encoder = nn.Sequential(Scale(images, scale), down)
+    encoder.out_dim = dims[-1]  # type: ignore[assignment]
+    return encoder.to(images.device), up.to(images.device)

@@ -1,0 +1,282 @@
+"""Networks. An encoder maps float images (B,C,H,W) in [0,1] to features (B,out_dim)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ENCODERS = ("small_cnn", "resnet18", "resnet50", "alexnet_bn", "vgg16_bn")
+
+
+class Standardize(nn.Module):
+    """Subtract the channel mean of a set of images and divide by the standard deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, images: Any):
+        super().__init__()
+        most = max(16, min(4096, 2**24 // math.prod(images.shape[1:])))  # 64 MB of floats
+        rows = torch.arange(0, len(images), max(1, len(images) // most))
+        sample = images[rows].float().div_(255)
+        std, mean = torch.std_mean(sample, dim=(0, 2, 3))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("std", std.clamp(min=1e-3)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) in [0,1] -> (B,C,H,W), about zero mean and unit deviation."""
+        return (x - self.mean) / self.std
+
+
+class Sobel(nn.Module):
+    """Grey, then horizontal and vertical edges: (B,1 or 3,H,W) -> (B,2,H,W). Not trained.
+
+    Source: Caron et al. 2018 (DeepCluster), implementation details. Chapter: deepcluster.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        gx = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+        self.register_buffer("kernel", torch.stack([gx, gx.T])[:, None])  # (2,1,3,3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Edges, with zero padding at the border as in the released code."""
+        return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
+
+
+def identity(encoder: nn.Module) -> nn.Identity:
+    """An encoder for what `encoder` has encoded already: its features come back as they are."""
+    same = nn.Identity()
+    same.out_dim = encoder.out_dim
+    return same
+
+
+def mlp(dims: Sequence[int], batch_norm: bool = True) -> nn.Sequential:
+    """Linear layers of the given widths with (BatchNorm and) ReLU between, none at the end."""
+    layers: list[nn.Module] = []
+    for k, (a, b) in enumerate(zip(dims, dims[1:], strict=False)):
+        layers.append(nn.Linear(a, b))
+        if k < len(dims) - 2:
+            layers += [nn.BatchNorm1d(b), nn.ReLU()] if batch_norm else [nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def conv_bn(a: int, b: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+    """Convolution, BatchNorm, ReLU."""
+    return [nn.Conv2d(a, b, kernel, stride, padding), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+
+
+def small_cnn(channels: int, width: int = 32) -> nn.Sequential:
+    """Three convolutions for 16 to 32 px; features are 4*width averaged maps."""
+    first, second, third = (
+        conv_bn(a, b, 3, padding=1)
+        for a, b in ((channels, width), (width, 2 * width), (2 * width, 4 * width))
+    )
+    for layers in first, second:
+        layers.insert(2, nn.MaxPool2d(2))  # before the ReLU: the same numbers, a quarter of them
+    return nn.Sequential(
+        *first,
+        *second,
+        *third,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions, or 1x1-3x3-1x1 with `bottleneck`."""
+
+    def __init__(self, a: int, b: int, stride: int, bottleneck: bool, shortcut: str):
+        super().__init__()
+        out = b * (4 if bottleneck else 1)
+        first, second = (1, 3) if bottleneck else (3, 3)
+        self.conv1 = nn.Conv2d(a, b, first, 1 if bottleneck else stride, first // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(b)
+        self.conv2 = nn.Conv2d(b, b, second, stride if bottleneck else 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(b)
+        if bottleneck:
+            self.conv3 = nn.Conv2d(b, out, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(out)
+        self.bottleneck = bottleneck
+        self.downsample: nn.Module | None = None
+        if stride != 1 or a != out:
+            conv = nn.Sequential(nn.Conv2d(a, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = conv if shortcut == "conv" else PadShortcut(out - a, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,a,H,W) -> (B,out,H/stride,W/stride)."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(F.relu(y)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class PadShortcut(nn.Module):
+    """The shortcut without parameters: average pooling, new channels are zero (LSD-C)."""
+
+    def __init__(self, new_channels: int, stride: int):
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,C+new,H/stride,W/stride)."""
+        x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class ResNet(nn.Module):
+    """ResNet-18 or -50 without its classifier; parameter names are torchvision's.
+
+    `stem`: "small" is a 3x3 convolution without pooling, for 16 to 64 px; "imagenet" is
+    7x7 with stride 2 and a max-pool. `width` 64 is the original.
+    Source: He et al. 2016; the small stem is SCAN's and LSD-C's. Chapter: scan.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        channels: int,
+        width: int = 64,
+        stem: str = "small",
+        shortcut: str = "conv",
+    ):
+        super().__init__()
+        repeats, bottleneck = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}[depth]
+        small = stem == "small"
+        self.conv1 = nn.Conv2d(
+            channels, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        a = width
+        for k, n in enumerate(repeats):
+            b = width * 2**k
+            blocks = []
+            for j in range(n):
+                stride = 2 if k > 0 and j == 0 else 1
+                blocks.append(Block(a, b, stride, bottleneck, shortcut))
+                a = b * (4 if bottleneck else 1)
+            self.add_module(f"layer{k + 1}", nn.Sequential(*blocks))
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> averaged maps of the last block."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for k in range(1, 5):
+            x = self.get_submodule(f"layer{k}")(x)
+        return x.mean((2, 3))
+
+
+def alexnet_bn(channels: int) -> nn.Sequential:
+    """DeepCluster's AlexNet at 224 px; features are fc7 before its ReLU, 4096 wide."""
+    pool = nn.MaxPool2d(3, 2)
+    return _fc7(
+        9216,
+        *conv_bn(channels, 96, 11, 4, 2),
+        pool,
+        *conv_bn(96, 256, 5, 1, 2),
+        pool,
+        *conv_bn(256, 384, 3, 1, 1),
+        *conv_bn(384, 384, 3, 1, 1),
+        *conv_bn(384, 256, 3, 1, 1),
+        pool,
+    )
+
+
+def vgg16_bn(channels: int) -> nn.Sequential:
+    """VGG-16 with BatchNorm at 224 px; features are fc7 before its ReLU, 4096 wide."""
+    layers: list[nn.Module] = []
+    a = channels
+    for b in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        layers += conv_bn(a, b, 3, 1, 1) if b else [nn.MaxPool2d(2)]
+        a = b or a
+    return _fc7(25088, *layers, dropout_first=False)
+
+
+def _fc7(flat: int, *features: nn.Module, dropout_first: bool = True) -> nn.Sequential:
+    """A convolutional trunk with DeepCluster's initialisation, then fc6 and fc7."""
+    head = [nn.Linear(flat, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 4096)]
+    drop = [nn.Dropout(0.5)] if dropout_first else []
+    net = nn.Sequential(*features, nn.Flatten(), *drop, *head)
+    for m in net:
+        if isinstance(m, nn.Conv2d):
+            fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels
+            nn.init.normal_(m.weight, 0, (2 / fan_out) ** 0.5)
+            nn.init.constant_(m.bias, 0.0)  # type: ignore[arg-type]
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, 0, 0.01)
+            nn.init.zeros_(m.bias)
+    return net
+
+
+def encoder(
+    name: str,
+    images: Any,
+    *,
+    width: int | None = None,
+    stem: str = "small",
+    shortcut: str = "conv",
+    sobel: bool = False,
+) -> nn.Sequential:
+    """An encoder for `images` uint8 (N,C,H,W): standardise, (Sobel,) trunk; has `out_dim`.
+
+    `name` is one of `ENCODERS`; `width` scales small_cnn (32) and the ResNets (64).
+    AlexNet and VGG need 224 px. Raises ValueError for an unknown name or a wrong size.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")
+    size, channels = images.shape[-1], 2 if sobel else images.shape[1]
+    trunk: nn.Module
+    if name in ("alexnet_bn", "vgg16_bn"):
+        if size != 224:
+            raise ValueError(f"images must be 224 px for {name}; got {size} px")
+        trunk, out_dim = (alexnet_bn if name == "alexnet_bn" else vgg16_bn)(channels), 4096
+    elif name == "small_cnn":
+        trunk, out_dim = small_cnn(channels, width or 32), 4 * (width or 32)
+    else:
+        depth, width = int(name.removeprefix("resnet")), width or 64
+        trunk = ResNet(depth, channels, width, stem, shortcut)
+        out_dim = 8 * width * (4 if depth == 50 else 1)
+    front: list[nn.Module] = [Standardize(images), *([Sobel()] if sobel else [])]
+    net = nn.Sequential(*front, trunk)
+    net.out_dim = out_dim  # type: ignore[assignment]
+    # channels last: the convolutions run a third faster, on CPUs and on tensor cores
+    return net.to(images.device).to(memory_format=torch.channels_last)
+
+
+def all_conv(
+    images: Any, out_dim: int, width: int = 64, depth: int = 3, stages: int = 2
+) -> nn.Sequential:
+    """DAC's network for `images` uint8 (N,C,H,W): standardise, convolve to `out_dim` averaged maps.
+
+    Each stage: `depth` 3x3 convolutions without padding, so 2 * depth pixels less a side, then a
+    max-pool that halves it, with BatchNorm behind that too. The maps are width, 2 * width, ...
+    A 1x1 convolution makes `out_dim` of the last. Raises ValueError for images too small.
+    Source: Chang et al. 2017, released code. Chapter: dac.
+    """
+    layers: list[nn.Module] = [Standardize(images)]
+    a, side = images.shape[1], min(images.shape[2:])
+    for stage in range(stages):
+        b, side = width * 2**stage, (side - 2 * depth) // 2
+        for _ in range(depth):
+            layers += conv_bn(a, b, 3)
+            a = b
+        layers += [nn.MaxPool2d(2), nn.BatchNorm2d(b)]
+    if side < 1:
+        what, got = f"{stages} stages of {depth} convolutions", tuple(images.shape[2:])
+        raise ValueError(f"images must be larger for {what}; got {got}")
+    layers += [*conv_bn(a, out_dim, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.BatchNorm1d(out_dim))
+    for m in net:
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+            nn.init.zeros_(m.bias)  # type: ignore[arg-type]
+    net.out_dim = out_dim  # type: ignore[assignment]
+    return net.to(images.device).to(memory_format=torch.channels_last)

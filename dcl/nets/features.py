@@ -1,0 +1,106 @@
+"""Features of a whole set, computed once: stored by the content of the images and the encoder."""
+
+import hashlib
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcl.data import Data
+from dcl.runtime.files import write_atomic
+from dcl.train import extract
+
+
+def features(
+    encoder: nn.Module, images: Tensor, *, cache: str | Path | None = None, batch_size: int = 256
+) -> Tensor:
+    """Features (N,D) float32 on the CPU of images uint8 (N,C,H,W), in eval mode.
+
+    cache: a folder in which they are kept as safetensors, under a name made of the sha256 of the
+    images and of the encoder's weights and structure: the same content is read, any other is
+    computed. A damaged file is computed again; a folder that can not be written costs a warning.
+    The encoder may be on a GPU while the images are not. Raises TypeError or ValueError: images
+    that are not such a tensor, features that are not (N,D) or not finite. Chapter: your-images.
+    """
+    data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if cache is None:
+        return _compute(encoder, images, batch_size)
+    path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}.safetensors"
+    found = _read(path, len(images))
+    if found is None:
+        found = _compute(encoder, images, batch_size)
+        _write(path, found)
+    return found
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """First 16 hex digits of the sha256 of a module's structure and of all that it has learned."""
+    # printed structure: strides and sizes are not among the weights; addresses in it say nothing
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(encoder)).encode())
+    digest.update(f"{type(encoder).__module__}.{type(encoder).__qualname__}".encode())
+    for name, value in encoder.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(_raw(value))
+    return digest.hexdigest()[:16]
+
+
+class _Features(nn.Module):
+    """The encoder, fed on its own device, with the answer on the CPU."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = next(self.encoder.parameters(), x).device
+        return self.encoder(x.to(place)).float().cpu()
+
+
+def _compute(encoder: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    z = extract(_Features(encoder), images, batch_size)
+    if z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
+        raise ValueError(f"encoder must give features ({len(images)}, D); got {tuple(z.shape)}")
+    if not (good := torch.isfinite(z).all(1)).all():
+        raise ValueError(
+            f"encoder must give finite features; NaN or infinity for {int((~good).sum())} images, "
+            f"the first is row {int((~good).nonzero()[0])}"
+        )
+    return z
+
+
+def _raw(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _write(path: Path, z: Tensor) -> None:
+    from safetensors.torch import save
+
+    data = save({"features": z.contiguous()}, {"sha256": hashlib.sha256(_raw(z)).hexdigest()})
+    try:
+        write_atomic(path, data)
+    except OSError as error:  # the work is done: a full disk must not take it
+        warnings.warn(f"features are not kept: {path} can not be written: {error}", stacklevel=3)
+
+
+def _read(path: Path, n: int) -> Tensor | None:
+    """The features in a file, or None where there is none that is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as f:
+            z, known = f.get_tensor("features"), (f.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        reason = str(error)
+    else:
+        if len(z) == n and hashlib.sha256(_raw(z)).hexdigest() == known:
+            return z.clone()  # apart from the file, which may be replaced
+        reason = f"{len(z)} rows for {n} images" if len(z) != n else "its checksum is wrong"
+    warnings.warn(f"{path} is damaged and is computed again: {reason}", stacklevel=3)
+    return None

@@ -1,0 +1,250 @@
+"""An encoder that already sees: ImageNet weights by name or from a local file, or your own module.
+
+For a few hundred photographs nothing trained from scratch is good. `pretrained` gives a network
+that has seen a million labelled photographs, without its classifier; `as_encoder` makes sure that
+any other module can take its place. Both go where a method takes ``encoder=``.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcl.train import Objective, extract
+
+PRETRAINED = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "mobilenet_v3_large",
+    "swin_t",
+    "vit_b_16",
+)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained
+PREFIXES = ("module.", "state_dict.", "network.", "encoder_q.", "backbone.", "encoder.", "model.")
+"""What other programs put before the names of a network's weights."""
+BLOCK = 64  # images at once where nothing is learned: 512 at 224 px would take gigabytes
+
+
+class Pretrained(nn.Module):
+    """A torchvision network without its classifier, behind the resizing it was trained with.
+
+    Images float (B,C,H,W) in [0,1], C 1 or 3, sides of 16 or more, to features (B,out_dim).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: str, size: int, out_dim: int):
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.spec, self.size, self.out_dim = spec, size, out_dim
+        for name, value in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
+
+    def extra_repr(self) -> str:
+        """What the weights do not tell."""
+        return f"{self.spec}, size={self.size}, out_dim={self.out_dim}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeat grey, resize with antialiasing, normalise, and the network."""
+        if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
+            raise ValueError(
+                "images must be float (B,C,H,W) in [0,1] with C 1 or 3; "
+                f"got {x.dtype} of {tuple(x.shape)}"
+            )
+        if min(x.shape[2:]) < 16:
+            raise ValueError(f"images must have sides of at least 16 px; got {tuple(x.shape)}")
+        learning = self.training or torch.is_grad_enabled()
+        return torch.cat([self._see(part) for part in x.split(len(x) if learning else BLOCK)])
+
+    def _see(self, x: Tensor) -> Tensor:
+        x = x.expand(-1, 3, -1, -1)
+        if x.shape[2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        x = (x - self.mean) / self.std
+        return self.network(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+def architecture(name: str, size: int = 224) -> Pretrained:
+    """The module that `pretrained` gives, untrained: for weights that come from elsewhere.
+
+    Raises ValueError for a name that is not in `PRETRAINED` or a size it can not take.
+    """
+    return _build(name, size)[0].eval()
+
+
+def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
+    """A network trained on ImageNet, by name or, with ``resnet50:PATH``, from a local file.
+
+    ``name`` is one of `PRETRAINED`; its weights are torchvision's, downloaded once into the cache
+    of torch.hub. ``name:PATH`` takes a state dict (.pth, or .safetensors) of that architecture,
+    with or without its classifier, with or without the prefixes of wrappers such as
+    ``module.encoder_q.``. No code is ever unpickled. size: the side to which images are resized.
+
+    Images float (B,C,H,W) in [0,1], C 1 or 3, any side from 16 px, to features (B,out_dim).
+    `spec` names the architecture, so that ``architecture(spec, size)`` makes the module again.
+    Raises ValueError: unknown name, size, weights that do not fit. FileNotFoundError: no such
+    file, or weights that can not be downloaded. Chapter: your-images.
+    """
+    name, colon, place = name_or_path.partition(":")
+    if name not in PRETRAINED:
+        raise ValueError(
+            f"encoder must be one of {', '.join(PRETRAINED)}, or one of these with a local file, "
+            f"resnet50:PATH; got {name_or_path!r}"
+        )
+    module, classifier = _build(name, size)
+    if not colon:
+        state, source = _download(name)
+    else:
+        source = Path(place).expanduser()
+        if not source.is_file():
+            raise FileNotFoundError(f"{name}:PATH must name an existing file; got {place!r}")
+        state = _read(source)
+    module.network.load_state_dict(_fitting(state, module.network, classifier, name, source))
+    return module.eval()
+
+
+def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:
+    """Any module as an encoder: checked on a few of the images uint8 (N,C,H,W); `out_dim` is set.
+
+    It must map float (B,C,H,W) in [0,1] to finite floats (B,D). Returns the module itself, or,
+    where it has an inner part that a method would take for the whole, the module in a wrapper.
+    Raises TypeError or ValueError that says what came instead.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"encoder must be a torch.nn.Module; got {type(module).__name__}")
+    first = images[:3]
+    wanted = f"encoder must map images (B,{','.join(map(str, first.shape[1:]))}) to features (B,D)"
+    trunk = module.encoder if isinstance(module, Objective) else module
+    try:
+        z = extract(trunk, first)
+    except Exception as error:  # whatever a foreign module raises
+        raise ValueError(f"{wanted}; it raised {type(error).__name__}: {error}") from error
+    if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(first) or not z.shape[1]:
+        raise ValueError(f"{wanted}; for {len(first)} images it gave {tuple(z.shape)}")
+    if not z.is_floating_point() or not torch.isfinite(z).all():
+        raise ValueError(f"{wanted}, finite floats; it gave {z.dtype} with NaN or infinity")
+    said = getattr(trunk, "out_dim", z.shape[1])
+    if said != z.shape[1]:
+        raise ValueError(f"{wanted} with D = its out_dim, {said}; it gave D = {z.shape[1]}")
+    trunk.out_dim = z.shape[1]  # type: ignore[assignment]
+    if trunk is module and (hasattr(module, "encoder") or hasattr(module, "embed")):
+        module = nn.Sequential(module)  # a vision transformer's `encoder` is not all of it
+        module.out_dim = z.shape[1]  # type: ignore[assignment]
+    return module
+
+
+def _build(name: str, size: int) -> tuple[Pretrained, str]:
+    """An untrained module, and where in its network the classifier was."""
+    if name not in PRETRAINED:
+        raise ValueError(f"encoder must be one of {', '.join(PRETRAINED)}; got {name!r}")
+    if not isinstance(size, int) or size < 32:
+        raise ValueError(f"size must be an integer of at least 32; got {size!r}")
+    if name == "vit_b_16" and size != 224:
+        raise ValueError(f"size must be 224 for vit_b_16, whose places are learned; got {size}")
+    from torchvision.models import get_model
+
+    with torch.random.fork_rng(devices=[]):  # the weights are replaced: no draw may show
+        network = get_model(name, weights=None)
+    last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    width = network.get_submodule(last).in_features
+    parent, _, child = last.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return Pretrained(network, name, size, width), last
+
+
+def _download(name: str) -> tuple[Any, Path]:
+    """The state dict of torchvision's weights, and its file in the cache of torch.hub."""
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    patience = socket.getdefaulttimeout()
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(30)  # a silent network is no network
+            known = url.rpartition("-")[2].removesuffix(".pth")  # the start of the file's sha256
+            with contextlib.redirect_stdout(sys.stderr):  # what others read is on stdout
+                torch.hub.download_url_to_file(url, str(path), known, sys.stderr.isatty())
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {name} are not on this machine and could not be downloaded: "
+            f"{error}. On a connected machine download {url} and copy it to {path} (the variable "
+            f"TORCH_HOME moves that folder), or name the file: {name}:PATH"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    return _read(path), path
+
+
+def _read(path: Path) -> Any:
+    """A file of weights as Python objects, without running anything that is in it."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{os.fspath(path)} must hold tensors only; it is damaged, or has code in it, which is "
+            "not run. Save the state dict alone: torch.save(model.state_dict(), path)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)} can not be read as weights: {error}") from error
+
+
+def _fitting(
+    state: Any, network: nn.Module, classifier: str, name: str, path: Path
+) -> dict[str, Tensor]:
+    """The entries of a file that are the network's, under its names; ValueError if they are not."""
+    wanted = network.state_dict()
+    for key in ("state_dict", "model", "teacher"):  # checkpoints of training programs
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{path} must hold a state dict; got {type(state).__name__}")
+    while not wanted.keys() & state.keys():
+        found = [p for p in PREFIXES if any(key.startswith(p) for key in state)]
+        if not found:
+            break
+        state = {k.removeprefix(found[0]): v for k, v in state.items() if k.startswith(found[0])}
+    heads = (classifier + ".", classifier.split(".")[0] + ".")
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent in old files
+    faults = {
+        "missing": [k for k in wanted if k not in state and k not in counters],
+        "not of this network": [k for k in state if k not in wanted and not k.startswith(heads)],
+        "of another shape": [
+            f"{k} {tuple(getattr(state[k], 'shape', ()))} instead of {tuple(v.shape)}"
+            for k, v in wanted.items()
+            if k in state and getattr(state[k], "shape", None) != v.shape
+        ],
+    }
+    if not any(faults.values()):
+        faults = {"not finite": [k for k in wanted.keys() & state if not _finite(state[k])]}
+    if any(faults.values()):
+        told = (
+            f"{len(keys)} {fault}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+            for fault, keys in faults.items()
+            if keys
+        )
+        raise ValueError(f"{path} does not hold the weights of {name}; {'; '.join(told)}")
+    return {key: state.get(key, value) for key, value in wanted.items()}
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())

@@ -1,0 +1,1 @@
+"""What only chapters need: checks, claims, results."""

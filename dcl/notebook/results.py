@@ -1,0 +1,214 @@
+"""Numbers that can be traced: one JSON file a run, tables made from the files alone."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcl.config import flat
+from dcl.data import SPLITS, Data
+from dcl.runtime.files import write_atomic
+from dcl.runtime.versions import machine, versions
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+Result = dict[str, Any]
+COMMITTED = Path(__file__).resolve().parents[2] / "book" / "results"
+TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
+"""What tables call a folder whose images are not the published ones."""
+MUST_AGREE = ("config", "checksum", "split", "training")
+
+
+def record(
+    results_dir: str | Path,
+    *,
+    chapter: str,
+    data: Data,
+    profile: str,
+    seed: int,
+    config: Any,
+    metrics: dict[str, float],
+    seconds: float,
+    epochs: int = 0,
+    device: str | torch.device = "cpu",
+    trained_on: Data | None = None,
+    baselines: dict[str, dict[str, float]] | None = None,
+    clusters: Iterable[int] | None = None,
+    method: str = "",
+) -> Path:
+    """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
+
+    Trained and scored on train+test, the data are called so: `<data>-train+test`.
+    chapter: notebook stem, such as "scan", the method unless `method` says another, of a chapter
+    with two; data: what was scored; trained_on: what `fit` saw,
+    `data` itself by default; seconds: wall-clock time of `fit`; epochs: the chapter's parameter;
+    clusters: the assignment (N,), kept for up to 10,000 images, so that the scores can be
+    computed again. The file is replaced only by a run of the same
+    configuration on the same data: otherwise ValueError lists the differences.
+    """
+    method = method or chapter
+    seen = trained_on or data
+    joined = data.split == "train+test"
+    shown = f"{data.name}-{data.split}" if joined else data.name
+    path = Path(results_dir) / f"{method}-{shown}-{profile}-seed{seed}.json"
+    dataset = data.name if data.name in SPLITS else f"folder:{data.name}"
+    result: Result = {
+        "method": method,
+        "data": data.name,
+        "split": data.split if seen.split == data.split else f"{seen.split} -> {data.split}",
+        "images": len(data),
+        "checksum": data.checksum,
+        "files": _kinds(data),
+        "training": {"images": len(seen), "checksum": seen.checksum},
+        "profile": profile,
+        "seed": seed,
+        "metrics": {k: round(float(v), 4) for k, v in metrics.items()},
+        "baselines": {
+            name: {k: round(float(v), 4) for k, v in row.items()}
+            for name, row in (baselines or {}).items()
+        },
+        "seconds": round(seconds, 1),
+        "config": flat(config),
+        "command": f"papermill book/chapters/{chapter}.ipynb out.ipynb -p profile {profile} "
+        f"-p dataset {dataset}{':train+test' if joined and data.name in SPLITS else ''} "
+        + (f"-p epochs {epochs} " if epochs else "")
+        + f"-p seed {seed} -p results_dir {Path(results_dir).name}",
+        "machine": machine(device),
+        "versions": versions(),
+    }
+    if clusters is not None and len(data) <= 10_000:
+        result["clusters"] = [int(c) for c in clusters]
+    return put(result, path)
+
+
+def put(result: Result, path: Path) -> Path:
+    """Write a result. ValueError where another configuration's, or other data's, is there."""
+    if path.exists():
+        old = json.loads(path.read_text())
+        wrong = [
+            f"  {k}: there {old[k]!r}, now {result[k]!r}"
+            for k in MUST_AGREE
+            if k in old and old[k] != result[k]  # files of older revisions have no "training"
+        ]
+        if wrong:
+            raise ValueError(
+                f"results_dir {str(path.parent)!r} holds {path.name} from other parameters:\n"
+                + "\n".join(wrong)
+                + "\nChoose another results_dir, or remove that file."
+            )
+    write_atomic(path, dumps(result).encode())
+    return path
+
+
+def dumps(result: Result) -> str:
+    """JSON with a line for each field, and of `runs` for each run: a change is easy to read."""
+    texts = {k: json.dumps(v) for k, v in result.items()}
+    if "runs" in result:
+        texts["runs"] = "[\n" + ",\n".join("  " + json.dumps(r) for r in result["runs"]) + "\n ]"
+    return "{\n" + ",\n".join(f" {json.dumps(k)}: {text}" for k, text in texts.items()) + "\n}\n"
+
+
+def _kinds(data: Data) -> str:
+    """How the images were stored: "as published", or the kinds of the files, such as ".jpg"."""
+    if data.files is None:
+        return "as published"
+    return " ".join(sorted({Path(file).suffix.lower() for file in data.files}))
+
+
+def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
+    """Every result in a folder whose fields equal `where`, such as method="scan".
+
+    stem="scan-digits-quick-seed0": the one of that name.
+    """
+    files = sorted(Path(results_dir).glob(f"{where.pop('stem', '*')}.json"))
+    found = [json.loads(path.read_text()) for path in files]
+    return [r for r in found if all(r.get(k) == v for k, v in where.items())]
+
+
+def baselines(results: list[Result]) -> list[Result]:
+    """The baselines of `results` as results of their own, once per data set and seed.
+
+    One that not all methods share, as the untrained network, names those that it belongs to:
+    "untrained network (lsdc, scan)".
+    """
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for r in results:
+        groups.setdefault((r["data"], r["split"], r["profile"]), []).append(r)
+    found = {}
+    for group, rows in groups.items():
+        for r in rows:
+            for name, scores in r["baselines"].items():
+                whose = _sharing(name, r["method"], rows)
+                common = len(whose) == len({other["method"] for other in rows})
+                label = name if common else f"{name} ({', '.join(whose)})"
+                row = {**r, "method": label, "metrics": scores, "seconds": 0.0}
+                found[label, r["seed"], *group] = row
+    return list(found.values())
+
+
+def _sharing(name: str, method: str, rows: list[Result]) -> list[str]:
+    """The methods whose baseline `name` has in some seed the scores that `method` has."""
+    mine = {r["seed"]: r["baselines"].get(name, {}) for r in rows if r["method"] == method}
+    same = [r for r in rows if (s := r["baselines"].get(name)) and s == mine.get(r["seed"])]
+    return sorted({r["method"] for r in same})
+
+
+def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
+    """Mean, sample standard deviation (nan for one run) and n of a metric."""
+    values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
+    if not values:
+        return float("nan"), float("nan"), 0
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return statistics.fmean(values), spread, len(values)
+
+
+def cell(results: list[Result], metric: str) -> str:
+    """Mean ± deviation of a metric as a table shows it; empty where no result has it."""
+    mean, spread, n = over_seeds(results, metric)
+    return "" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
+
+
+def table(
+    results: list[Result],
+    metrics: Iterable[str] = ("ACC", "NMI", "ARI", "kNN"),
+    published: dict[tuple[str, str, str], str] | None = None,
+) -> str:
+    """A Markdown table: a row for each (method, data, profile), mean ± deviation over n seeds.
+
+    published: what the paper prints for a row, shown in a last column.
+    """
+    metrics = list(metrics)
+    rows = sorted({(r["data"], r["method"], r["profile"], r["split"]) for r in results})
+    head = ["method", "data", "profile", "split", *metrics, "n", "seconds"]
+    lines = []
+    for data, method, profile, split in rows:
+        mine = [
+            r
+            for r in results
+            if (r["data"], r["method"], r["profile"], r["split"]) == (data, method, profile, split)
+        ]
+        cells = [cell(mine, m) for m in metrics]
+        seconds = statistics.fmean(r["seconds"] for r in mine)
+        line = [
+            method,
+            TITLES.get(data, data),
+            profile,
+            split,
+            *cells,
+            str(len(mine)),
+            f"{seconds:.0f}" if seconds else "",
+        ]
+        lines.append(line + ([published.get((method, data, profile), "")] if published else []))
+    return markdown(head + (["published"] if published else []), lines)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A Markdown table of cells; with the rule "---:" all columns but the first are set right."""
+    rules = ["---", *(rule for _ in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rules, *lines])

@@ -1,0 +1,1 @@
+"""Where and how it runs: devices, processes, random numbers, files."""

@@ -1,0 +1,209 @@
+"""Runs that survive: whole files or none, two checkpoints, one writer, one configuration.
+
+A checkpoint is one line of text with the sha256 of what follows, and what `torch.save` makes of a
+state. `<stage>.previous.pt` is the one before; at every instant at least one of the two is whole.
+Told in chapter your-images.
+"""
+
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from dcl.config import flat
+from dcl.runtime import dist
+from dcl.runtime.files import write_atomic
+
+HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+
+
+# ---------------------------------------------------------------- files
+
+
+# ---------------------------------------------------------------- the folder of a run
+
+
+def place(run_dir: str | os.PathLike, stage: str) -> Path:
+    """Where a stage's checkpoint is, `<run_dir>/<stage>.pt`.
+
+    Raises ValueError for a stage that is no plain name: its file could be outside the folder.
+    """
+    if not re.fullmatch(r"[\w-]+", stage):
+        raise ValueError(f"stage must be made of letters, digits, _ and -; got {stage!r}")
+    return Path(run_dir) / f"{stage}.pt"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)  # this signal only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
+
+
+@contextmanager
+def lock(run_dir: str | os.PathLike) -> Iterator[None]:
+    """Be the only process that writes into `run_dir` for the time of the block.
+
+    May be nested in one thread. The system takes the lock back when a process dies, however it
+    dies; of several processes under torchrun only the first one takes it. Removes what dead
+    processes left half written. Raises RuntimeError when another process holds the folder, and
+    ValueError when something in it is a link that leads out of it.
+    """
+    if dist.rank():
+        yield
+        return
+    root = Path(run_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    inside = Path(os.path.realpath(root))
+    for entry in root.iterdir():
+        if not (leads := Path(os.path.realpath(entry))).is_relative_to(inside):
+            raise ValueError(
+                f"{str(entry)!r} is a link to {str(leads)!r}, outside of run_dir, and would be "
+                "written through; remove it, or choose another run_dir."
+            )
+    held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
+    try:
+        taken = held.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f"run_dir {str(run_dir)!r} is being written by another process{_holder(root)}; wait "
+            "for it, end it, or choose another run_dir."
+        ) from None
+    with taken:
+        if held.lock_counter == 1:  # else this is nested
+            write_atomic(root / ".pid", f"{os.getpid()}\n".encode())
+            for entry in root.iterdir():
+                left = PARTIAL.fullmatch(entry.name)
+                if left and not _alive(int(left[1])):
+                    entry.unlink(missing_ok=True)
+        yield
+
+
+def _holder(root: Path) -> str:
+    try:
+        pid = int((root / ".pid").read_bytes()[:20])
+    except (OSError, ValueError):
+        return ""
+    return f" ({pid})" if _alive(pid) else ""
+
+
+def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
+    """Make `run_dir` the folder of this configuration on this data, or refuse it.
+
+    Writes `config.json` on first use, with `about` in it, which is not compared. Raises ValueError
+    with the differences listed when the folder already holds a run with other settings or other
+    data, ValueError when its `config.json` can not be read, and what `lock` raises.
+    """
+    path = Path(run_dir) / "config.json"
+    mine = {"config": flat(config), "data": {"checksum": checksum}}
+    with lock(run_dir):
+        if not path.exists():
+            if dist.rank() == 0:
+                write_atomic(path, json.dumps({**mine, **about}, indent=1).encode())
+            return
+    try:
+        theirs = json.loads(path.read_bytes())
+        if not all(isinstance(theirs[part], dict) for part in mine):
+            raise TypeError(f"{' and '.join(mine)} must be objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(e).__name__}: {e}): whether the run there has the "
+            "same settings can not be told. Restore it, or choose another run_dir."
+        ) from e
+    differences = [
+        f"  {before}{key}: there {theirs[part].get(key)!r}, now {mine[part].get(key)!r}"
+        for part, before in (("config", ""), ("data", "data."))
+        for key in sorted(mine[part].keys() | theirs[part].keys())
+        if mine[part].get(key) != theirs[part].get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"run_dir {str(run_dir)!r} holds a run with other parameters:\n"
+            + "\n".join(differences)
+            + "\nChoose another run_dir, or remove that folder."
+        )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def previous(path: str | os.PathLike) -> Path:
+    """Where the checkpoint before the one at `path` is: `scan.previous.pt` for `scan.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
+    """Save a state of tensors, numbers, strings, lists and dicts; keep the one that was there.
+
+    Raises OSError, as `write_atomic`, and leaves both earlier ones as they are.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
+    header = f"dcl checkpoint 1 sha256 {sha256(payload).hexdigest()} bytes {len(payload)}\n"
+    try:
+        _payload(Path(path))
+        keep = previous(path)
+    except (OSError, ValueError):  # a damaged one must not take the place of a whole one
+        keep = None
+    write_atomic(path, header.encode(), payload, keep=keep)
+
+
+def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Load what `save` wrote, or the one before with a warning that says what is wrong.
+
+    Never unpickles code. Raises FileNotFoundError when there is neither, and ValueError when
+    neither can be used, or when a whole one holds more than tensors and plain values.
+    """
+    wrong: list[Exception] = []
+    for file in (Path(path), previous(path)):
+        try:
+            payload = _payload(file)
+        except (OSError, ValueError) as e:
+            wrong.append(e)
+            continue
+        if wrong:
+            warnings.warn(f"{wrong[0]}; {str(file)!r} is used instead", stacklevel=2)
+        try:
+            return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        except Exception as e:  # torch's own text advises to load it with its code
+            raise ValueError(
+                f"{str(file)!r} was not written by dcl: it does not load as tensors and plain "
+                f"values ({type(e).__name__}). It may hold code, and none was run; remove it."
+            ) from None
+    if all(isinstance(e, FileNotFoundError) for e in wrong):
+        raise wrong[0]
+    raise ValueError(
+        f"no checkpoint to go on from: {'; '.join(map(str, wrong))}. Put one back from a copy, "
+        "or remove both: then this stage starts again."
+    )
+
+
+def _payload(file: Path) -> bytes:
+    """What follows the header, compared with it. ValueError says what is wrong."""
+    with open(file, "rb") as f:
+        header = HEADER.fullmatch(f.readline(200))
+        payload = f.read()
+    name = repr(str(file))
+    if not header:
+        raise ValueError(f"{name} is damaged: it does not begin as a checkpoint does")
+    if len(payload) != (size := int(header[2])):
+        raise ValueError(f"{name} is damaged: it has {len(payload):,} of {size:,} bytes")
+    if sha256(payload).hexdigest() != header[1].decode():
+        raise ValueError(f"{name} is damaged: its checksum does not match its {size:,} bytes")
+    return payload

@@ -1,0 +1,51 @@
+"""What decides a number beside the code: processor, libraries, revision."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+
+def machine(device: str | torch.device) -> dict[str, Any]:
+    """Processor, threads, this process's memory at its peak and, when it was used, the GPU's."""
+    info: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
+        info["cpu"] = names[0].split(":")[1].strip() if names else info["cpu"]
+    info |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if resource:
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # there in bytes, elsewhere in KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        info["memory_gib"] = round(peak / unit, 2)
+    if torch.device(device).type == "cuda":
+        info["gpu"] = torch.cuda.get_device_name(device)
+        info["gpu_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return info
+
+
+def versions() -> dict[str, str]:
+    """Python, the libraries that decide numbers, and the revision of this code."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        found["revision"] = done.stdout.strip() or "unknown"
+    except OSError:
+        found["revision"] = "unknown"
+    return found

@@ -1,0 +1,25 @@
+"""Views: random changes of images, drawn for each image of a batch; and the recipes in use."""
+
+from dcl.views.view import (
+    CROP_FLIP,
+    DEEPCLUSTER_VIEW,
+    DIGIT_VIEW,
+    HAND_VIEW,
+    PHOTO_VIEW,
+    SCAN_STRONG,
+    SWAV_VIEW,
+    View,
+    multi_crop,
+)
+
+__all__ = [
+    "CROP_FLIP",
+    "DEEPCLUSTER_VIEW",
+    "DIGIT_VIEW",
+    "HAND_VIEW",
+    "PHOTO_VIEW",
+    "SCAN_STRONG",
+    "SWAV_VIEW",
+    "View",
+    "multi_crop",
+]

@@ -27,7 +27,7 @@ LEVELS = [
 PARTS = {
     "nets": {"coders"},
     "augment": {"warp", "color", "randaugment", "ricap"},
-    "report": {"page", "sections"},
+    "report": {"report_clusters"},
     "cli": {"cli_fit"},
     "data": {"shapes", "folder", "download", "cache", "listing", "vectors"},
 }

@@ -50,6 +50,15 @@ def test_the_package_is_typed_and_says_so():
     assert settings["tool"]["setuptools"]["package-data"]["dcl"] == ["py.typed"]
 
 
+def test_a_wheel_takes_every_file_of_the_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data = settings["tool"]["setuptools"]["package-data"]
+    for path in tracked("dcl"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        patterns = ["*.py", *data["*"], *data.get(package, [])]
+        assert any(path.match(pattern) for pattern in patterns), path
+
+
 def test_environment_yml_has_the_requirements_of_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, _, pip = environment["dependencies"]

@@ -1,40 +1,35 @@
-"""One self-contained page about a run: is it healthy, and what is in each cluster? No labels."""
+"""One self-contained page about a run: is it healthy, and what is in each cluster? No labels.
 
+The template `report.html.jinja` holds the page and its words; this module computes what it shows.
+"""
+
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import StrictUndefined, Template
+from markupsafe import Markup
 from torch import Tensor
 
-from dcl.app.report_clusters import sections
-from dcl.app.report_html import confidence_histogram, figure, page, table, text
+from dcl.app.report_clusters import Picture, clusters, contact_sheet, picture
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
 from dcl.measure.health import Health, Row, advice, chances, health, stages
 from dcl.runtime.files import write_atomic
 
-WORDS = {
+VECTOR_WORDS = {
     ", or start from an encoder that already sees": "",
     " on the contact sheets": "",
     "contact sheet": "table",
     "pictures": "rows",
     "image": "vector",
 }
-"""What is said of images, and in what words of vectors."""
-
-FILES = {
-    "config.json": "the settings, and a checksum of the images",
-    "log.jsonl": "the losses, one line for each epoch",
-    "checkpoint": "where an interrupted run goes on",
-    "model.safetensors": "the trained network",
-    "assignments.csv": "file, cluster, confidence and distance to the prototype of every image",
-    "skipped.csv": "files that could not be read, and why",
-    "report.html": "this page",
-}
-"""What lies in a run folder."""
+"""Warnings and their advice speak of images; for vectors, these words are replaced."""
 
 
 def report(
@@ -68,141 +63,103 @@ def report(
     if files is not None and len(files) != n:
         raise ValueError(f"files must name all {n} {noun}s; got {len(files)}")
     p, z, log = probabilities.detach().cpu(), features.detach().cpu(), list(log or [])
-    state = health(p, z, log=log)
-    names = list(files) if files is not None else [f"{noun} {row}" for row in range(n)]
-    curves = "".join(_curve(stage, rows, state) for stage, rows in stages(log).items())
-    headline = f"{n:,} {noun}s in {state.n_clusters} clusters"
-    body = f"""<p class="soft">{text(title)}</p><h1>{headline}</h1>
-{_said(_lights(state), noun)}
-<h2>Health</h2>{_health(state, p, z, noun)}
-<h2>Losses</h2><div class="curves">{curves or NO_LOG}</div>
-<h2>Clusters</h2>{sections(images, p, z, names, state)}
-<h2>Map</h2>{_map(p, z, noun)}
-<h2>Facts</h2>{_facts(images, log, about or {})}{_said(_files(Path(path)), noun)}"""
-    write_atomic(path, page(title or headline, body).encode())
+    state, confidence = health(p, z, log=log), p.max(1).values
+    sizes = plots.health_panel(state)
+    sizes.axes[0].set_ylabel(f"{noun}s")
+    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
+    page = Template(
+        template, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
+    ).render(
+        title=title,
+        noun=noun,
+        shape=images.shape,
+        features=z.shape,
+        health=state,
+        lights=[(_said(w, noun), _said(advice(w), noun)) for w in state.warnings],
+        sizes=_drawn(sizes),
+        histogram=_drawn(confidence_histogram(p, noun), (4.6, 2.4)),
+        sure=float((confidence > 0.9).float().mean()),
+        curves=[_curve(stage, rows, state) for stage, rows in stages(log).items()],
+        clusters=clusters(images, p, z, state),
+        contact_sheet=partial(contact_sheet, images),
+        names=files or [f"{noun} {row}" for row in range(n)],
+        confidence=confidence.tolist(),
+        map=_map(p, z),
+        log=log,
+        about=about or {},
+        in_run_folder=(Path(path).parent / "config.json").exists(),
+    )
+    write_atomic(path, page.encode())
     return Path(path)
 
 
-NO_LOG = "<p>No log was kept of this run.</p>"
-
-
-# ---------------------------------------------------------------- is it healthy?
+def _printable(value: object) -> object:
+    """Any value of the page, with what cannot be printed written out; its own HTML stays."""
+    if isinstance(value, Markup) or str(value).isprintable():
+        return value
+    joiners = "\u200c\u200d"  # part of correct spelling in several scripts
+    return "".join(
+        c if c.isprintable() or c in joiners else c.encode("unicode_escape").decode()
+        for c in str(value)
+    )
 
 
 def _said(words: str, noun: str) -> str:
-    for image, vector in WORDS.items() if noun == "vector" else ():
+    for image, vector in VECTOR_WORDS.items() if noun == "vector" else ():
         words = words.replace(image, vector)
     return words
 
 
-def _lights(state: Health) -> str:
-    if not state.warnings:
-        return (
-            '<div class="light"><b>Healthy: no warning light is on.</b> The run did what a run '
-            "should do. Whether these are the groups you want, only the pictures can say.</div>"
-        )
-    many = len(state.warnings)
-    first = "One warning light is on" if many == 1 else f"{many} warning lights are on"
-    lights = (
-        f'<div class="light on"><b>{text(warning)}</b><br>{text(advice(warning))}</div>'
-        for warning in state.warnings
-    )
-    return f"<p>Not healthy. {first}:</p>" + "".join(lights)
+# ---------------------------------------------------------------- drawings
 
 
-def _health(h: Health, p: Tensor, z: Tensor, noun: str) -> str:
-    sure = h.confidence or 0.0
-    readings = [
-        ("clusters used", f"{h.used} of {h.n_clusters}", f"empty ones hold no {noun}"),
-        ("largest cluster", f"{h.largest:.1%}", f"equal clusters: {1 / h.n_clusters:.1%}"),
-        ("mean confidence", f"{sure:.2f}", f"a pure guess: {1 / h.n_clusters:.2f}; certainty: 1"),
-    ]
-    if h.feature_rank is not None and h.feature_spread is not None:
-        most = min(z.shape)
-        readings += [
-            ("feature rank", f"{h.feature_rank:.1f}", f"1: all {noun}s look alike; at most {most}"),
-            ("feature spread", f"{h.feature_spread:.3f}", f"0: all {noun}s look alike; at most 1"),
-        ]
-    told = ", ".join(f"{name} {value}" for name, value, _ in readings)
-    panel = f"Left: how many {noun}s each cluster holds. Right: the readings."
-    drawings = plots.health_panel(h), confidence_histogram(p)
-    for drawing in drawings:
-        drawing.axes[0].set_ylabel(f"{noun}s")
-    sizes = figure(drawings[0], told, panel)
-    above = (p.max(1).values > 0.9).float().mean()
-    histogram = figure(
-        drawings[1],
-        f"histogram of confidence, mean {sure:.2f}",
-        f"How sure the assignments are: {above:.0%} of the {noun}s have more than 0.9.",
-        (4.6, 2.4),
-    )
-    return sizes + histogram + table(readings)
+def _drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
+    import matplotlib.pyplot as plt
+
+    data = io.BytesIO()
+    if size:  # of the chapters' figures, so that words stay large on a telephone
+        drawing.set_size_inches(*size)
+    drawing.savefig(data, format="png", dpi=150)
+    plt.close(drawing)
+    return picture(data, "png", round(drawing.get_figwidth() * 100))
 
 
-def _curve(stage: str, rows: Sequence[Row], h: Health) -> str:
+def confidence_histogram(probabilities: Tensor, noun: str = "image") -> Any:
+    """How sure each assignment is: a histogram of the largest of each row's (N,K) numbers."""
+    p = probabilities.float().numpy()
+    drawing, axes = plots.canvas(1, 1, (6.0, 2.4))
+    ax = axes[0, 0]
+    ax.hist(p.max(1), bins=25, range=(0, 1), rwidth=0.9, color=plots.COLOURS[0])
+    ax.axvline(1 / p.shape[1], color=plots.COLOURS[5], linestyle="--", linewidth=1.2)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel(f"largest probability (dashed: 1/{p.shape[1]}, a guess)")
+    ax.set_ylabel(f"{noun}s")
+    return drawing
+
+
+def _curve(stage: str, rows: Sequence[Row], h: Health) -> dict[str, Any]:
     rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-    known = chances(rows[-1], h.n_clusters)
-    keys = list(known) or [key for key in ("loss", "floor") if key in rows[-1]] or None
-    chance = next(iter(known.values()), None)
-    if "consistency" in known:
-        words = (
-            "Disagreement with the neighbours should fall away from the dashed line, what a "
-            "network that knows nothing gets; the entropy should stay near it."
-        )
-    elif known:
-        words = "The dashed line is the loss of a network that knows nothing: be below it."
-    elif "floor" in rows[-1]:
-        words = "The loss cannot fall below its floor. The two should stay apart."
-    else:
-        words = "This loss has no value to compare with. It should have settled."
-    last = ", ".join(f"{k} {rows[-1][k]:.3f}" for k in keys or [])
-    title = f"<b>{text(stage)}</b>, {len(rows)} epochs. {words}"
-    return figure(
-        plots.loss_curve(rows, keys, chance), f"{stage}, last epoch: {last}", title, (4.6, 2.9)
-    )
+    last, known = rows[-1], chances(rows[-1], h.n_clusters)
+    keys = list(known) or [key for key in ("loss", "floor") if key in last] or None
+    drawing = plots.loss_curve(rows, keys, next(iter(known.values()), None))
+    return {
+        "stage": stage,
+        "epochs": len(rows),
+        "picture": _drawn(drawing, (4.6, 2.9)),
+        "last": ", ".join(f"{k} {last[k]:.3f}" for k in keys or []),
+        "chances": known,
+        "floor": "floor" in last,
+    }
 
 
-# ---------------------------------------------------------------- where do they lie?
-
-
-def _map(p: Tensor, z: Tensor, noun: str) -> str:
+def _map(p: Tensor, z: Tensor) -> dict[str, Any] | None:
     rows = z.isfinite().all(1).nonzero()[:, 0]
     rows = rows[torch.linspace(0, len(rows) - 1, min(2000, len(rows))).long()]
     z = z[rows].float()
     if len(z) < 30 or float((z - z.mean(0)).abs().max()) < 1e-5 * float(z.abs().max()):
-        return f"<p>No map: the features of the {noun}s are all equal, or there are too few.</p>"
+        return None  # the features are all equal, or there are too few
     method = "t-sne" if z.shape[1] > 2 else "pca"
     drawing = plots.embedding(z, p[rows].argmax(1), method=method)
     for label in drawing.axes[0].texts:  # which would squeeze the map to fit them in
         label.set_in_layout(False)
-    words = (
-        "placed by t-SNE so that neighbours in the features stay neighbours. Distances between "
-        "far groups, and the sizes of groups, mean nothing."
-        if method == "t-sne"
-        else "placed by the two main directions of the features."
-    )
-    words = f"{len(z):,} of the {noun}s, {words} Colours and numbers are the clusters."
-    return figure(drawing, "map of the features, coloured by cluster", words)
-
-
-# ---------------------------------------------------------------- facts
-
-
-def _facts(images: Tensor, log: Sequence[Row], about: Mapping[str, Any]) -> str:
-    n, *shape = images.shape
-    facts: list[tuple[str, object]] = [("vectors", f"{n:,}, {shape[0]} numbers each")]
-    if len(shape) == 3:
-        channels, high, wide = shape
-        colour = "grey" if channels == 1 else "colour"
-        facts = [("images", f"{n:,}, {wide} x {high} pixels, {colour}")]
-    if log:
-        seconds = sum(float(row.get("seconds") or 0) for row in log)
-        time = f", {seconds:,.0f} seconds" if seconds else ""
-        facts.append(("training", f"{len(log)} epochs{time}"))
-    return table([*facts, *about.items()])
-
-
-def _files(path: Path) -> str:
-    if not (path.parent / "config.json").exists():  # the page stands alone
-        return ""
-    return "<h2>Files in the run folder</h2>" + table(list(FILES.items()))
+    return {"picture": _drawn(drawing), "count": len(z), "method": method}

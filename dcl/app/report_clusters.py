@@ -1,135 +1,114 @@
-"""What is in each cluster of a report: pictures of its images, or the rows of its vectors."""
+"""What a report shows of each cluster: which images, as pictures, or which vectors."""
 
+import base64
+import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcl.app.report_html import contact_sheet, table, text
 from dcl.measure.baselines import prototypes
 from dcl.measure.health import Health
 
 SECTIONS = 100
-"""Clusters that get a section, the largest ones; the others stand in the list only."""
+"""Clusters that get a section, the largest ones; the others are only listed."""
 
-ROWS = 10
-"""Vectors in each table of a section."""
+PICTURES, ROWS = 8, 10
+"""How many typical images, or vectors, a section shows, and as many doubtful ones."""
 
 APART = 5
-"""Numbers of a vector that are named for what sets a cluster apart."""
+"""Columns of the vectors that are named for what sets a cluster apart."""
 
 
-def sections(images: Tensor, p: Tensor, z: Tensor, names: Sequence[str], h: Health) -> str:
-    """HTML of the clusters: images uint8 (N,C,H,W) or vectors (N,d), p (N,K), features z (N,D)."""
+class Cluster(NamedTuple):
+    """What is shown of one cluster; lists hold rows of the data."""
+
+    k: int
+    size: int
+    confidence: float  # mean over the members
+    prototype: int
+    typical: list[int]  # the surest images but for the prototype; the vectors nearest to it
+    doubtful: list[int]  # of the other members the least sure, the least first
+    sheet: list[int]  # members evenly spaced from sure to unsure
+    distance: dict[int, float]  # vectors: of each member to the prototype, by cosine
+    apart: list[tuple[int, float]]  # vectors: column, deviations of its mean from that of all
+
+
+def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
+    """The clusters that get a section: images (N,C,H,W) or vectors (N,d), p (N,K), z (N,D)."""
     vectors = images.ndim == 2
+    if vectors:
+        deviation, mean = torch.std_mean(images, 0, correction=0)
+    most = ROWS if vectors else PICTURES
     confidence, cluster = p.max(1)
     by_confidence = confidence.argsort(descending=True, stable=True)
     z = z if z.isfinite().all() else z.nan_to_num()
     standing = prototypes(z, p).tolist()
-    by_size = sorted(range(h.n_clusters), key=lambda k: -h.sizes[k])
-    drawn = {k for k in by_size[:SECTIONS] if h.sizes[k]}
-    links = "".join(
-        f'<a href="#c{k}">{k} <span class="soft">{h.sizes[k]:,}</span></a>' for k in sorted(drawn)
-    )
-    left = [f"{k} ({h.sizes[k]:,})" for k in range(h.n_clusters) if k not in drawn]
-    note = f"<p>Without {'rows' if vectors else 'pictures'} here: {', '.join(left)}.</p>"
-    many = min(100, max(20, 2000 // max(len(drawn), 1)))
-    scale = torch.std_mean(images, 0, correction=0) if vectors else None
-    parts = []
-    for k in sorted(drawn):
+    largest = sorted(range(h.n_clusters), key=lambda k: -h.sizes[k])[:SECTIONS]
+    drawn = sorted(k for k in largest if h.sizes[k])
+    tiles = min(100, max(20, 2000 // max(len(drawn), 1)))
+    found = []
+    for k in drawn:
         members = by_confidence[cluster[by_confidence] == k].tolist()
-        sure = float(confidence[members].mean())
-        noun = ("vector" if vectors else "image") + "s" * (len(members) > 1)
-        inside = (
-            _pictures(images, members, standing[k], names, confidence, many)
-            if scale is None
-            else _rows(images, members, standing[k], names, confidence, z, scale)
-        )
-        parts.append(
-            f'<section id="c{k}"><h3>Cluster {k}</h3>'
-            f"<p>{len(members):,} {noun} ({len(members) / len(p):.1%}), mean confidence "
-            f"{sure:.2f}</p>{inside}</section>"
-        )
-    return f"<nav>{links}</nav>{note if left else ''}" + "".join(parts)
+        sure, prototype = float(confidence[members].mean()), standing[k]
+        typical = [row for row in members if row != prototype][:most]
+        distance, apart = {}, []
+        if vectors:
+            unit = F.normalize(z[members].float(), dim=1)
+            away = (1 - unit @ F.normalize(z[prototype].float(), dim=0)).clamp(min=0)
+            typical = [members[i] for i in away.argsort(stable=True).tolist()][:most]
+            distance = dict(zip(members, away.tolist()))
+            # a column of equal numbers tells nothing apart
+            shift = torch.where(deviation > 0, (images[members].mean(0) - mean) / deviation, 0.0)
+            first = shift.abs().argsort(descending=True, stable=True)[:APART].tolist()
+            apart = [(column, float(shift[column])) for column in first]
+        shown = {prototype, *typical}
+        doubtful = [row for row in members if row not in shown][-most:][::-1]
+        at = torch.linspace(0, len(members) - 1, min(tiles, len(members))).round().long().tolist()
+        sheet = [members[i] for i in at]
+        size = len(members)
+        found.append(Cluster(k, size, sure, prototype, typical, doubtful, sheet, distance, apart))
+    return found
 
 
-def _pictures(
-    images: Tensor,
-    members: list[int],
-    standing: int,
-    names: Sequence[str],
-    confidence: Tensor,
-    many: int,
-) -> str:
-    """The prototype, the surest and the least sure, a contact sheet, and the names of them all."""
-    others = [row for row in members if row != standing]
-    top, low = others[:8], others[8:][-8:][::-1]
-    at = torch.linspace(0, len(members) - 1, min(many, len(members))).round().long().tolist()
-    spread = [members[i] for i in at]
-    groups = [("Surest", top), ("Least sure, the least first", low)]
-    strips = "".join(
-        f"<figure><figcaption>{words}</figcaption>{contact_sheet(images, rows, 8, 72, 96)}</figure>"
-        for words, rows in groups
-        if rows
-    )
-    listed = [("Stands for the cluster", [standing]), *groups, ("Contact sheet", spread)]
-    lists = "".join(
-        f"<p>{words}</p><ol class='names'>{_names(rows, names, confidence)}</ol>"
-        for words, rows in listed
-        if rows
-    )
-    return (
-        '<div class="cluster"><figure><figcaption>Stands for the cluster'
-        f"</figcaption>{contact_sheet(images, [standing], 1, 160, 224)}</figure>"
-        f"<div>{strips}</div></div><details><summary>Contact sheet: {len(spread):,} of "
-        f"{len(members):,} images, from sure to unsure</summary>"
-        f"{contact_sheet(images, spread, 10, 56)}</details><details><summary>File names of "
-        f"these pictures, with confidence</summary>{lists}</details>"
-    )
+class Picture(NamedTuple):
+    """A picture that stands in the page itself, and its width there in pixels."""
+
+    uri: str
+    width: int
 
 
-def _names(rows: Sequence[int], names: Sequence[str], confidence: Tensor) -> str:
-    return "".join(
-        f"<li><bdi>{text(names[row])}</bdi> <span class='soft'>{confidence[row]:.2f}</span></li>"
-        for row in rows
-    )
+def picture(data: io.BytesIO, kind: str, width: int) -> Picture:
+    """The bytes of a picture, png or jpeg, written as an address that needs no file."""
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", width)
 
 
-def _rows(
-    x: Tensor,
-    members: list[int],
-    standing: int,
-    names: Sequence[str],
-    confidence: Tensor,
-    z: Tensor,
-    scale: tuple[Tensor, ...],
-) -> str:
-    """What sets the cluster apart, the rows nearest to its prototype, and the most doubtful."""
-    inside = F.normalize(z[members].float(), dim=1)
-    away = (1 - inside @ F.normalize(z[standing].float(), dim=0)).clamp(min=0)
-    distance = dict(zip(members, away.tolist()))
-    near = [members[i] for i in away.argsort(stable=True).tolist()][:ROWS]
-    low = [row for row in members if row not in near][-ROWS:][::-1]
-    tables = "".join(
-        f"<figure><figcaption>{words}</figcaption>"
-        + table(
-            [("row", "confidence", "distance")]
-            + [(names[r], f"{confidence[r]:.2f}", f"{distance[r]:.3f}") for r in rows]
-        )
-        + "</figure>"
-        for words, rows in (
-            ("Nearest to the prototype, which is the first", near),
-            ("Most doubtful, the least sure first", low),
-        )
-        if rows
-    )
-    spread, mean = scale
-    # a column of equal numbers tells nothing apart
-    shift = torch.where(spread > 0, (x[members].mean(0) - mean) / spread, 0.0)
-    first = shift.abs().argsort(descending=True, stable=True)[:APART].tolist()
-    apart = ", ".join(f"{column} ({shift[column]:+.1f})" for column in first)
-    return (
-        f"<p>Set apart by the numbers {apart}: the column, from 0, and how far the mean lies from "
-        f'that of all, in standard deviations.</p><div class="cluster">{tables}</div>'
-    )
+def contact_sheet(
+    images: Tensor, rows: Sequence[int], columns: int, show: int, most: int = 64
+) -> Picture:
+    """Rows of images uint8 (N,C,H,W) as one picture.
+
+    Each is kept at its size, or made smaller until its longer side has `most` pixels; on the page
+    it is `show` pixels wide. Grey sets become PNG, colours JPEG.
+    """
+    from PIL import Image
+
+    high, wide = images.shape[2:]
+    shrink = min(1.0, most / max(high, wide))
+    size = max(1, round(wide * shrink)), max(1, round(high * shrink))
+    mode, kind, how = ("L", "png", {}) if images.shape[1] == 1 else ("RGB", "jpeg", {"quality": 80})
+    columns = min(columns, len(rows))
+    gap = max(1, size[0] // 24)
+    across, down = size[0] + gap, size[1] + gap
+    area = columns * across - gap, -(-len(rows) // columns) * down - gap
+    sheet = Image.new(mode, area, "gray")
+    for k, row in enumerate(rows):
+        a = images[row].cpu().numpy()
+        tile = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
+        tile = tile.resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(tile, (k % columns * across, k // columns * down))
+    data = io.BytesIO()
+    sheet.save(data, kind, optimize=True, **how)
+    return picture(data, kind, round(area[0] * show / size[0]))

@@ -1,7 +1,9 @@
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import yaml
@@ -48,6 +50,16 @@ def test_the_package_is_typed_and_says_so():
     assert (ROOT / "dcl" / "py.typed").exists()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["tool"]["setuptools"]["package-data"]["dcl"] == ["py.typed"]
+
+
+def test_every_requirement_is_imported():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "dcl").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
+    owners = packages_distributions()
+    used = {d.lower() for name in names for d in owners.get(name.split(".")[0], ())}
+    assert {re.split("[<>=]", r)[0] for r in PROJECT["dependencies"]} - used == set()
 
 
 def test_environment_yml_has_the_requirements_of_pyproject():

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dcl
-from dcl import checkpoint, evaluate, results
+from dcl import checkpoint, evaluate
 from dcl.pretrained import architecture
 from dcl.train import Objective, extract
 from dcl.vectors import check_vectors
 
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
-WEIGHTS = results.COMMITTED.parent / "weights"
-"""Small networks that travel with the book; the result of the same name says what they are."""
+WEIGHTS = Path(dcl.__file__).resolve().parent / "weights"
+"""Small trained networks; the recorded result of the same name says what each is."""
 
 
 def methods() -> dict[str, ModuleType]:
@@ -130,7 +130,7 @@ class Clusters:
 
 
 def shipped() -> list[str]:
-    """The names of the networks that travel with the book, such as "scan-digits-quick-seed0"."""
+    """The names of the networks in the package, such as "scan-digits-quick-seed0"."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
@@ -152,8 +152,7 @@ def load(
     from safetensors import SafetensorError, safe_open
 
     if str(path) in shipped() and not Path(path).exists():
-        (about,) = results.load(stem=str(path))
-        path, checksum = WEIGHTS / f"{path}.safetensors", about["weights"]["sha256"]
+        path = WEIGHTS / f"{path}.safetensors"
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

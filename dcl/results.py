@@ -7,12 +7,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import dcl
 from dcl import checkpoint
 from dcl.data import SPLITS, Data
 
@@ -143,25 +145,36 @@ def machine(device: str | torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python, the libraries that decide numbers, and the revision of this code."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu"):
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, check=False)
-        found["revision"] = done.stdout.strip() or "unknown"
-    except OSError:
-        found["revision"] = "unknown"
-    return found
+    return found | {"revision": _revision()}
+
+
+def _revision() -> str:
+    """The git revision of the repository that holds the package; without one, its version."""
+    file = Path(dcl.__file__).resolve()
+    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)
+    try:  # an installed package may lie below a repository that does not hold it: the user's own
+        git(["git", "ls-files", "--error-unmatch", file.name])
+        return git(["git", "describe", "--always", "--dirty"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return dcl.__version__
 
 
 def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     """Every result in a folder whose fields equal `where`, such as method="scan".
 
-    stem="scan-digits-quick-seed0": the one of that name.
+    stem="scan-digits-quick-seed0": the one of that name. Raises FileNotFoundError without the
+    folder: those of the book are in its repository, and not in an installed `dcl`.
     """
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(
+            f"results_dir must be a folder of results; there is none at {str(results_dir)!r}. "
+            "The book's own are in its repository"
+        )
     files = sorted(Path(results_dir).glob(f"{where.pop('stem', '*')}.json"))
     found = [json.loads(path.read_text()) for path in files]
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "book" / "chapters"
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-COLAB_INSTALLS = {"faiss": "faiss-cpu"}
-"""What Colab lacks, by import name; everything else that dcl needs is there."""
+COLAB_INSTALLS: dict[str, str] = {}
+"""What Colab lacks, package by import name; everything else that the chapters need is there."""
 
 BADGE = "colab-badge"
 

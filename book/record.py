@@ -4,7 +4,7 @@ python book/record.py scan -p profile gpu -p dataset mnist -p seed 1
     --runs DIR    where the run folders are (default: runs)
     --again       remove what the run's folder holds and begin anew
     --publish     a finished run: its result into book/results and, of seed 0 and up to 1 MB, its
-                  network into book/weights; `python book/notebooks.py results` writes the tables
+                  network into dcl/weights; `python book/notebooks.py results` writes the tables
 
 papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
 
@@ -120,7 +120,7 @@ def only_one(folder: Path, patience: float = 20.0):
 
     The kernel of a killed command ends a second after it: it is waited for.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.folder(folder)
     lock = FileLock(folder / ".record.lock", timeout=0)
     try:
         lock.acquire()
@@ -339,7 +339,8 @@ def _run(chapter: str, values: Parameters, folder: Path, again: bool) -> int:
     if again:
         for entry in folder.iterdir():
             if entry.name != ".record.lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                linked = entry.is_symlink()  # to another disk, whose folder stays as it is
+                shutil.rmtree(entry) if entry.is_dir() and not linked else entry.unlink()
     manifest = manifest_of(folder)
     if manifest.get("state") == "finished":
         print(f"{folder} is finished and is not run again (--again does): {_line(folder)}")

@@ -34,7 +34,7 @@ from dcl.runtime import checkpoint
 from dcl.train import predict
 
 METHODS = ("deepcluster", "lsdc", "swav", "scan")
-SLOW_TO_IMPORT = ("torch._dynamo", "torch.utils.serialization.config", "faiss")
+SLOW_TO_IMPORT = ("torch._dynamo", "torch.utils.serialization.config")
 for name in (*SLOW_TO_IMPORT, *(f"dcl.methods.{stem}" for stem in METHODS)):
     importlib.import_module(name)  # once, here, and not in every copy of this process
 EPOCHS = 4

@@ -309,13 +309,28 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
     outside, run = tmp_path / "outside", tmp_path / "run"
     outside.mkdir()
     run.mkdir()
-    (run / name).symlink_to(outside)
+    (run / name).symlink_to(outside / "new")
     (run / "inside").symlink_to(run / "config.json")
-    with pytest.raises(ValueError, match=rf"{name}' is a link to .*outside'"):
+    with pytest.raises(ValueError, match=rf"{name}' is a link to .*new', which is outside"):
         checkpoint.claim(run, Config(), "abc")
     assert not list(outside.iterdir())
     (run / name).unlink()
     checkpoint.claim(run, Config(), "abc")
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoint"])
+def test_a_folder_may_be_a_link_to_another_disk(tmp_path, name):
+    scratch, run = tmp_path / "scratch", tmp_path / name
+    run.parent.mkdir(exist_ok=True)
+    run.symlink_to(scratch)
+    with pytest.raises(ValueError, match=f"run_dir must be a folder or a link .* '{run}' is neith"):
+        checkpoint.claim(run, Config(), "abc")
+    scratch.mkdir()
+    with checkpoint.lock(tmp_path / "run"):
+        checkpoint.claim(run, Config(), "abc")
+    assert run.is_symlink() and (scratch / "config.json").exists()
+    with pytest.raises(ValueError, match="holds a run with other parameters"):
+        checkpoint.claim(scratch, Config(), "def")
 
 
 def test_links_in_the_place_of_files_are_replaced_not_followed(tmp_path):

@@ -62,11 +62,11 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
 
 def test_a_place_that_cannot_be_written_is_refused_before_images_are_read(tmp_path, capfd):
     (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        assert fit(tmp_path / "unread", out) == IMPOSSIBLE
-        assert f"out must be a folder that can be written; '{tmp_path / 'file'}'" in (
-            capfd.readouterr().err
-        )
+    (tmp_path / "link").symlink_to("gone")
+    for name in ("file", "file/deeper", "link", "link/deeper"):
+        assert fit(tmp_path / "unread", tmp_path / name) == IMPOSSIBLE
+        place = tmp_path / name.partition("/")[0]
+        assert f"out must be a folder that can be written; '{place}'" in capfd.readouterr().err
     assert fit(tmp_path / "unread", tmp_path / "x", "--clusters", "1") == IMPOSSIBLE
     assert "clusters must be at least 2; got 1" in capfd.readouterr().err
     assert fit(tmp_path / "unread", tmp_path / "x", "--size", "7") == IMPOSSIBLE
@@ -79,8 +79,11 @@ def test_refused_settings_do_not_keep_the_folder(photos, tmp_path, capfd):
     out = tmp_path / "x"
     (out / "other").mkdir(parents=True)
     (out / "other" / "config.json").write_text("mine")
+    (tmp_path / "scratch").mkdir()
+    (out / "checkpoint").symlink_to(tmp_path / "scratch")  # checkpoints on another disk
     assert fit(photos, out, "--size", "16", "--config.n-neighbors", "500") == IMPOSSIBLE
     assert fit(photos, out, "--size", "16", "--epochs", "1") in (OK, WARNING)
+    assert (out / "checkpoint").is_symlink() and list((tmp_path / "scratch").glob("*.pt"))
     assert (out / "other" / "config.json").read_text() == "mine"
     assert fit(photos, out, "--size", "16", "--config.n-neighbors", "500") == IMPOSSIBLE
     assert "n_neighbors: there 20, now 500" in capfd.readouterr().err

@@ -236,7 +236,9 @@ def test_a_folder_belongs_to_one_command_and_a_failure_is_kept(tmp_path, monkeyp
         return {"seconds": 0.0}
 
     monkeypatch.setattr(record, "run", done)
-    assert record.main([*asked, "--again"]) == record.DONE
+    (tmp_path / "scratch").mkdir()
+    (folder / "pretext").symlink_to(tmp_path / "scratch")
+    assert record.main([*asked, "--again"]) == record.DONE and (tmp_path / "scratch").exists()
 
 
 def test_the_command_is_what_to_type():
@@ -255,6 +257,7 @@ def test_networks_that_travel_give_the_recorded_clusters(capsys):
         (about,) = results.load(stem=name)
         path = WEIGHTS / f"{name}.safetensors"
         assert path.stat().st_size == about["weights"]["bytes"] <= record.SMALL
+        assert sha256(path) == about["weights"]["sha256"]
         if about["data"] not in ("digits", "shapes"):  # the images may not be here
             Clusters.load(name)
             continue

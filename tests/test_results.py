@@ -80,6 +80,11 @@ def test_other_parameters_do_not_overwrite(tmp_path):
     assert row["seed"] == 0 and results.load(tmp_path, stem="scan-digits-quick-seed1") == []
 
 
+def test_a_folder_that_is_not_there_is_no_empty_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="results_dir must be a folder of results"):
+        results.load(tmp_path / "elsewhere")
+
+
 def test_table_by_hand(tmp_path):
     for seed, acc in enumerate((0.8, 0.9, 1.0)):
         write(tmp_path, seed=seed, acc=acc)

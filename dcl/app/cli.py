@@ -59,7 +59,7 @@ def predict(
     A large distance means: like nothing in the training, however high the confidence.
 
     Args:
-        folder: The run folder, or a network that travels with the book (dcl list names them).
+        folder: The run folder, or a network in the package (dcl list names them).
         data: A folder of images, the name of a set, or a .npy file, as in training.
         out: A file to write; else the lines go to the standard output.
         split: Part of a set that has parts.
@@ -138,7 +138,7 @@ def choose_k(
 
 
 def methods() -> int:
-    """The methods, the recipes of each, and the trained networks that travel with the book."""
+    """The methods, the recipes of each, and the trained networks in the package."""
     for name, module in all_methods.methods().items():
         print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
         print(f"{'':<12} profiles: {', '.join(module.PROFILES)}")

@@ -114,9 +114,10 @@ def fit(args: Sequence[str]) -> int:
 
 
 def _writable(out: Path) -> Path:
-    there = next(path for path in (out, *out.parents) if path.exists())
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is none")
+        link = f" but a link to {os.path.realpath(there)!r}" if there.is_symlink() else ""
+        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is none{link}")
     return out
 
 

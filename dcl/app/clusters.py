@@ -16,14 +16,13 @@ from dcl.config import flat, unflat
 from dcl.data.vectors import check_vectors
 from dcl.measure import baselines
 from dcl.nets.pretrained import architecture
-from dcl.notebook import results
 from dcl.runtime.files import write_atomic
 from dcl.train import Objective, extract
 
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
-WEIGHTS = results.COMMITTED.parent / "weights"
-"""Small networks that travel with the book; the result of the same name says what they are."""
+WEIGHTS = Path(dcl.__file__).resolve().parent / "weights"
+"""Small trained networks; the recorded result of the same name says what each is."""
 
 
 class Assignment(NamedTuple):
@@ -116,8 +115,7 @@ class Clusters:
         from safetensors import SafetensorError, safe_open
 
         if str(path) in shipped() and not Path(path).exists():
-            (about,) = results.load(stem=str(path))
-            path, checksum = WEIGHTS / f"{path}.safetensors", about["weights"]["sha256"]
+            path = WEIGHTS / f"{path}.safetensors"
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
@@ -164,7 +162,7 @@ class Clusters:
 
 
 def shipped() -> list[str]:
-    """The names of the networks that travel with the book, such as "scan-digits-quick-seed0"."""
+    """The names of the networks in the package, such as "scan-digits-quick-seed0"."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 

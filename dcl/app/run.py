@@ -74,7 +74,7 @@ def fit(
     out = Path(out)
     with checkpoint.lock(out):
         config_file, inner = out / "config.json", out / "checkpoint"
-        fresh = not config_file.exists() and not inner.exists()
+        fresh = not config_file.exists() and not any(inner.rglob("config.json"))
         checkpoint.claim(
             out,
             {"method": method, "encoder": said, "config": asdict(config)},
@@ -190,7 +190,7 @@ def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters
 def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
     """The trained model of a run folder, on a device. FileNotFoundError before it is finished.
 
-    `out` may also name a network that travels with the book, see `dcl.app.clusters.shipped`.
+    `out` may also name a network in the package, see `dcl.app.clusters.shipped`.
     """
     path = Path(out) / "model.safetensors"
     if str(out) in shipped() and not path.parent.exists():

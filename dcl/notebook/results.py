@@ -13,11 +13,6 @@ from dcl.data import SPLITS, Data
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parents[2] / "book" / "results"
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
@@ -124,8 +119,14 @@ def _kinds(data: Data) -> str:
 def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     """Every result in a folder whose fields equal `where`, such as method="scan".
 
-    stem="scan-digits-quick-seed0": the one of that name.
+    stem="scan-digits-quick-seed0": the one of that name. Raises FileNotFoundError without the
+    folder: those of the book are in its repository, and not in an installed `dcl`.
     """
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(
+            f"results_dir must be a folder of results; there is none at {str(results_dir)!r}. "
+            "The book's own are in its repository"
+        )
     files = sorted(Path(results_dir).glob(f"{where.pop('stem', '*')}.json"))
     found = [json.loads(path.read_text()) for path in files]
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]

@@ -54,6 +54,21 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def folder(run_dir: str | os.PathLike) -> Path:
+    """The folder of a run, made where there is none; a link to a folder on another disk is one.
+
+    Raises ValueError for a link to nothing, or where something else is in the way.
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise ValueError(
+            f"run_dir must be a folder or a link to one that is there; got {str(run_dir)!r}, and "
+            f"{e.filename!r} is neither"
+        ) from None
+    return Path(run_dir)
+
+
 @contextmanager
 def lock(run_dir: str | os.PathLike) -> Iterator[None]:
     """Be the only process that writes into `run_dir` for the time of the block.
@@ -61,19 +76,20 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
     May be nested in one thread. The system takes the lock back when a process dies, however it
     dies; of several processes under torchrun only the first one takes it. Removes what dead
     processes left half written. Raises RuntimeError when another process holds the folder, and
-    ValueError when something in it is a link that leads out of it.
+    ValueError when something in it is a link that leads out of it, but to no folder: a folder, such
+    as `checkpoint`, may be on another disk. Raises what `folder` raises.
     """
     if dist.rank():
         yield
         return
-    root = Path(run_dir)
-    root.mkdir(parents=True, exist_ok=True)
+    root = folder(run_dir)
     inside = Path(os.path.realpath(root))
     for entry in root.iterdir():
-        if not (leads := Path(os.path.realpath(entry))).is_relative_to(inside):
+        leads = Path(os.path.realpath(entry))
+        if not leads.is_relative_to(inside) and not leads.is_dir():
             raise ValueError(
-                f"{str(entry)!r} is a link to {str(leads)!r}, outside of run_dir, and would be "
-                "written through; remove it, or choose another run_dir."
+                f"{str(entry)!r} is a link to {str(leads)!r}, which is outside of run_dir and no "
+                "folder; remove it, or choose another run_dir."
             )
     held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
     try:

@@ -4,11 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+import dcl
 
 try:
     import resource
@@ -37,15 +40,20 @@ def machine(device: str | torch.device) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python, the libraries that decide numbers, and the revision of this code."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "faiss-cpu"):
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, check=False)
-        found["revision"] = done.stdout.strip() or "unknown"
-    except OSError:
-        found["revision"] = "unknown"
-    return found
+    return found | {"revision": _revision()}
+
+
+def _revision() -> str:
+    """The git revision of the repository that holds the package; without one, its version."""
+    file = Path(dcl.__file__).resolve()
+    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)
+    try:  # an installed package may lie below a repository that does not hold it: the user's own
+        git(["git", "ls-files", "--error-unmatch", file.name])
+        return git(["git", "describe", "--always", "--dirty"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return dcl.__version__

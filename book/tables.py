@@ -113,6 +113,7 @@ def _origin(rows: list[results.Result]) -> str:
     commands = {}
     for row in rows:
         text = re.sub(r" -p seed \d+", "", row["command"])
+        text = re.sub(r"\b0\d-(?=[a-z])", "", text)  # chapters had numbers when it was recorded
         commands.setdefault((row["method"], text), []).append(row["seed"])
     lines = [f"Checksum of the images and labels: `{rows[0]['checksum']}`."]
     for name, memory in sorted(machines.items()):

@@ -328,12 +328,12 @@ def test_reading_costs_no_memory_of_its_own(tmp_path):
     images, _ = memmap.stored(tmp_path, "big", 84 * part.nbytes, (3, 64, 64), blocks)
     assert torch.equal(images[64 * 7 : 64 * 8], torch.from_numpy(part + np.uint8(7)))
     code = (
-        "import sys, numpy, torch; from pathlib import Path; from dcl import cache\n"
+        "import sys, numpy, torch; from pathlib import Path; from dcl.data import memmap\n"
         "def own():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return sum(int(l.split()[1]) for l in lines if l.startswith(('RssAnon', 'VmSwap')))\n"
         "torch.zeros(2**20, dtype=torch.uint8).sum(); before = own()\n"
-        "images, _ = cache.stored(Path(sys.argv[1]), 'big', 0, (3, 64, 64), iter(()))\n"
+        "images, _ = memmap.stored(Path(sys.argv[1]), 'big', 0, (3, 64, 64), iter(()))\n"
         "most = max(x.numpy().max() for x in images.split(64)); print(own() - before)"
     )
     done = subprocess.run(

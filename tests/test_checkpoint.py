@@ -349,7 +349,7 @@ def test_links_in_the_place_of_files_are_replaced_not_followed(tmp_path):
 
 HOLD = """
 import sys, time
-from dcl import checkpoint
+from dcl.runtime import checkpoint
 with checkpoint.lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

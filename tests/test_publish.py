@@ -101,7 +101,7 @@ def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
     own.out_dim = 12
     model = scan.fit(images, replace(scan.PROFILES["frozen"], n_clusters=4), encoder=own)
-    clusters, a = trained(model, "scan", images, "module")
+    clusters, a = fitted(model, "scan", images, "module")
     clusters.save(tmp_path / "m")
     with pytest.raises(ValueError, match="encoder must be given"):
         Clusters.load(tmp_path / "m")

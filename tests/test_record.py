@@ -190,7 +190,7 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ("04-skan", "chapter must be one that records, deepcluster, .*; got '04-skan'"),
+        ("skan", "chapter must be one that records, dac, .*; got 'skan'"),
         ("compare", "chapter must be one that records"),
         ("scan -p epoch 3", "epoch is not a parameter of scan; its parameters are profile, "),
         ("scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),

@@ -1,31 +1,122 @@
-"""What every `fit` does before its algorithm."""
+"""What every `fit` does before its algorithm: check, claim the folder, copy the encoder, seed."""
 
-from dataclasses import fields, is_dataclass
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dcl.config import TrainConfig
 from dcl.data import Data
 from dcl.runtime import checkpoint
+from dcl.train import Monitor, seeded
+
+C = TypeVar("C", contravariant=True)
+M = TypeVar("M", covariant=True)
+Run = dict[str, Any]
+"""What goes beside every training: `monitor` and `run_dir`, as `dcl.train.train` takes them."""
+
+_claimed = ContextVar("claimed", default=False)
 
 
-def check_fit(
-    images: Any, config: Any, run_dir: str | Path | None = None, encoder: nn.Module | None = None
-) -> None:
-    """Refuse what can not be trained on, before any work: called first in every `fit`.
+@contextmanager
+def claimed() -> Iterator[None]:
+    """Within the block a `fit` neither checks nor claims: whoever called it has done so."""
+    token = _claimed.set(True)
+    try:
+        yield
+    finally:
+        _claimed.reset(token)
 
-    Raises TypeError or ValueError naming the argument, what came and what was expected;
-    with `run_dir`, claims it for this configuration and these images. With an `encoder` the
-    pretext, which is not trained then, is not looked at. Vectors (N,d) are for the methods whose
-    Config has ``takes_vectors = True``: the one place where a method says so.
+
+class Fit(Protocol[C, M]):
+    """The signature of every `fit`."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        config: C,
+        *,
+        encoder: nn.Module | None = None,
+        monitor: Monitor | None = None,
+        run_dir: str | Path | None = None,
+    ) -> M:
+        """Cluster, or learn from, images uint8 (N,C,H,W) or vectors float32 (N,d)."""
+
+
+def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
+    """The `fit` of a method whose algorithm is `body(images, config, encoder, run)`.
+
+    Before it: refuse what cannot be trained on (`check_fit`), claim `run_dir` for this
+    configuration and these images, copy the encoder to their device, seed with `config.seed`.
+    A `fit` within a `fit` is part of the same run: one check, one claim.
+    """
+
+    def fit(
+        images: Tensor,
+        config: C,
+        *,
+        encoder: nn.Module | None = None,
+        monitor: Monitor | None = None,
+        run_dir: str | Path | None = None,
+    ) -> M:
+        if not _claimed.get():
+            data = check_fit(images, config, encoder)
+            if run_dir:
+                checkpoint.claim(run_dir, config, data.checksum)
+        own = None if encoder is None else copy.deepcopy(encoder).to(images.device)
+        with claimed(), seeded(config.seed):  # type: ignore[attr-defined]
+            return body(images, config, own, {"monitor": monitor, "run_dir": run_dir})
+
+    shown = inspect.signature(fit, eval_str=True)
+    said = inspect.signature(body, eval_str=True)
+    functools.update_wrapper(fit, body)
+    fit.__signature__ = shown.replace(  # type: ignore[attr-defined]
+        parameters=[
+            p.replace(annotation=said.parameters[p.name].annotation) if p.name == "config" else p
+            for p in shown.parameters.values()
+        ],
+        return_annotation=said.return_annotation,
+    )
+    return fit
+
+
+def pretrain(method: ModuleType, images: Tensor, config: Any, run: Run) -> Any:
+    """Step 1 of a method that begins with a pretext: its `fit` on the same images.
+
+    config: the method's own, whose `pretext` is trained with its seed; the state is kept in
+    `<run_dir>/pretext`.
+    """
+    folder = run["run_dir"] and Path(run["run_dir"]) / "pretext"
+    recipe = replace(config.pretext, seed=config.seed)
+    return method.fit(images, recipe, monitor=run["monitor"], run_dir=folder)
+
+
+def check_fit(images: Any, config: Any, encoder: nn.Module | None = None) -> Data:
+    """Refuse what cannot be trained on, before any work; return the images as `Data`.
+
+    Raises TypeError or ValueError naming the argument, what came and what was expected. With an
+    `encoder` the pretext, which is not trained then, is not looked at. Vectors (N,d) are for the
+    methods whose Config has ``takes_vectors = True``: the one place where a method says so. What
+    else depends on the number of images is up to ``config.check(n)``, where there is one.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if data.vectors and not getattr(config, "takes_vectors", False):
         method = type(config).__module__.rpartition(".")[2]
         raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
-    n, k = len(images), getattr(config, "n_clusters", None)
+    _check_numbers(data, config, encoder)
+    return data
+
+
+def _check_numbers(data: Data, config: Any, encoder: nn.Module | None) -> None:
+    n, k = len(data), getattr(config, "n_clusters", None)
     number = f"number of {data.noun}s, {n}"
     if k is not None and not 2 <= k <= n:
         raise ValueError(f"n_clusters must be between 2 and the {number}; got {k}")
@@ -35,6 +126,6 @@ def check_fit(
                 f"{stage}.batch_size must be at most the {number}; got {value.batch_size}"
             )
         if encoder is None and is_dataclass(value) and not isinstance(value, type | TrainConfig):
-            check_fit(images, value)
-    if run_dir:
-        checkpoint.claim(run_dir, config, data.checksum)
+            _check_numbers(data, value, None)
+    if hasattr(config, "check"):
+        config.check(n)

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
 
-def check_config(config: Any, **bounds: float | tuple[float, float]) -> None:
+def check_config(config: Any, *positive: str, **bounds: float | tuple[float, float]) -> None:
     """Hold a configuration to its Literal fields, and named numbers to least[, below] values.
+
+    Those named in `positive` must be above 0 (a field that is None is not looked at).
 
     Raises ValueError naming the field, what came and what was expected.
     """
@@ -18,6 +20,9 @@ def check_config(config: Any, **bounds: float | tuple[float, float]) -> None:
         value, allowed = getattr(config, f.name), get_args(f.type)
         if get_origin(f.type) is Literal and value not in allowed:
             raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
+    for name in positive:
+        if (value := getattr(config, name)) is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0; got {value}")
     for name, bound in bounds.items():
         least, below = bound if isinstance(bound, tuple) else (bound, math.inf)
         if not least <= (value := getattr(config, name)) < below:

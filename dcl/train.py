@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcl.config import TrainConfig
 from dcl.data.memmap import forget
@@ -29,10 +30,20 @@ class Monitor(Protocol):
         """Look at the objective; what it returns is ignored."""
 
 
+class Encoder(nn.Module):
+    """The type of every encoder: images (B,C,H,W), or vectors, to features (B,out_dim)."""
+
+    out_dim: int
+
+
 class Objective(nn.Module):
     """What gradient descent minimises. Override `forward` and `predict`; the rest is optional."""
 
-    encoder: nn.Module
+    encoder: Encoder
+    epoch: int = 0
+    step: int = 0
+    """Epochs and optimiser steps before the present one: `train` counts, and goes on counting in a
+    resumed run. Numbers of the host: to read one from a buffer would make the GPU wait."""
     transient: tuple[str, ...] = ()
     """Buffers that belong to the training set: in a checkpoint, not in published weights."""
 
@@ -141,6 +152,7 @@ def train(
         for epoch in range(len(history), config.epochs):
             started = time.perf_counter()
             objective.train()
+            objective.epoch = epoch
             objective.before_epoch(epoch)
             dist.broadcast_module(objective)
             if objective.finished():
@@ -152,8 +164,9 @@ def train(
             broke = torch.full((), steps, device=images.device)  # first step with a bad loss
             with own_draws(epoch):
                 for step, (x, i) in enumerate(batches(images, own.flatten(), own.shape[1])):
+                    objective.step = epoch * steps + step
                     for group in optimizer.param_groups:
-                        group["lr"] = group.get("lr_scale", 1.0) * lr(epoch * steps + step)
+                        group["lr"] = group.get("lr_scale", 1.0) * lr(objective.step)
                     with cast:
                         losses = objective(x, i)
                     scaler.scale(weight * losses["loss"]).backward()
@@ -262,3 +275,26 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
 def predict(objective: Objective, images: Any) -> Tensor:
     """The cluster (N,) int64 of every image, on the CPU."""
     return extract(objective.predict, images).cpu()
+
+
+@torch.no_grad()
+def settle(module: nn.Module, images: Any, batch_size: int) -> None:
+    """Set what BatchNorm uses in prediction to the mean over batches of uint8 images (N,C,H,W).
+
+    In place. A running average holds augmented images and weights of long ago; this one the
+    images, and the weights that stay. Source: Wu and Johnson 2021, arXiv 2105.07576.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    rates = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # the mean of all batches
+        m.train()
+    size = min(batch_size, len(images))
+    rows = torch.randperm(len(images))[: len(images) // size * size].to(images.device)
+    own = rows.view(-1, size)[:, dist.rank() :: dist.world_size()]
+    for x, _ in batches(images, own.flatten(), own.shape[1]):
+        module(x)
+    for m, rate in zip(norms, rates, strict=True):
+        m.momentum = rate
+        m.eval()

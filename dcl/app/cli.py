@@ -30,6 +30,7 @@ from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, p
 from dcl.app.clusters import shipped
 from dcl.app.source import Source
 from dcl.data.vectors import is_vectors
+from dcl.recipes import recipes
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic
@@ -141,7 +142,7 @@ def methods() -> int:
     """The methods, the recipes of each, and the trained networks in the package."""
     for name, module in all_methods.methods().items():
         print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
-        print(f"{'':<12} profiles: {', '.join(module.PROFILES)}")
+        print(f"{'':<12} recipes: {', '.join(recipes(name))}")
         if getattr(module.Config, "takes_vectors", False):
             print(f"{'':<12} takes vectors (N,d) as well as images")
     for name in shipped():

@@ -14,7 +14,7 @@ from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
 from dcl.app.source import Source, side
 from dcl.config import epochs_of, with_batches, with_epochs
 from dcl.data.vectors import is_vectors
-from dcl.recipes import recipe
+from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
 
@@ -32,15 +32,15 @@ class Fit:
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
-    """How many clusters; 0: as many as the profile says. Unsure? dcl choose-k."""
-    profile: str = "auto"
-    """The recipe that the settings below start from. auto: quick for the embedded sets and for
-    vectors; frozen with an encoder, where the method has it; else gpu on a GPU and photos on a
-    CPU."""
+    """How many clusters; 0: as many as the recipe says. Unsure? dcl choose-k."""
+    recipe: str = "auto"
+    """The recipe that the settings below start from. auto: that of the data set, or of the most
+    similar one; with an encoder frozen, where the method has it; for photographs cifar10 on a GPU
+    and photos, a small network, on a CPU."""
     encoder: str = ""
     """A network that already sees, such as resnet50 or resnet50:weights.pth. For a few hundred or
     thousand photographs nothing trained from scratch is good. It is fine-tuned, unless the
-    profile is frozen: then heads are trained on its features."""
+    recipe is frozen: then heads are trained on its features."""
     size: int = 0
     """Side in pixels to which images are brought. 0: 224 with an encoder, else 32; a named set
     keeps its own."""
@@ -49,7 +49,7 @@ class Fit:
     limit: int = 0
     """So many images at most, chosen at random; 0: all."""
     epochs: int = 0
-    """Epochs of every stage; 0: as the profile says."""
+    """Epochs of every stage; 0: as the recipe says."""
     seed: int = 0
     """The same seed on the same machine gives the same clusters."""
     device: str = "auto"
@@ -67,15 +67,13 @@ def fit(args: Sequence[str]) -> int:
         return OK if args else IMPOSSIBLE
     name, rest = args[0], [*args[1:]]
     module = methods.method(name)
-    profile, words = peek(rest, "--profile", "auto"), peek(rest, "--data")
+    chosen, words = peek(rest, "--recipe", "auto"), peek(rest, "--data")
     if is_vectors(words):
         methods.for_vectors(name)
-    if profile == "auto":
+    if chosen == "auto":
         place = pick_device(peek(rest, "--device", "auto")).type
-        profile = recipe(module, words, bool(peek(rest, "--encoder")), place)
-    if profile not in module.PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(module.PROFILES)}; got {profile!r}")
-    asked, config = _settings(name, module, profile, rest)
+        chosen = choose(name, words, encoder=bool(peek(rest, "--encoder")), device=place)
+    asked, config = _settings(name, module, chosen, rest)
     said = {"n_clusters": asked.clusters, "seed": asked.seed}
     config = replace(config, **{k: v for k, v in said.items() if v})
     if asked.epochs:
@@ -95,7 +93,7 @@ def fit(args: Sequence[str]) -> int:
         )
     config = with_batches(config, len(data))
     board = tensorboard(out / "tensorboard") if asked.tensorboard else None
-    say(f"{name}, profile {profile}")
+    say(f"{name}, recipe {chosen}")
     return follow(
         out,
         config,
@@ -132,16 +130,16 @@ def peek(args: Sequence[str], flag: str, default: str = "") -> str:
     return found
 
 
-def _settings(name: str, module: Any, profile: str, args: Sequence[str]) -> tuple[Fit, Any]:
+def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple[Fit, Any]:
     """The common arguments, and the method's Config with what the command line changes."""
     import tyro
 
-    config = module.PROFILES[profile]
+    config = recipe(name, chosen)
     settings = ("config", module.Config, field(default_factory=lambda: config))
     whole = make_dataclass("Fit", [settings], bases=(Fit,), kw_only=True)
     title = (module.__doc__ or "").split("\n")[0]
-    text = f"{title}\n\nSettings of the method begin with --config; shown is profile {profile!r}."
-    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the kind that the profile has
+    text = f"{title}\n\nSettings of the method begin with --config; shown is recipe {chosen!r}."
+    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the kind that the recipe has
     keep = (tyro.conf.AvoidSubcommands,)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate subcommand name")

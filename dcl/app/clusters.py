@@ -1,5 +1,6 @@
 """Trained clusters to take along: one safetensors file, read without running any code from it."""
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -143,8 +144,10 @@ class Clusters:
             name, size = about["encoder"].rsplit("@", 1)
             encoder = architecture(name, int(size))
         like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
-        model: Objective = module.model(like, config, encoder)
+        model: Objective = module.model(like, config, copy.deepcopy(encoder))
         prototypes = tensors.pop(PROTOTYPES)
+        if "centroids" in tensors:  # their name until the networks of November 2026
+            tensors["clusters.centroids"] = tensors.pop("centroids")
         own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {
             *model.transient
         }

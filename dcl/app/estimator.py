@@ -18,7 +18,7 @@ from dcl.config import with_batches, with_epochs
 from dcl.data import Data
 from dcl.data.vectors import is_vectors, vectors_of
 from dcl.measure import metrics
-from dcl.recipes import recipe
+from dcl.recipes import choose, recipe
 from dcl.runtime.device import pick_device
 
 
@@ -31,11 +31,11 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     .npy file of such. Whole numbers (N,d) are refused: pixels would have to be divided by 255, or
     given as images, counts and categories scaled in a way that only you know.
 
-    Parameters: method, a file of `dcl.methods`; n_clusters; profile, the recipe: "auto" is frozen
-    with an encoder where the method has it, else gpu on a GPU and photos on a CPU; encoder, a name
-    for `dcl.nets.pretrained` or a torch module; size, the side in pixels to which a folder's images
-    are brought (None: 224 with an encoder, else 32); epochs of every stage (None: the profile's);
-    config, a whole Config that replaces profile and epochs; device; random_state, an integer;
+    Parameters: method, a file of `dcl.methods`; n_clusters; recipe, its name: "auto" is frozen
+    with an encoder where the method has it, else cifar10 on a GPU and photos on a CPU; encoder, a
+    name for `dcl.nets.pretrained` or a torch module; size, the side in pixels to which a folder's
+    images are brought (None: 224 with an encoder, else 32); epochs of every stage (None: the
+    recipe's); config, a whole Config that replaces recipe and epochs; device; random_state, an integer;
     run_dir, a folder in which an interrupted fit goes on and the report is left.
 
     After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
@@ -48,7 +48,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         method: str = "scan",
         n_clusters: int = 10,
         *,
-        profile: str = "auto",
+        recipe: str = "auto",
         encoder: str | nn.Module = "",
         size: int | None = None,
         epochs: int | None = None,
@@ -59,7 +59,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     ):
         self.method = method
         self.n_clusters = n_clusters
-        self.profile = profile
+        self.recipe = recipe
         self.encoder = encoder
         self.size = size
         self.epochs = epochs
@@ -70,16 +70,12 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Cluster images or vectors. Raises TypeError or ValueError naming the parameter."""
-        module = methods.method(self.method)
-        data, profile = self._data(X), self.profile
-        if profile == "auto":
-            place = pick_device(self.device).type
-            profile = recipe(module, "", bool(self.encoder), place, data.vectors)
-        if self.config is None and profile not in module.PROFILES:
-            raise ValueError(
-                f"profile must be auto or one of {', '.join(module.PROFILES)}; got {profile!r}"
-            )
-        config = self.config or module.PROFILES[profile]
+        methods.method(self.method)  # which names the known ones
+        data, name = self._data(X), self.recipe
+        if name == "auto":
+            place, learned = pick_device(self.device).type, bool(self.encoder)
+            name = choose(self.method, encoder=learned, vectors=data.vectors, device=place)
+        config = self.config or recipe(self.method, name)
         if self.config is None and self.epochs is not None:
             config = with_epochs(config, self.epochs)
         config = replace(config, n_clusters=self.n_clusters, seed=self.random_state)

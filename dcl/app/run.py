@@ -21,6 +21,7 @@ from torch import nn
 
 import dcl
 from dcl import methods
+from dcl.algorithm import check_fit, claimed
 from dcl.app.assignments import csv_bytes, names, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
 from dcl.app.monitors import Log, all_of, read_log
@@ -35,6 +36,8 @@ from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
 from dcl.nets.features import features, fingerprint
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
+from dcl.recipes import choose as choose_recipe
+from dcl.recipes import recipe
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic
@@ -71,25 +74,26 @@ def fit(
     if out is None:
         model = module.fit(images, config, encoder=network, monitor=monitor)
         return fitted(model, method, images, spec)
-    out = Path(out)
+    out, seen = Path(out), check_fit(images, config, network)
     with checkpoint.lock(out):
-        config_file, inner = out / "config.json", out / "checkpoint"
-        fresh = not config_file.exists() and not any(inner.rglob("config.json"))
+        fresh = not (out / "config.json").exists()
         checkpoint.claim(
             out,
             {"method": method, "encoder": said, "config": asdict(config)},
-            data.checksum,
+            seen.checksum,
             source=asdict(source or Source("")),
             device=device,
             dcl=dcl.__version__,
         )
         follow = all_of(Log(every=0, run_dir=out, name="log.jsonl"), monitor)
         try:
-            model = module.fit(images, config, encoder=network, monitor=follow, run_dir=inner)
+            with claimed():
+                model = module.fit(
+                    images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
+                )
         except (ValueError, TypeError):
             if fresh and dist.rank() == 0 and not (out / "log.jsonl").exists():
-                for claimed in (config_file, *inner.rglob("config.json")):
-                    claimed.unlink()  # the folder is free for better settings
+                (out / "config.json").unlink()  # the folder is free for better settings
             raise
         clusters, assignment = fitted(model, method, images, spec)
         if dist.rank() == 0:
@@ -265,9 +269,9 @@ def choose(
     elif encoder or images.vectors:
         z = unit(images.images).flatten(1)
     else:
-        kind = "quick-shapes" if data == "shapes" else "quick" if images.channels == 1 else "photos"
-        recipe = with_batches(simclr.PROFILES[kind], len(images))
+        name = choose_recipe("simclr", data, "quick", gray=images.channels == 1)
+        config = with_batches(recipe("simclr", name), len(images))
         shown = images.images.to(place)
-        looks = [simclr.fit(shown, replace(recipe, seed=seed + k)) for k in range(2)]
+        looks = [simclr.fit(shown, replace(config, seed=seed + k)) for k in range(2)]
         z = [extract(look.embed, shown) for look in looks]
     return choose_k(z, range(2, min(most, len(images) // 2) + 1), seed=seed)

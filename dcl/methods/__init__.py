@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from dataclasses import fields
 from types import ModuleType
 
 
@@ -10,7 +9,7 @@ def methods() -> dict[str, ModuleType]:
     """The clustering methods by name: the files in `dcl/methods` whose Config has n_clusters."""
     stems = [m.name for m in pkgutil.iter_modules(importlib.import_module("dcl.methods").__path__)]
     found = {stem: importlib.import_module(f"dcl.methods.{stem}") for stem in stems}
-    return {s: m for s, m in found.items() if "n_clusters" in {f.name for f in fields(m.Config)}}
+    return {s: m for s, m in found.items() if hasattr(getattr(m, "Config", None), "n_clusters")}
 
 
 def method(name: str) -> ModuleType:

@@ -32,20 +32,18 @@ All squared errors are means, over images and over the numbers of each.
 - step 2 may be left out, as in later re-implementations, which found it no better
 """
 
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
+from dcl.algorithm import Run, algorithm
 from dcl.config import TrainConfig, check_config
 from dcl.nets.autoencoders import Scale, coders, mlp_decoder
-from dcl.train import Monitor, Objective, seeded, train
+from dcl.train import Encoder, Objective, train
 
 
 @dataclass(frozen=True)
@@ -58,26 +56,20 @@ class Config:
     """mlp: linear layers; cnn: convolutions, one to halve the image for each width but the last."""
     dims: tuple[int, ...] = (500, 500, 2000, 10)
     """Widths of the encoder's layers; the last is the length of the code."""
-    scale: float | None = None
-    """Factor for the input; None: the mean of its squares becomes one."""
-    layers: TrainConfig = TrainConfig(
-        epochs=213, batch_size=256, lr=0.1, schedule="step", milestones=(85, 170)
-    )
+    scale: float | None = None  #: factor for the input; None: the mean of its squares becomes one
+    layers: TrainConfig = TrainConfig(213, 256, lr=0.1, schedule="step", milestones=(85, 170))
     """Training of each layer, with dropout, before that of all; 0 epochs: none."""
-    dropout: float = 0.2
-    """Share of a layer's numbers that are dropped while it is trained alone."""
+    dropout: float = 0.2  #: share of a layer's numbers dropped while it is trained alone
     train: TrainConfig = TrainConfig(
-        epochs=427, batch_size=256, lr=0.1, schedule="step", milestones=(85, 170, 256, 342)
+        427, 256, lr=0.1, schedule="step", milestones=(85, 170, 256, 342)
     )
     """Training of all layers together."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, dropout=(0, 1))
+        check_config(self, "scale", dropout=(0, 1))
         if len(self.dims) < 2 or min(self.dims) < 1:
             raise ValueError(f"dims must be two widths or more, each at least 1; got {self.dims}")
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"scale must be above 0; got {self.scale}")
         if self.encoder == "cnn" and self.layers.epochs:
             raise ValueError("layers.epochs must be 0 with encoder cnn: only mlp has such layers")
 
@@ -85,13 +77,12 @@ class Config:
 class Autoencoder(Objective):
     """Encoder and decoder that draw the scaled input again. It does not cluster."""
 
-    def __init__(self, images: Any, config: Config, encoder: nn.Module | None = None):
+    def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config, self.scale = config, Scale(images, config.scale)
         own, decoder = coders(config.encoder, images, config.dims, config.scale)
         if encoder is not None:
-            width: int = encoder.out_dim  # type: ignore[assignment]
-            decoder = mlp_decoder(width, config.dims, images)
+            decoder = mlp_decoder(encoder.out_dim, config.dims, images)
         self.encoder, self.decoder = own if encoder is None else encoder, decoder
         self.to(images.device)
 
@@ -112,7 +103,8 @@ class Layer(Objective):
     ):
         """Layer k of n, both from 1."""
         super().__init__()
-        self.below, self.encoder, self.mirror, self.dropout = below, layer, mirror, dropout
+        self.below, self.mirror, self.dropout = below, mirror, dropout
+        self.encoder = layer  # type: ignore[assignment]
         self.first, self.code = k == 1, k == n
         for linear in (layer, mirror):
             nn.init.normal_(linear.weight, 0, 0.01)
@@ -143,47 +135,21 @@ def layers_of(objective: Autoencoder) -> Iterator[Layer]:
         yield Layer(below, layer, mirror, objective.config.dropout, n, len(at))
 
 
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> Autoencoder:
-    """What `fit` trains, with fresh weights, for images (N,C,H,W) or vectors (N,d) like these."""
-    return Autoencoder(images, config, copy.deepcopy(encoder))
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> Autoencoder:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Autoencoder:
     """Train on images uint8 (N,C,H,W), or vectors float32 (N,d), without labels.
 
     An `encoder` with `out_dim` is trained as a copy, with a decoder of linear layers; ValueError
     when it is to be trained layer by layer. Chapter: dec.
     """
-    check_fit(images, config, run_dir)
     if encoder is not None and config.layers.epochs:
         raise ValueError("layers.epochs must be 0 with an encoder of your own")
-    with seeded(config.seed):
-        objective = model(images, config, encoder)
-        if config.layers.epochs:  # step 2
-            for n, layer in enumerate(layers_of(objective), 1):
-                stage = f"layer{n}"
-                train(layer, images, config.layers, stage=stage, monitor=monitor, run_dir=run_dir)
-        train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
-    return objective
+    whole = Autoencoder(images, config, encoder)
+    if config.layers.epochs:  # step 2
+        for n, layer in enumerate(layers_of(whole), 1):
+            train(layer, images, config.layers, stage=f"layer{n}", **run)
+    train(whole, images, config.train, stage="pretext", **run)  # step 3
+    return whole
 
 
-_NONE = TrainConfig(epochs=0)
-_DIGITS = TrainConfig(epochs=100, batch_size=256, optimizer="adam", lr=1e-3)
-_QUICK = Config(dims=(250, 250, 1000, 10), layers=_NONE, train=_DIGITS)  # half as wide
-PROFILES = {
-    "smoke": replace(_QUICK, dims=(64, 64, 10), train=replace(_DIGITS, epochs=10, batch_size=64)),
-    "quick": _QUICK,
-    "photos": replace(_QUICK, encoder="cnn", dims=(32, 64, 128, 10)),
-    "gpu": Config(layers=_NONE, train=TrainConfig(300, 256, "adam", 1e-3, schedule="cosine")),
-    "gpu-mnist": Config(
-        scale=5.1, layers=_NONE, train=TrainConfig(40, 256, "adam", 1e-3, schedule="cosine")
-    ),
-    "paper": Config(scale=5.1),
-}
+model = Autoencoder  # what `fit` returns, with fresh weights

@@ -40,22 +40,19 @@ The cluster of an image is the largest of its label features. There is no pretex
 
 import copy
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from dcl.algorithm import check_fit
+from dcl.algorithm import Run, algorithm
 from dcl.cluster.pairwise import pair_loss
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
-from dcl.runtime.dist import all_gather_rows, own_rows, rank, world_size
-from dcl.train import Monitor, Objective, batches, seeded, train
-from dcl.views import HAND_VIEW, View
+from dcl.runtime.dist import all_gather_rows, own_rows
+from dcl.train import Encoder, Objective, settle, train
+from dcl.views import View
 
 
 @dataclass(frozen=True)
@@ -64,32 +61,23 @@ class Config:
 
     seed: int = 0
     n_clusters: int = 10
-    width: int = 64
-    """Maps of the first stage of convolutions; the next has twice as many."""
-    depth: int = 3
-    """Convolutions of a stage."""
+    width: int = 64  #: maps of the first stage of convolutions; the next has twice as many
+    depth: int = 3  #: convolutions of a stage
     stages: int = 2
-    eta: float = 0.009
-    """How fast the band closes: after .45 / (1.1 eta) epochs, rounded up."""
+    eta: float = 0.009  #: how fast the band closes: after .45 / (1.1 eta) epochs, rounded up
     until: float = 0.0
     """Training also ends when the upper threshold falls to this. Below .707 an image torn between
     two clusters is alike to both of them, and they grow together."""
     n_init: int = 1
     """Trainings, each from its own random weights, of which the one whose last epoch has the lowest
     loss is kept. What a network settles on in its first epochs no later pair takes back."""
-    all_pairs: bool = False
-    """Label every pair by the upper threshold: the released variant, DAC*."""
+    all_pairs: bool = False  #: label every pair by the upper threshold: the released variant, DAC*
     view: View = View(rotate=10, translate=0.1, zoom=(0.95, 1.05))
     """What is trained on; labels come from the images as they are."""
     train: TrainConfig = TrainConfig(epochs=46, batch_size=128, optimizer="rmsprop", lr=1e-3)
 
     def __post_init__(self) -> None:
-        check_config(self, width=1, depth=1, stages=1, n_init=1)
-        if self.eta <= 0:
-            raise ValueError(f"eta must be above 0; got {self.eta}")
-
-
-# ---------------------------------------------------------------- pair labels
+        check_config(self, "eta", width=1, depth=1, stages=1, n_init=1)
 
 
 def thresholds(step: float) -> tuple[float, float]:
@@ -118,17 +106,16 @@ def band_labels(g: Tensor, upper: float, lower: float) -> tuple[Tensor, Tensor]:
     return alike.float(), (alike | (g < lower)).float()
 
 
-# ---------------------------------------------------------------- objective
-
-
 class DAC(Objective):
     """Label features that learn from the pairs of which they are sure."""
 
-    def __init__(self, encoder: nn.Module, config: Config):
+    def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
-        self.config, self.encoder = config, encoder
+        self.config, k = config, config.n_clusters
+        shape = config.width, config.depth, config.stages
+        self.encoder = encoder or convnets.all_conv(images, k, *shape)
         self.upper, self.lower = thresholds(0.0)
-        k, features = config.n_clusters, int(encoder.out_dim)  # type: ignore[arg-type]
+        features = self.encoder.out_dim
         layers: list[nn.Module] = []
         for a in ([] if features == k else [features]) + [k, k]:
             layers += [nn.Linear(a, k), nn.BatchNorm1d(k), nn.ReLU()]
@@ -136,6 +123,7 @@ class DAC(Objective):
                 nn.init.eye_(layers[-3].weight)  # type: ignore[arg-type]
                 nn.init.zeros_(layers[-3].bias)  # type: ignore[arg-type]
         self.head = nn.Sequential(*layers)
+        self.to(images.device)
 
     def before_epoch(self, epoch: int) -> None:
         """Step 4: narrow the band."""
@@ -170,83 +158,22 @@ class DAC(Objective):
         return self.head(self.encoder(x)).float().softmax(1)
 
 
-@torch.no_grad()
-def settle(module: nn.Module, images: Any, batch_size: int) -> None:
-    """Set what BatchNorm uses in prediction to the mean over batches of uint8 images (N,C,H,W).
-
-    In place. A running average holds augmented images and weights of long ago; this one the
-    images, and the weights that stay. Source: Wu and Johnson 2021, arXiv 2105.07576.
-    """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    rates = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # the mean of all batches
-        m.train()
-    size = min(batch_size, len(images))
-    rows = torch.randperm(len(images))[: len(images) // size * size].to(images.device)
-    own = rows.view(-1, size)[:, rank() :: world_size()]
-    for x, _ in batches(images, own.flatten(), own.shape[1]):
-        module(x)
-    for m, rate in zip(norms, rates, strict=True):
-        m.momentum = rate
-        m.eval()
-
-
-# ---------------------------------------------------------------- Algorithm 1
-
-
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DAC:
-    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    if encoder is None:
-        k, shape = config.n_clusters, (config.width, config.depth, config.stages)
-        encoder = convnets.all_conv(images, k, *shape)
-    return DAC(copy.deepcopy(encoder), config).to(images.device)
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> DAC:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> DAC:
     """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`.
 
     An `encoder` has `out_dim`; its features get a dense layer to K. With `n_init` above 1 the
     stages are called start1, start2, ... Chapter: dac.
     """
-    check_fit(images, config, run_dir, encoder)
-    with seeded(config.seed):
-        best, lowest = model(images, config, encoder), math.inf
-        for n in range(config.n_init):
-            objective = model(images, config, encoder) if n else best
-            stage = f"start{n + 1}" if config.n_init > 1 else "train"
-            history = train(
-                objective, images, config.train, stage=stage, monitor=monitor, run_dir=run_dir
-            )
-            if history and history[-1]["loss"] < lowest:
-                best, lowest = objective, history[-1]["loss"]
-        settle(nn.Sequential(best.encoder, best.head), images, 512)
+    best, lowest = DAC(images, config, copy.deepcopy(encoder)), math.inf
+    for n in range(config.n_init):
+        dac = DAC(images, config, copy.deepcopy(encoder)) if n else best
+        stage = f"start{n + 1}" if config.n_init > 1 else "train"
+        history = train(dac, images, config.train, stage=stage, **run)
+        if history and history[-1]["loss"] < lowest:
+            best, lowest = dac, history[-1]["loss"]
+    settle(nn.Sequential(best.encoder, best.head), images, 512)
     return best
 
 
-# of the released code for CIFAR-10, as far as `View` has it
-PHOTO = View(rotate=20, translate=0.18, zoom=(0.85, 1.15), flip=0.5)
-_TORN = 0.5**0.5  # the cosine of (1/2, 1/2) with (1, 0) and (0, 1)
-_MNIST = Config(width=16, depth=2, until=_TORN, view=HAND_VIEW)
-# a set this small has few batches in an epoch: smaller ones, and a higher rate
-_QUICK = replace(_MNIST, n_init=3, train=replace(Config.train, epochs=25, batch_size=64, lr=2e-3))
-PROFILES = {
-    "smoke": replace(_QUICK, width=8, n_init=1, train=replace(_QUICK.train, epochs=3)),
-    "quick": _QUICK,
-    "quick-shapes": replace(_QUICK, n_clusters=6),
-    "quick-mnist": _MNIST,
-    "photos": replace(
-        _MNIST, eta=0.0045, view=PHOTO, train=replace(Config.train, epochs=50, batch_size=64)
-    ),
-    "gpu": Config(view=PHOTO),
-    "gpu-mnist": Config(view=HAND_VIEW),
-    "paper": Config(),
-}
+model = DAC  # what `fit` returns, with fresh weights

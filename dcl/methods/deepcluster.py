@@ -45,44 +45,37 @@ Differences from the released code:
   The number kept is logged as `dimensions`.
 """
 
-import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
+from dcl.algorithm import Run, algorithm
+from dcl.cluster.centroids import Centroids
 from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig, check_config
 from dcl.measure.metrics import nmi
 from dcl.nets import convnets
-from dcl.train import Monitor, Objective, extract, seeded, train
-from dcl.views import DEEPCLUSTER_VIEW, DIGIT_VIEW, HAND_VIEW, View
+from dcl.train import Encoder, Objective, extract, train
+from dcl.views import DEEPCLUSTER_VIEW, View
 
 
 @dataclass(frozen=True)
 class Config:
-    """AlexNet on ImageNet, K = 10,000; the other recipes are in `PROFILES`."""
+    """AlexNet on ImageNet, K = 10,000."""
 
     seed: int = 0
-    n_clusters: int = 1000
-    """Clusters of the k-means at the end; plays no part in training."""
-    n_pseudo: int = 10_000
-    """K, the number of pseudo-clusters: several times the number of classes."""
+    n_clusters: int = 1000  #: clusters of the k-means at the end; plays no part in training
+    n_pseudo: int = 10_000  #: K, pseudo-clusters: several times the number of classes
     encoder: str = "alexnet_bn"
     width: int | None = None
-    fc: int = 0
-    """Width of the linear layer after an encoder that ends with averaged maps; 0: none."""
-    sobel: bool = True
-    """Edges instead of colours at the input."""
+    fc: int = 0  #: width of the linear layer after averaged maps; 0: none
+    sobel: bool = True  #: edges instead of colours at the input
     view: View = DEEPCLUSTER_VIEW
-    pca: int = 256
-    """Dimensions kept by the whitening, or fewer where the features have fewer."""
-    reassign: int = 1
-    """Epochs from one k-means to the next."""
+    pca: int = 256  #: dimensions kept by the whitening, or fewer where the features have fewer
+    reassign: int = 1  #: epochs from one k-means to the next
     balance: Literal["sample", "weight", "none"] = "sample"
     """What keeps giant clusters from ruling: "sample" draws images uniformly over clusters,
     "weight" divides the loss by the cluster's size (the same in expectation), "none"."""
@@ -94,6 +87,11 @@ class Config:
         check_config(self, pca=1, reassign=1)
         if self.train.optimizer != "sgd":  # another would remember the top layer it lost
             raise ValueError(f"train.optimizer must be sgd; got {self.train.optimizer!r}")
+
+    def check(self, n: int) -> None:
+        """Raise ValueError unless n images can have so many pseudo-clusters."""
+        if not 2 <= (k := self.n_pseudo) <= n:
+            raise ValueError(f"n_pseudo must be between 2 and the number of images, {n}; got {k}")
 
 
 def pseudo_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -143,21 +141,20 @@ class DeepCluster(Objective):
     log: Tensor
     centre: Tensor
     directions: Tensor
-    centroids: Tensor
 
-    def __init__(self, images: Any, config: Config, encoder: nn.Module):
+    def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
-        self.images, self.config, self.encoder = images, config, encoder
-        features = int(encoder.out_dim)  # type: ignore[arg-type]
-        width = config.fc or features
-        self.fc = nn.Linear(features, width) if config.fc else nn.Identity()
-        self.top = nn.Linear(width, config.n_pseudo)
+        self.images, self.config, c = images, config, config
+        self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width, sobel=c.sobel)
+        features = self.encoder.out_dim
+        width = c.fc or features
+        self.fc = nn.Linear(features, width) if c.fc else nn.Identity()
+        self.top = nn.Linear(width, c.n_pseudo)
         self.register_buffer("pseudo", torch.zeros(len(images), dtype=torch.int64))
         self.register_buffer("log", torch.zeros(3))  # clusters, dimensions, NMI
         self.register_buffer("centre", torch.zeros(width))
-        k, d = config.n_clusters, 2 * config.n_clusters
-        self.register_buffer("directions", torch.zeros(width, d))
-        self.register_buffer("centroids", torch.zeros(k, d))
+        self.register_buffer("directions", torch.zeros(width, 2 * c.n_clusters))
+        self.clusters = Centroids(c.n_clusters, 2 * c.n_clusters)
         self.to(images.device)
 
     def features(self, x: Tensor) -> Tensor:
@@ -199,17 +196,16 @@ class DeepCluster(Objective):
         return [{"params": network}, {"params": [*self.top.parameters()], "momentum": 0.0}]
 
     def fit_clusters(self) -> None:
-        """Set the centroids that `predict` compares with: k-means, best of 10 starts.
+        """Set the clusters that `predict` names: k-means on whitened features.
 
-        On 2 * n_clusters whitened dimensions: k clusters span k - 1, and every further one brings
-        in what does not tell them apart, at the same volume.
+        On 2 * n_clusters dimensions: k clusters span k - 1, and every further one brings in what
+        does not tell them apart, at the same volume.
         """
         features = extract(self.features, self.images)
         centre, directions = whitening(features, 2 * self.config.n_clusters)
         self.centre.copy_(centre)
         self.directions.zero_()[:, : directions.shape[1]] = directions
-        found = kmeans(self.whitened(features), self.config.n_clusters, n_init=10)
-        self.centroids.copy_(found.centroids)
+        self.clusters.fit(self.whitened(features))
 
     def whitened(self, features: Tensor) -> Tensor:
         """Features (B,width) as the k-means at the end sees them: rows of length 1."""
@@ -226,60 +222,19 @@ class DeepCluster(Objective):
         The order is that of k-means; what the numbers are worth was never trained. ValueError
         before `fit_clusters`.
         """
-        if not self.centroids.any():
-            raise ValueError("the clusters must be fitted first: call fit_clusters()")
-        return (-10 * torch.cdist(self.embed(x), self.centroids) ** 2).softmax(1)
+        return (10 * self.clusters(self.embed(x))).softmax(1)
 
 
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DeepCluster:
-    """What `fit` trains on these very images uint8 (N,C,H,W), with fresh weights."""
-    if encoder is None:
-        encoder = convnets.encoder(config.encoder, images, width=config.width, sobel=config.sobel)
-    return DeepCluster(images, config, copy.deepcopy(encoder))
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> DeepCluster:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> DeepCluster:
     """Train on images uint8 (N,C,H,W), then cluster the features into `n_clusters`.
 
-    An `encoder` with `out_dim` is fine-tuned as a copy. Raises as `check_fit` and `train`, and
-    ValueError unless `n_pseudo` is between 2 and N.
+    An `encoder` with `out_dim` is fine-tuned as a copy. Chapter: deepcluster.
     """
-    check_fit(images, config, run_dir)
-    k, n = config.n_pseudo, len(images)
-    if not 2 <= k <= n:
-        raise ValueError(f"n_pseudo must be between 2 and the number of images, {n}; got {k}")
-    with seeded(config.seed):
-        objective = model(images, config, encoder)
-        train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
-        objective.fit_clusters()
-    return objective
+    deepcluster = DeepCluster(images, config, encoder)
+    train(deepcluster, images, config.train, **run)
+    deepcluster.fit_clusters()
+    return deepcluster
 
 
-_VIEW = View(rotate=20, translate=0.12, zoom=(0.75, 1.25), flip=0.5, fill="border", negative=0.5)
-_FAST = TrainConfig(epochs=20, batch_size=64, lr=0.1, weight_decay=1e-5)
-_SHAPES = Config(
-    n_clusters=6, n_pseudo=30, encoder="small_cnn", fc=128, view=_VIEW, reassign=2, train=_FAST
-)
-_DIGITS = replace(_SHAPES, n_clusters=10, sobel=False, view=DIGIT_VIEW)
-_PHOTO = View(scale=(0.2, 1), flip=0.5)
-_LONG = TrainConfig(epochs=200, batch_size=256, lr=0.05, weight_decay=1e-5)
-PROFILES = {
-    "smoke": replace(_SHAPES, width=8, train=replace(_FAST, epochs=2)),
-    "quick": _SHAPES,
-    "quick-digits": _DIGITS,
-    "photos": replace(_SHAPES, n_clusters=10, n_pseudo=60, view=_PHOTO),
-    "gpu": Config(
-        n_clusters=10, n_pseudo=200, encoder="resnet18", fc=512, view=_PHOTO, train=_LONG
-    ),
-    "gpu-mnist": replace(
-        _DIGITS, width=16, view=HAND_VIEW, reassign=1, train=replace(_FAST, epochs=6)
-    ),
-    "paper": Config(),
-}
+model = DeepCluster  # what `fit` returns, with fresh weights

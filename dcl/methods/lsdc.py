@@ -36,24 +36,23 @@ batch:
   `official_orientation`, which would permute those of the others too, only the own ones
 """
 
-import copy
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
+from dcl.algorithm import Run, algorithm, pretrain
 from dcl.cluster.kmeans import kmeans
-from dcl.cluster.pairwise import pair_loss
-from dcl.config import TrainConfig, check_config, with_epochs
+from dcl.cluster.pairwise import cosine_labels, knn_labels, l2_labels, pair_loss, sne_labels
+from dcl.config import TrainConfig, check_config
 from dcl.methods import rotnet, simclr
+from dcl.nets.convnets import freeze
 from dcl.runtime.dist import all_gather_rows, own_rows
-from dcl.train import Monitor, Objective, extract, seeded, train
-from dcl.views import CROP_FLIP, DIGIT_VIEW, View
+from dcl.train import Encoder, Objective, extract, train
+from dcl.views import CROP_FLIP, View
 from dcl.views.ricap import RicapDraw, ricap, ricap_draw
 
 
@@ -62,24 +61,16 @@ class Config:
     """The released settings for CIFAR-10."""
 
     n_clusters: int = 10
-    labeler: Literal["cosine", "l2", "sne", "knn"] = "cosine"
-    """Rule that says which pairs of a batch are alike."""
+    labeler: Literal["cosine", "l2", "sne", "knn"] = "cosine"  #: which pairs of a batch are alike
     threshold: float = 0.9
     """cosine: least similarity; l2: a distance too large; sne: affinity too small (theirs .01)."""
-    temperature: float = 1.0
-    """sne only: width T of the Gaussian."""
-    k: int = 20
-    """knn only: neighbours, the image itself counted."""
-    beta: float = 0.3
-    """Parameter of RICAP's Beta(beta, beta); 0: no mixing."""
-    consistency: float = 5.0
-    """Final weight of the squared error between the two mixtures."""
-    ramp: int = 100
-    """Epochs over which that weight rises."""
-    view: View = CROP_FLIP
-    """View of the images before they are mixed."""
-    clean_view: View = CROP_FLIP
-    """View that is labelled."""
+    temperature: float = 1.0  #: sne only: width T of the Gaussian
+    k: int = 20  #: knn only: neighbours, the image itself counted
+    beta: float = 0.3  #: parameter of RICAP's Beta(beta, beta); 0: no mixing
+    consistency: float = 5.0  #: final weight of the squared error between the two mixtures
+    ramp: int = 100  #: epochs over which that weight rises
+    view: View = CROP_FLIP  #: of the images before they are mixed
+    clean_view: View = CROP_FLIP  #: of the images that are labelled
     frozen: tuple[str, ...] = ("1.conv1", "1.bn1", "1.layer1", "1.layer2", "1.layer3")
     """Beginnings of the names of the encoder's parameters that stay as the pretext left them."""
     official_orientation: bool = False
@@ -89,64 +80,17 @@ class Config:
     start: Literal["random", "kmeans"] = "random"
     """What the linear head begins as. kmeans: the directions of k-means' centroids (best of 10
     starts) in the features that the head is put on, so that no two classes begin as one."""
-    head_rate: float = 1.0
-    """Learning rate of the linear head, in multiples of that of the encoder."""
+    head_rate: float = 1.0  #: learning rate of the linear head, in multiples of the encoder's
     train: TrainConfig = TrainConfig(
         epochs=220, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(140, 180)
     )
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, ramp=1)
+        check_config(self, "temperature", ramp=1)
         size = self.train.batch_size
-        for name, good, expected in (
-            ("k", self.labeler != "knn" or 2 <= self.k <= size, f"in 2 to batch_size, {size}"),
-            ("temperature", self.temperature > 0, "above 0"),
-        ):
-            if not good:
-                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)!r}")
-
-
-# ---------------------------------------------------------------- pair labels
-
-
-def cosine_labels(f: Tensor, threshold: float = 0.9) -> Tensor:
-    """1 where the cosine of two rows of f (B,D) is at least `threshold`: (B,B) of 0 and 1.
-
-    Source: LSD-C section 3.1. Chapter: lsdc.
-    """
-    f = F.normalize(f, dim=1)
-    return (f @ f.T >= threshold).float().fill_diagonal_(1)
-
-
-def l2_labels(f: Tensor, threshold: float) -> Tensor:
-    """1 where the distance of two rows of f (B,D) is below `threshold`: (B,B) of 0 and 1.
-
-    Source: LSD-C section 3.1. Chapter: lsdc.
-    """
-    return (torch.cdist(f, f) < threshold).float().fill_diagonal_(1)
-
-
-def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> Tensor:
-    """1 where the SNE affinity of two rows of f (B,D) is above `threshold`: (B,B) of 0 and 1.
-
-    The affinity is the mean of "j is i's neighbour" and "i is j's", each a softmax of minus the
-    squared distance over T squared. Source: LSD-C section 3.1. Chapter: lsdc.
-    """
-    logits = -(torch.cdist(f, f) ** 2) / temperature**2
-    logits.fill_diagonal_(-torch.inf)  # nobody is its own neighbour
-    return ((logits.softmax(1) + logits.softmax(0)) / 2 > threshold).float().fill_diagonal_(1)
-
-
-def knn_labels(f: Tensor, k: int = 20) -> Tensor:
-    """1 where i is near to j *or* j near to i, rows of f (B,D): (B,B) of 0 and 1.
-
-    Near: closer than the k-th smallest distance, the own one (0) counted, so k - 2 others.
-    Source: LSD-C section 3.1. Chapter: lsdc.
-    """
-    distance = torch.cdist(f, f).fill_diagonal_(0)
-    near = distance < distance.kthvalue(k, dim=1).values[:, None]
-    return (near | near.T).float().fill_diagonal_(1)
+        if self.labeler == "knn" and not 2 <= self.k <= size:
+            raise ValueError(f"k must be in 2 to batch_size, {size}; got {self.k}")
 
 
 def pair_labels(f: Tensor, config: Config) -> Tensor:
@@ -157,9 +101,6 @@ def pair_labels(f: Tensor, config: Config) -> Tensor:
     if config.labeler == "sne":
         return sne_labels(f, config.threshold, config.temperature)
     return (cosine_labels if config.labeler == "cosine" else l2_labels)(f, config.threshold)
-
-
-# ---------------------------------------------------------------- losses
 
 
 def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
@@ -181,16 +122,13 @@ def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
     return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
 
 
-# ---------------------------------------------------------------- objective
-
-
 class LSDC(Objective):
     """An encoder and a linear head that cut a batch where its own features see a gap."""
 
-    def __init__(self, encoder: nn.Module, config: Config):
+    def __init__(self, encoder: Encoder, config: Config):
         super().__init__()
-        self.config, self.encoder, self.weight = config, encoder, 0.0
-        self.head = nn.Linear(encoder.out_dim, config.n_clusters)  # type: ignore[arg-type]
+        self.config, self.encoder = config, encoder
+        self.head = nn.Linear(encoder.out_dim, config.n_clusters)
         freeze(encoder, config.frozen)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -198,10 +136,6 @@ class LSDC(Objective):
         trained = [p for p in self.encoder.parameters() if p.requires_grad]
         head = {"params": list(self.head.parameters()), "lr_scale": self.config.head_rate}
         return [{"params": trained}, head] if trained else [head]
-
-    def before_epoch(self, epoch: int) -> None:
-        """Raise the weight of the consistency loss."""
-        self.weight = ramp_up(epoch, self.config.ramp, self.config.consistency)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Pair and consistency loss; "positive" is the share of pairs called alike."""
@@ -219,7 +153,7 @@ class LSDC(Objective):
         with torch.autocast(x.device.type, enabled=False):
             pairs, agree = pair_loss(p_a, gather(p), target), F.mse_loss(p_a, p_b)
         found = {"pairs": pairs, "consistency": agree, "positive": alike.mean()}
-        return {"loss": pairs + self.weight * agree, **found}
+        return {"loss": pairs + ramp_up(self.epoch, c.ramp, c.consistency) * agree, **found}
 
     @torch.no_grad()
     def start_at_centroids(self, images: Any) -> None:
@@ -237,20 +171,6 @@ class LSDC(Objective):
         return self.probabilities(self.encoder(x))
 
 
-def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
-    """Take the parameters whose names begin so out of training. Raises ValueError if none does."""
-    for start in beginnings:
-        found = [p for name, p in encoder.named_parameters() if name.startswith(start + ".")]
-        if not found:
-            names = sorted({name.rsplit(".", 1)[0] for name, _ in encoder.named_parameters()})
-            raise ValueError(f"frozen must name parts of the encoder, {names}; got {start!r}")
-        for p in found:
-            p.requires_grad_(False)
-
-
-# ---------------------------------------------------------------- Algorithm 1
-
-
 class Embedding(nn.Sequential):
     """SimCLR's encoder and head as one encoder; its features have the length sqrt(out_dim)."""
 
@@ -263,7 +183,7 @@ class Embedding(nn.Sequential):
         return F.normalize(super().forward(x), dim=1) * self.out_dim**0.5
 
 
-def features_of(pretext: nn.Module) -> nn.Module:
+def features_of(pretext: nn.Module) -> Any:
     """RotNet's encoder, SimCLR's embedding, or the module itself: what the head is put on."""
     if isinstance(pretext, simclr.SimCLR):
         return Embedding(pretext)
@@ -272,52 +192,23 @@ def features_of(pretext: nn.Module) -> nn.Module:
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> LSDC:
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    if encoder is None:
-        pretext = simclr if isinstance(config.pretext, simclr.Config) else rotnet
-        encoder = pretext.model(images, config.pretext)
-    return LSDC(features_of(copy.deepcopy(encoder).to(images.device)), config)
+    return LSDC(features_of(encoder or _pretext(config).model(images, config.pretext)), config)
 
 
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> LSDC:
+def _pretext(config: Config) -> Any:
+    return simclr if isinstance(config.pretext, simclr.Config) else rotnet
+
+
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> LSDC:
     """Cluster images uint8 (N,C,H,W) without labels.
 
     `encoder`: any trained module with `out_dim`, or a fitted `simclr.SimCLR` or
     `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: lsdc.
     """
-    check_fit(images, config, run_dir, encoder)
-    with seeded(config.seed):
-        if encoder is None:  # pretext
-            inner = Path(run_dir) / "pretext" if run_dir else None
-            recipe = replace(config.pretext, seed=config.seed)
-            pretext = simclr if isinstance(recipe, simclr.Config) else rotnet
-            encoder = pretext.fit(images, recipe, monitor=monitor, run_dir=inner)
-        objective = model(images, config, encoder)
-        if config.start == "kmeans":
-            objective.start_at_centroids(images)
-        train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
-    return objective
-
-
-_D, _S = simclr.PROFILES["quick"], simclr.PROFILES["quick-shapes"]
-_M = simclr.PROFILES["gpu-mnist"]
-_QUICK = Config(threshold=0.7, ramp=10, view=DIGIT_VIEW, clean_view=View(), frozen=("0",),
-    head_rate=30, pretext=_D,
-    train=TrainConfig(12, 128, "adam", 3e-4, schedule="cosine"))  # fmt: skip
-PROFILES = {
-    "smoke": replace(_QUICK, labeler="knn", k=6, frozen=(), head_rate=1,
-        pretext=simclr.PROFILES["smoke"], train=TrainConfig(3, 32, "adam", 5e-3)),
-    "quick": replace(_QUICK, start="kmeans"),
-    "quick-shapes": replace(_QUICK, n_clusters=6, view=_S.view, pretext=_S),
-    "photos": replace(_QUICK, threshold=0.5, view=CROP_FLIP, pretext=simclr.PROFILES["photos"]),
-    "gpu": Config(pretext=rotnet.PROFILES["gpu"], train=with_epochs(Config.train, 60)),
-    "gpu-mnist": replace(_QUICK, threshold=0.6, ramp=3, view=_M.view, pretext=_M,
-        frozen=("0.1.0", "0.1.1", "0.1.4", "0.1.5"), train=replace(_QUICK.train, epochs=4)),
-    "paper": Config(),
-}  # fmt: skip
+    pretext = encoder or pretrain(_pretext(config), images, config, run)
+    lsdc = LSDC(features_of(pretext), config).to(images.device)
+    if config.start == "kmeans":
+        lsdc.start_at_centroids(images)
+    train(lsdc, images, config.train, **run)
+    return lsdc

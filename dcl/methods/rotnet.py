@@ -19,43 +19,31 @@ Algorithm, for every batch of images :math:`x_1,\dots,x_B`:
   images
 """
 
-import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
+from dcl.algorithm import Run, algorithm
 from dcl.config import TrainConfig
 from dcl.nets import convnets
-from dcl.train import Monitor, Objective, seeded, train
-from dcl.views import CROP_FLIP, DIGIT_VIEW, View
+from dcl.train import Encoder, Objective, train
+from dcl.views import CROP_FLIP, View
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings for CIFAR-10."""
 
-    encoder: str = "resnet18"
-    """One of `dcl.nets.convnets.ENCODERS`."""
-    width: int | None = None
-    """Width of the encoder; None: the original's."""
-    shortcut: str = "pad"
-    """Shortcuts of a ResNet: pad has no parameters, conv is a 1x1 convolution."""
-    view: View = CROP_FLIP
-    """View that is drawn before the rotations."""
-    train: TrainConfig = TrainConfig(
-        epochs=200,
-        batch_size=128,
-        lr=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        schedule="step",
-        milestones=(60, 120, 160),
-        gamma=0.2,
-    )
+    encoder: str = "resnet18"  #: one of `dcl.nets.convnets.ENCODERS`
+    width: int | None = None  #: width of the encoder; None: the original's
+    shortcut: str = "pad"  #: of a ResNet: pad has no parameters, conv is a 1x1 convolution
+    view: View = CROP_FLIP  #: drawn before the rotations
+    # fmt: off
+    train: TrainConfig = TrainConfig(epochs=200, batch_size=128, lr=0.1, nesterov=True,
+        weight_decay=5e-4, schedule="step", milestones=(60, 120, 160), gamma=0.2)
+    # fmt: on
     """A batch of 128 images is 512 pictures."""
     seed: int = 0
 
@@ -75,11 +63,13 @@ def rotations(x: Tensor) -> tuple[Tensor, Tensor]:
 class RotNet(Objective):
     """An encoder that learns to tell four rotations apart. It does not cluster."""
 
-    def __init__(self, encoder: nn.Module, config: Config):
+    def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
-        self.config, self.encoder = config, encoder
-        width: int = encoder.out_dim  # type: ignore[assignment]
-        self.head = nn.Linear(width, 4)
+        self.config = c = config
+        self.encoder = encoder or convnets.encoder(
+            c.encoder, images, width=c.width, shortcut=c.shortcut
+        )
+        self.head = nn.Linear(self.encoder.out_dim, 4)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the rotation; "rotation" is the share that is told right."""
@@ -89,41 +79,12 @@ class RotNet(Objective):
         return {"loss": F.cross_entropy(logits, quarter), "rotation": right}
 
 
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> RotNet:
-    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
-    if encoder is None:
-        encoder = convnets.encoder(
-            config.encoder, images, width=config.width, shortcut=config.shortcut
-        )
-    return RotNet(copy.deepcopy(encoder), config)
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> RotNet:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> RotNet:
     """Train an encoder on square images uint8 (N,C,H,H) without labels. Chapter: lsdc."""
-    check_fit(images, config, run_dir)
-    with seeded(config.seed):
-        objective = model(images, config, encoder)
-        train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
-    return objective
+    pretext = RotNet(images, config, encoder)
+    train(pretext, images, config.train, stage="pretext", **run)
+    return pretext
 
 
-_DIGITS = TrainConfig(epochs=6, batch_size=128, optimizer="adam", lr=3e-3, schedule="cosine")
-_SHAPES = View(pad=2, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
-PROFILES = {
-    "smoke": Config("small_cnn", 8, view=DIGIT_VIEW, train=TrainConfig(1, 64, "adam", 1e-3)),
-    "quick": Config("small_cnn", 16, view=DIGIT_VIEW, train=_DIGITS),
-    "quick-shapes": Config("small_cnn", 16, view=_SHAPES, train=_DIGITS),
-    "gpu": Config(
-        train=TrainConfig(
-            epochs=30, batch_size=128, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine"
-        )
-    ),
-    "paper": Config(),
-}
+model = RotNet  # what `fit` returns, with fresh weights

@@ -25,51 +25,37 @@ Algorithm (SimCLR, Algorithm 1), for every batch :math:`x_1,\dots,x_B`:
 - with several processes the negatives come from all of them
 """
 
-import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
-from dcl.config import TrainConfig
+from dcl.algorithm import Run, algorithm
+from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import Monitor, Objective, seeded, train
-from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
+from dcl.train import Encoder, Objective, train
+from dcl.views import PHOTO_VIEW, View
 
 
 @dataclass(frozen=True)
 class Config:
     """SCAN's settings for CIFAR and STL-10."""
 
-    encoder: str = "resnet18"
-    """One of `dcl.nets.convnets.ENCODERS`."""
-    width: int | None = None
-    """Width of the encoder; None: the original's."""
-    out_dim: int = 128
-    """Width of the embedding."""
-    temperature: float = 0.1
-    """T of eq. 1."""
-    symmetric: bool = True
-    """Both views are anchors, as in the paper; False: first views only, as SCAN's code."""
-    view: View = PHOTO_VIEW
-    """Recipe of both views."""
+    encoder: str = "resnet18"  #: one of `dcl.nets.convnets.ENCODERS`
+    width: int | None = None  #: width of the encoder; None: the original's
+    out_dim: int = 128  #: width of the embedding
+    temperature: float = 0.1  #: T of eq. 1
+    symmetric: bool = True  #: both views are anchors, as in the paper; SCAN's code: the first only
+    view: View = PHOTO_VIEW  #: recipe of both views
     train: TrainConfig = TrainConfig(
-        epochs=500,
-        batch_size=512,
-        lr=0.4,
-        weight_decay=1e-4,
-        schedule="cosine",
-        final_lr=0.0004,
+        500, 512, lr=0.4, weight_decay=1e-4, schedule="cosine", final_lr=0.0004
     )
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0; got {self.temperature}")
+        check_config(self, "temperature")
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
@@ -91,11 +77,11 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
 class SimCLR(Objective):
     """Encoder and projection head under NT-Xent. It embeds images; it does not cluster them."""
 
-    def __init__(self, encoder: nn.Module, config: Config):
+    def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
-        self.encoder = encoder
-        width: int = encoder.out_dim  # type: ignore[assignment]
+        self.encoder = encoder or convnets.encoder(config.encoder, images, width=config.width)
+        width = self.encoder.out_dim
         self.head = convnets.mlp((width, width, config.out_dim), batch_norm=False)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -104,52 +90,20 @@ class SimCLR(Objective):
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """NT-Xent of two views of each image; "positive" is the mean cosine of the two."""
-        view = self.config.view
-        z1, z2 = self.embed(torch.cat([view(x), view(x)])).chunk(2)
+        c = self.config
+        z1, z2 = self.embed(torch.cat([c.view(x), c.view(x)])).chunk(2)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
-            loss = nt_xent(
-                all_gather_rows(z1),
-                all_gather_rows(z2),
-                self.config.temperature,
-                self.config.symmetric,
-            )
+            everybody = all_gather_rows(z1), all_gather_rows(z2)
+            loss = nt_xent(*everybody, c.temperature, c.symmetric)
         return {"loss": loss, "positive": (z1 * z2).sum(1).mean()}
 
 
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SimCLR:
-    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
-    if encoder is None:
-        encoder = convnets.encoder(config.encoder, images, width=config.width)
-    return SimCLR(copy.deepcopy(encoder), config)
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> SimCLR:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> SimCLR:
     """Train an encoder on images uint8 (N,C,H,W) without labels. Chapter: scan."""
-    check_fit(images, config, run_dir)
-    with seeded(config.seed):
-        objective = model(images, config, encoder)
-        train(objective, images, config.train, stage="pretext", monitor=monitor, run_dir=run_dir)
-    return objective
+    pretext = SimCLR(images, config, encoder)
+    train(pretext, images, config.train, stage="pretext", **run)
+    return pretext
 
 
-_FAST = TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine")
-_SHAPE = replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4))
-_QUICK = Config("small_cnn", width=16, out_dim=64, temperature=0.5, view=DIGIT_VIEW, train=_FAST)
-PROFILES = {
-    "smoke": replace(_QUICK, width=8, train=replace(_FAST, epochs=1, batch_size=64)),
-    "quick": _QUICK,
-    "quick-shapes": replace(_QUICK, width=None, view=_SHAPE),
-    "photos": replace(
-        _QUICK, width=None, temperature=0.2, view=PHOTO_VIEW, train=replace(_FAST, epochs=40)
-    ),
-    "gpu": replace(Config(), train=replace(Config.train, epochs=100)),
-    "gpu-mnist": replace(_QUICK, view=HAND_VIEW, train=replace(_FAST, epochs=3)),
-    "paper": Config(),
-}
+model = SimCLR  # what `fit` returns, with fresh weights

@@ -23,8 +23,8 @@ Algorithm, for each batch:
 6. Take a LARC step on encoder, head and prototypes; put the batch's z into the queue.
 
 The paper stops here: its product is the encoder. Clusters are made after training, by spherical
-k-means on the embeddings z of the training images (`fit_clusters`, kept in `centroids`); the
-nearest prototype (`prototype`) is a finer code, with K = n_prototypes values.
+k-means on the embeddings z of the training images; the nearest prototype (`prototype`) is a finer
+code, with K = n_prototypes values.
 
 Differences from the paper and the released code:
 
@@ -39,23 +39,21 @@ Differences from the paper and the released code:
 - With several processes, codes, queue and BatchNorm statistics are those of the whole batch.
 """
 
-import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import check_fit
-from dcl.cluster.kmeans import kmeans
+from dcl.algorithm import Run, algorithm
+from dcl.cluster.centroids import Centroids
+from dcl.cluster.queue import Queue
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
-from dcl.runtime.dist import all_gather_rows, rank, world_size
-from dcl.train import Monitor, Objective, extract, seeded, train
-from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, SWAV_VIEW, View, multi_crop
+from dcl.runtime.dist import rank, world_size
+from dcl.train import Encoder, Objective, extract, train
+from dcl.views import SWAV_VIEW, View, multi_crop
 
 LARGE = replace(SWAV_VIEW, size=224)
 SMALL = replace(SWAV_VIEW, size=96, scale=(0.05, 0.14))
@@ -63,45 +61,33 @@ SMALL = replace(SWAV_VIEW, size=96, scale=(0.05, 0.14))
 
 @dataclass(frozen=True)
 class Config:
-    """SwAV on ImageNet at batch 4096, 800 epochs; the other recipes are in `PROFILES`."""
+    """SwAV on ImageNet at batch 4096, 800 epochs."""
 
     seed: int = 0
-    n_clusters: int = 1000
-    """Clusters of the k-means at the end; plays no part in training."""
-    n_prototypes: int = 3000
-    """Several times the number of classes: prototypes are a fine code, not the clusters."""
+    n_clusters: int = 1000  #: clusters of the k-means at the end; plays no part in training
+    n_prototypes: int = 3000  #: several times the number of classes: a fine code, not the clusters
     encoder: str = "resnet50"
     width: int | None = None
     stem: str = "imagenet"
-    hidden: int = 2048
-    """Width of the projection head."""
-    dim: int = 128
-    """Dimension D of the embeddings and the prototypes."""
+    hidden: int = 2048  #: width of the projection head
+    dim: int = 128  #: dimension D of the embeddings and the prototypes
     views: tuple[View, ...] = (LARGE, LARGE, SMALL, SMALL, SMALL, SMALL, SMALL, SMALL)
     """One recipe for each crop, of any sizes; crops of one size share an encoder pass."""
-    n_assign: int = 2
-    """The first so many crops give codes; all crops predict them."""
+    n_assign: int = 2  #: the first so many crops give codes; all crops predict them
     temperature: float = 0.1
-    epsilon: float = 0.05
-    """Smoothness of the codes: large is uniform; the README's cure for collapse is 0.03."""
+    epsilon: float = 0.05  #: smoothness of the codes: large is uniform; .03 cures a collapse
     sinkhorn_iterations: int = 3
-    freeze_steps: int = 313
-    """Optimiser steps during which the prototypes stand still: an epoch at batch 4096."""
-    queue_length: int = 0
-    """Embeddings of earlier batches that share in the assignment, rounded down to batches."""
-    queue_start: int = 15
-    """Epoch at which the queue begins to fill; it is used once it is full."""
+    freeze_steps: int = 313  #: optimiser steps during which the prototypes stand still
+    queue_length: int = 0  #: earlier embeddings that share in the assignment, in whole batches
+    queue_start: int = 15  #: epoch at which the queue begins to fill; it is used once it is full
     # fmt: off
     train: TrainConfig = TrainConfig(epochs=800, batch_size=4096, optimizer="larc", lr=4.8,
         weight_decay=1e-6, schedule="cosine", final_lr=0.0048, warmup_epochs=10, warmup_lr=0.3)
     # fmt: on
 
     def __post_init__(self) -> None:
-        check_config(self, n_prototypes=1, hidden=1, dim=1, n_assign=1, sinkhorn_iterations=0)
-        check_config(self, freeze_steps=0, queue_length=0, queue_start=0)
-        for name in ("temperature", "epsilon"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"{name} must be above 0; got {value}")
+        check_config(self, "temperature", "epsilon", n_prototypes=1, hidden=1, dim=1, n_assign=1)
+        check_config(self, sinkhorn_iterations=0, freeze_steps=0, queue_length=0, queue_start=0)
         if not 2 <= len(self.views) >= self.n_assign:
             least = max(2, self.n_assign)
             raise ValueError(f"views must be {least} recipes or more; got {len(self.views)}")
@@ -121,43 +107,28 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) 
     return pairs.masked_fill(itself, 0).sum(1).mean() / (len(scores) - 1)
 
 
-def by_resolution(encoder: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
-    """Features (V*B,d) of V crops (B,C,h,w), crop-major; crops of one size share a pass."""
-    sizes = [tuple(crop.shape[2:]) for crop in crops]
-    features: dict[int, Tensor] = {}
-    for size in dict.fromkeys(sizes):
-        same = [v for v, s in enumerate(sizes) if s == size]
-        out = encoder(torch.cat([crops[v] for v in same]))
-        features |= zip(same, out.chunk(len(same)), strict=True)
-    return torch.cat([features[v] for v in range(len(crops))])
-
-
 class SwAV(Objective):
-    """Encoder, projection head, prototypes, queue and, after `fit_clusters`, K clusters."""
+    """Encoder, projection head, prototypes, queue and, once they are fitted, K clusters."""
 
-    transient = ("queue",)
-    queue: Tensor
-    centroids: Tensor
+    transient = ("queue.rows",)
 
-    def __init__(self, encoder: nn.Module, config: Config):
+    def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
-        self.encoder, self.config = encoder, config
-        width: int = encoder.out_dim  # type: ignore[assignment]
-        self.head = convnets.mlp((width, config.hidden, config.dim))
-        self.prototypes = nn.Parameter(torch.randn(config.n_prototypes, config.dim))
-        length = config.queue_length - config.queue_length % config.train.batch_size
-        self.register_buffer("queue", torch.zeros(config.n_assign, length, config.dim))
-        self.register_buffer("centroids", torch.zeros(config.n_clusters, config.dim))
-        # numbers of the host: reading them from a buffer would make the GPU wait at every step
-        self.epoch = self.steps = self.queued = 0
+        self.config, c = config, config
+        self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
+        self.head = convnets.mlp((self.encoder.out_dim, c.hidden, c.dim))
+        self.prototypes = nn.Parameter(torch.randn(c.n_prototypes, c.dim))
+        whole = c.queue_length - c.queue_length % c.train.batch_size
+        self.queue = Queue(c.n_assign, whole, c.dim)
+        self.clusters = Centroids(c.n_clusters, c.dim, spherical=True)
 
     def embed(self, *crops: Tensor) -> Tensor:
         """Rows of length 1, float32 (V*B,D), crop-major, of V crops (B,C,h,w): one head pass."""
-        return F.normalize(self.head(by_resolution(self.encoder, crops)).float(), dim=1)
+        return F.normalize(self.head(convnets.by_resolution(self.encoder, crops)).float(), dim=1)
 
     def scores(self, z: Tensor) -> Tensor:
         """Cosine of embeddings (...,D) and prototypes, float32 (...,K)."""
-        frozen = self.steps < self.config.freeze_steps
+        frozen = self.step < self.config.freeze_steps
         prototypes = self.prototypes.detach() if frozen else self.prototypes
         with torch.autocast(z.device.type, enabled=False):
             return z @ prototypes.T
@@ -169,9 +140,8 @@ class SwAV(Objective):
         Of the queue, which all processes hold whole, each brings its part into the assignment.
         """
         epsilon, iterations = self.config.epsilon, self.config.sinkhorn_iterations
-        full = 0 < self.queue.shape[1] <= self.queued
-        own = self.queue[:, rank() :: world_size()]
-        pool = torch.cat([self.scores(own), scores], 1) if full else scores  # (A,L+B,K)
+        earlier = self.queue.rows[:, rank() :: world_size()]
+        pool = torch.cat([self.scores(earlier), scores], 1) if self.queue.full else scores
         balanced = [sinkhorn(s, epsilon=epsilon, iterations=iterations) for s in pool]
         return torch.stack(balanced)[:, -scores.shape[1] :]
 
@@ -185,97 +155,37 @@ class SwAV(Objective):
         z = self.embed(*multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
         scores = self.scores(z)
         codes = self.codes(scores[: self.config.n_assign])
-        if self.queue.shape[1]:  # of all processes, on their way into the queue
-            latest = z[: self.config.n_assign].detach().transpose(0, 1)  # (b,A,D)
-            self.latest = all_gather_rows(latest).transpose(0, 1)  # (A,B,D)
+        self.latest = z[: self.config.n_assign].detach()
         loss = swapped_prediction(scores, codes, self.config.temperature)
         return {"loss": loss, "floor": torch.special.entr(codes).sum(2).mean()}
 
-    def before_epoch(self, epoch: int) -> None:
-        """Remember the epoch: the queue waits for one."""
-        self.epoch = epoch
-
     def after_step(self) -> None:
-        """Count the step; first in, first out: the newest embeddings stand first in the queue."""
-        self.steps += 1
-        length = self.queue.shape[1]
-        if length and self.epoch >= self.config.queue_start:
-            batch = self.latest.shape[1]
-            self.queue = torch.cat([self.latest, self.queue[:, : length - batch]], 1)
-            self.queued += batch
-
-    def get_extra_state(self) -> dict[str, int]:
-        """Counters, for the checkpoint."""
-        return {"steps": self.steps, "queued": self.queued}
-
-    def set_extra_state(self, state: Any) -> None:
-        """Counters, from the checkpoint."""
-        self.steps, self.queued = state["steps"], state["queued"]
-
-    def fit_clusters(self, images: Any) -> None:
-        """Set `centroids`: spherical k-means, best of 10 starts, on the embeddings of images."""
-        z = extract(self.embed, images)
-        self.centroids = kmeans(z, len(self.centroids), n_init=10, spherical=True).centroids
+        """Put the embeddings of this step into the queue."""
+        if self.epoch >= self.config.queue_start:
+            self.queue.push(self.latest)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of the cosines with the centroids over T. ValueError before `fit_clusters`.
+        """Softmax (B,K) of the cosines with the centroids over T, like a prototype's.
 
-        Like a prototype's; what the numbers are worth was never trained.
+        What the numbers are worth was never trained. ValueError before `clusters.fit`.
         """
-        if not self.centroids.any():
-            raise ValueError("the clusters must be fitted first: call fit_clusters(images)")
-        return (self.embed(x) @ self.centroids.T / self.config.temperature).softmax(1)
+        return (self.clusters(self.embed(x)) / self.config.temperature).softmax(1)
 
     def prototype(self, x: Tensor) -> Tensor:
         """Nearest prototype (B,) of images x: a fine code with n_prototypes values."""
         return (self.embed(x) @ F.normalize(self.prototypes, dim=1).T).argmax(1)
 
 
-def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SwAV:
-    """What `fit` trains, with fresh weights, for images like `images` (N,C,H,W)."""
-    if encoder is None:
-        encoder = convnets.encoder(config.encoder, images, width=config.width, stem=config.stem)
-    return SwAV(copy.deepcopy(encoder), config)
-
-
-def fit(
-    images: Tensor,
-    config: Config,
-    *,
-    encoder: nn.Module | None = None,
-    monitor: Monitor | None = None,
-    run_dir: str | Path | None = None,
-) -> SwAV:
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> SwAV:
     """Train SwAV on images uint8 (N,C,H,W), then cluster its embeddings into `n_clusters`.
 
-    An `encoder` with `out_dim` is fine-tuned as a copy. Raises as `check_fit` and `train`.
+    An `encoder` with `out_dim` is fine-tuned as a copy.
     """
-    check_fit(images, config, run_dir)
-    with seeded(config.seed):
-        objective = model(images, config, encoder)
-        train(objective, images, config.train, monitor=monitor, run_dir=run_dir)
-        objective.fit_clusters(images)
-    return objective
+    swav = SwAV(images, config, encoder)
+    train(swav, images, config.train, **run)
+    swav.clusters.fit(extract(swav.embed, images))
+    return swav
 
 
-# fmt: off
-SHAPE = View(rotate=180, zoom=(0.8, 1.25), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
-QUICK = Config(n_clusters=10, n_prototypes=30, encoder="small_cnn", width=24, stem="small",
-    hidden=128, dim=64, views=(DIGIT_VIEW, DIGIT_VIEW), freeze_steps=14,
-    train=TrainConfig(20, 128, "larc", lr=12, weight_decay=1e-6, schedule="cosine"))
-PROFILES = {
-    "smoke": replace(QUICK, width=8, views=(*QUICK.views, replace(DIGIT_VIEW, size=12)),
-        freeze_steps=2, queue_length=128, queue_start=0, train=replace(QUICK.train, epochs=2)),
-    "quick": QUICK,
-    "quick-shapes": replace(QUICK, width=None, n_clusters=6, views=(SHAPE, SHAPE),
-        train=replace(QUICK.train, epochs=14)),
-    "photos": replace(QUICK, width=None, n_prototypes=60, views=(PHOTO_VIEW, PHOTO_VIEW),
-        train=replace(QUICK.train, epochs=40, lr=3)),
-    "gpu": Config(n_clusters=10, n_prototypes=300, encoder="resnet18", stem="small",
-        views=(replace(SWAV_VIEW, size=32, scale=(0.2, 1)),) * 2, freeze_steps=195,
-        train=TrainConfig(epochs=200, batch_size=256, optimizer="larc", lr=0.6, weight_decay=1e-6,
-        schedule="cosine", final_lr=0.0006)),
-    "gpu-mnist": replace(QUICK, width=16, views=(HAND_VIEW, HAND_VIEW), freeze_steps=94,
-        train=replace(QUICK.train, epochs=4)),
-    "paper": Config(),
-}
+model = SwAV  # what `fit` returns, with fresh weights

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcl.nets.convnets import mlp
+from dcl.train import Encoder
 
 ENCODERS = ("mlp", "cnn")
 
@@ -83,7 +84,7 @@ def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequ
 
 def coders(
     name: str, images: Any, dims: Sequence[int], scale: float | None = None
-) -> tuple[nn.Sequential, nn.Module]:
+) -> tuple[Encoder, nn.Module]:
     """Encoder (scale, then layers; has `out_dim`) and decoder (B,out_dim) -> (B,d) of the scaled.
 
     `name` is one of `ENCODERS`; `images` uint8 (N,C,H,W), or for "mlp" also vectors (N,d).
@@ -94,6 +95,6 @@ def coders(
     if name == "cnn" and images.ndim != 4:
         raise ValueError(f"encoder cnn needs images (N,C,H,W); got {tuple(images.shape)}")
     down, up = (mlp_coders if name == "mlp" else cnn_coders)(images, dims)
-    encoder = nn.Sequential(Scale(images, scale), down)
-    encoder.out_dim = dims[-1]  # type: ignore[assignment]
+    encoder: Any = nn.Sequential(Scale(images, scale), down)
+    encoder.out_dim = dims[-1]
     return encoder.to(images.device), up.to(images.device)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcl.train import Encoder
+
 ENCODERS = ("small_cnn", "resnet18", "resnet50", "alexnet_bn", "vgg16_bn")
 
 
@@ -49,9 +51,9 @@ class Sobel(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
 
 
-def identity(encoder: nn.Module) -> nn.Identity:
+def identity(encoder: Encoder) -> Encoder:
     """An encoder for what `encoder` has encoded already: its features come back as they are."""
-    same = nn.Identity()
+    same: Any = nn.Identity()
     same.out_dim = encoder.out_dim
     return same
 
@@ -224,7 +226,7 @@ def encoder(
     stem: str = "small",
     shortcut: str = "conv",
     sobel: bool = False,
-) -> nn.Sequential:
+) -> Encoder:
     """An encoder for `images` uint8 (N,C,H,W): standardise, (Sobel,) trunk; has `out_dim`.
 
     `name` is one of `ENCODERS`; `width` scales small_cnn (32) and the ResNets (64).
@@ -245,15 +247,15 @@ def encoder(
         trunk = ResNet(depth, channels, width, stem, shortcut)
         out_dim = 8 * width * (4 if depth == 50 else 1)
     front: list[nn.Module] = [Standardize(images), *([Sobel()] if sobel else [])]
-    net = nn.Sequential(*front, trunk)
-    net.out_dim = out_dim  # type: ignore[assignment]
+    net: Any = nn.Sequential(*front, trunk)
+    net.out_dim = out_dim
     # channels last: the convolutions run a third faster, on CPUs and on tensor cores
     return net.to(images.device).to(memory_format=torch.channels_last)
 
 
 def all_conv(
     images: Any, out_dim: int, width: int = 64, depth: int = 3, stages: int = 2
-) -> nn.Sequential:
+) -> Encoder:
     """DAC's network for `images` uint8 (N,C,H,W): standardise, convolve to `out_dim` averaged maps.
 
     Each stage: `depth` 3x3 convolutions without padding, so 2 * depth pixels less a side, then a
@@ -273,10 +275,32 @@ def all_conv(
         what, got = f"{stages} stages of {depth} convolutions", tuple(images.shape[2:])
         raise ValueError(f"images must be larger for {what}; got {got}")
     layers += [*conv_bn(a, out_dim, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    net = nn.Sequential(*layers, nn.BatchNorm1d(out_dim))
+    net: Any = nn.Sequential(*layers, nn.BatchNorm1d(out_dim))
     for m in net:
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
             nn.init.zeros_(m.bias)  # type: ignore[arg-type]
-    net.out_dim = out_dim  # type: ignore[assignment]
+    net.out_dim = out_dim
     return net.to(images.device).to(memory_format=torch.channels_last)
+
+
+def by_resolution(encoder: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
+    """Features (V*B,d) of V crops (B,C,h,w), crop-major; crops of one size share a pass."""
+    sizes = [tuple(crop.shape[2:]) for crop in crops]
+    features: dict[int, Tensor] = {}
+    for size in dict.fromkeys(sizes):
+        same = [v for v, s in enumerate(sizes) if s == size]
+        out = encoder(torch.cat([crops[v] for v in same]))
+        features |= zip(same, out.chunk(len(same)), strict=True)
+    return torch.cat([features[v] for v in range(len(crops))])
+
+
+def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
+    """Take the parameters whose names begin so out of training. Raises ValueError if none does."""
+    for start in beginnings:
+        found = [p for name, p in encoder.named_parameters() if name.startswith(start + ".")]
+        if not found:
+            names = sorted({name.rsplit(".", 1)[0] for name, _ in encoder.named_parameters()})
+            raise ValueError(f"frozen must name parts of the encoder, {names}; got {start!r}")
+        for p in found:
+            p.requires_grad_(False)

@@ -1,18 +1,65 @@
-"""Settings by data set."""
+"""Settings by data set: one file a method, one recipe a data set, and the rule that chooses."""
 
+import importlib
+from dataclasses import is_dataclass
 from typing import Any
 
 from dcl.data.vectors import is_vectors
 
+EMBEDDED = ("digits", "shapes")
+GRAY = ("digits", "mnist", "fashion-mnist")
+"""Sets of one channel; of a folder or a tensor nobody knows before it is read."""
 
-def recipe(module: Any, data: str, encoder: bool, device: str, vectors: bool = False) -> str:
-    """The recipe that fits: of a method's PROFILES, for a set's name or a folder, and a device.
 
-    A method without a recipe for photographs, or for vectors, has "quick".
+def recipes(method: str) -> dict[str, Any]:
+    """The recipes of a method by name: {"digits": Config(...), ...}."""
+    module = importlib.import_module(f"dcl.recipes.{method}")
+    found = {name: value for name, value in vars(module).items() if is_dataclass(value)}
+    return {name: value for name, value in found.items() if isinstance(value, module.Config)}
+
+
+def recipe(method: str, name: str) -> Any:
+    """One recipe. Raises ValueError for a name that the method has not."""
+    known = recipes(method)
+    if name not in known:
+        raise ValueError(f"recipe must be one of {', '.join(known)}; got {name!r}")
+    return known[name]
+
+
+def choose(
+    method: str,
+    data: str = "",
+    profile: str = "",
+    *,
+    gray: bool | None = None,
+    encoder: bool = False,
+    vectors: bool = False,
+    device: str = "cpu",
+) -> str:
+    """The name of the recipe that fits: the data set's own, or that of the most similar set.
+
+    data: a set's name, perhaps with a split, a folder or a .npy file, or "" for a tensor; gray:
+    whether its images have one channel (None: by the name of the set); vectors: whether it is
+    vectors. profile, of the chapters: smoke and paper name a recipe; quick has at most 10,000
+    images, gpu all of them; "" is the command line, with the whole set: a recipe for a small
+    network where there is no GPU and no `encoder`, whose features then need only heads.
     """
-    own = ["frozen", "gpu", "photos"] if encoder else ["gpu"] * (device == "cuda") + ["photos"]
-    if data in ("digits", "shapes"):
-        own = [f"quick-{data}"]
+    own = data.split(":")[0]
+    gray = own in GRAY if gray is None else gray
+    if profile in ("smoke", "paper"):
+        wanted = [profile]
+    elif own in EMBEDDED and profile != "gpu":
+        wanted = [own]
     elif vectors or is_vectors(data):
-        own = ["vectors"]
-    return next(p for p in (*own, "quick") if p in module.PROFILES)
+        wanted = ["digits"]
+    elif profile == "quick":
+        wanted = ["digits" if gray else "photos"]
+    elif gray:
+        wanted = ["mnist"]
+    elif profile == "gpu":
+        wanted = ["cifar10"]
+    else:
+        large = encoder or device == "cuda"
+        wanted = ["frozen"] * encoder + ["cifar10"] * large + ["photos"]
+    known = recipes(method)
+    return next(name for name in (*wanted, "digits") if name in known)

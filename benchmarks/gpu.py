@@ -305,7 +305,7 @@ def kernels(place: Place) -> Found:
 def epoch(place: Place, method: str) -> Found:
     """Seconds of the second epoch of each stage of a method's recipe for one GPU."""
     images, module = place.pictures(), METHODS[method]
-    config = with_epochs(module.PROFILES[place.sizes.profile], 2)
+    config = with_epochs(recipe(stem, place.sizes.recipe), 2)
     config = with_batches(config, len(images) // 2)
     ends: dict[str, list[float]] = {}
 

@@ -88,9 +88,10 @@ def one_epoch(images) -> None:
 
     from dcl.methods import simclr
     from dcl.train import extract
+    from dcl.recipes import recipe
     from dcl.views import View
 
-    smoke = simclr.PROFILES["smoke"]
+    smoke = recipe("simclr", "smoke")
     view = View(size=32, scale=(0.2, 1.0), flip=0.5)
     batch = min(256, len(images))
     config = replace(smoke, view=view, train=replace(smoke.train, epochs=1, batch_size=batch))

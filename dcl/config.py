@@ -121,9 +121,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unflat(kind: Any, values: dict[str, Any]) -> Any:
-    """The inverse of `checkpoint.flat`: a configuration of the dataclass `kind`.
+    """The inverse of `flat`: a configuration of the dataclass `kind`.
 
-    A field that is missing takes its default. Raises ValueError for one that `kind` has not.
+    A field that is missing takes its default. One that `kind` had once, named in its class
+    variable `gone` with the value that changes nothing, may come with that value. Raises
+    ValueError for any other that `kind` has not.
     """
     nested: dict[str, Any] = {}
     for key, value in values.items():
@@ -139,6 +141,8 @@ def _build(kind: Any, value: Any) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
+        gone = getattr(kind, "gone", {})
+        value = {k: v for k, v in value.items() if k not in gone or v != gone[k]}
         if unknown := sorted(value.keys() - hints.keys()):
             raise ValueError(f"{kind.__module__}.Config has no field {', '.join(unknown)}")
         return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]

@@ -30,6 +30,7 @@ import torch
 from dcl import train as loop
 from dcl.config import with_epochs
 from dcl.data import load
+from dcl.recipes import recipe
 from dcl.runtime import checkpoint
 from dcl.train import predict
 
@@ -42,9 +43,9 @@ POINTS = ("half written", "written", "between the names", "renamed")
 IMAGES = load("digits").subset(300).images
 
 
-def recipe(stem):
+def four_epochs(stem):
     """The smoke profile, four epochs a stage; of SCAN the form with a moving average."""
-    smoke = with_epochs(importlib.import_module(f"dcl.methods.{stem}").PROFILES["smoke"], EPOCHS)
+    smoke = with_epochs(recipe(stem, "smoke"), EPOCHS)
     return replace(smoke, ema="teacher", threshold=0.3) if stem == "scan" else smoke
 
 

@@ -25,6 +25,7 @@ from dcl.cluster import kmeans, neighbors
 from dcl.config import TrainConfig
 from dcl.methods import autoencoder, dac, dec, deepcluster, lsdc, rotnet, scan, simclr, swav
 from dcl.optim import make_optimizer
+from dcl.recipes import recipe
 from dcl.train import Objective, batches, extract, train
 from dcl.views import SCAN_STRONG, SWAV_VIEW
 
@@ -160,7 +161,7 @@ CASES = {
 )
 def test_nothing_in_a_step_waits_for_the_host(monkeypatch, name, channels):
     method, profile, change = CASES[name]
-    config = replace(method.PROFILES[profile], **change)
+    config = replace(recipe(method, profile), **change)
     objective = method.model(pictures(channels), config)
     recipe = config.selflabel if method is scan else config.train
     if method is swav:
@@ -170,7 +171,7 @@ def test_nothing_in_a_step_waits_for_the_host(monkeypatch, name, channels):
 
 @pytest.mark.parametrize("change", [{}, {"scan_view": SHARP, "official_neighbors": True}])
 def test_nor_in_a_step_of_scan(monkeypatch, change):
-    config = replace(scan.PROFILES["smoke"], **change)
+    config = replace(recipe("scan", "smoke"), **change)
     images = pictures()
     encoder = simclr.model(images, config.pretext).encoder
     objective = scan.Scan(encoder, images, torch.zeros(64, 20, dtype=torch.int64), config)

@@ -9,6 +9,7 @@ from dcl.config import with_epochs
 from dcl.data import load
 from dcl.measure.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
 from dcl.methods import deepcluster, lsdc, scan, simclr, swav
+from dcl.recipes import recipe
 from dcl.train import extract, seeded
 
 
@@ -202,7 +203,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def pretext(digits):
-    return simclr.fit(digits, with_epochs(simclr.PROFILES["quick"], 3))
+    return simclr.fit(digits, with_epochs(recipe("simclr", "digits"), 3))
 
 
 def lights(model, log, images):
@@ -235,7 +236,7 @@ def run(method, images, config, **also):
 )
 def test_scan_driven(digits, pretext, change, expected):
     """A short run is one draw: of three seeds, two must show exactly this."""
-    config = replace(scan.PROFILES["quick"], heads=2, n_neighbors=5)
+    config = replace(recipe("scan", "digits"), heads=2, n_neighbors=5)
     rate = {"lr": change.pop("lr")} if "lr" in change else {}
     config = replace(
         config,
@@ -256,19 +257,19 @@ def test_scan_driven(digits, pretext, change, expected):
     ids=["no Sinkhorn", "uniform codes"],
 )
 def test_swav_driven(digits, change, expected):
-    config = swav.PROFILES["quick"]
+    config = recipe("swav", "digits")
     config = replace(config, train=replace(config.train, epochs=4, batch_size=64), **change)
     assert run(swav, digits, config) == expected
 
 
 def test_deepcluster_driven(digits):
-    config = deepcluster.PROFILES["quick-digits"]
+    config = recipe("deepcluster", "digits")
     still = replace(config, train=replace(config.train, epochs=2, lr=0.0))
     assert run(deepcluster, digits, still) == {"stuck"}
 
 
 def test_lsdc_driven(digits, pretext):
-    config = lsdc.PROFILES["quick"]
+    config = recipe("lsdc", "digits")
     alike = replace(config, threshold=-1.0, train=replace(config.train, epochs=5, lr=3e-3))
     assert run(lsdc, digits, alike, encoder=pretext) == {"collapse"}
 

@@ -17,6 +17,7 @@ from torch import nn
 from dcl.cluster.kmeans import lloyd
 from dcl.config import TrainConfig
 from dcl.data import load
+from dcl.recipes import recipe
 from dcl.train import train
 from dcl.views import View
 from processes import in_processes
@@ -157,7 +158,7 @@ def objective(stem, images):
     module = importlib.import_module(f"dcl.methods.{'scan' if stem == 'selflabel' else stem}")
     stage = TrainConfig(1, BATCH, "sgd", 0.01, precision="float32")
     name = "scan" if module.__name__.endswith("scan") else "train"
-    config = replace(module.PROFILES["smoke"], **SMALL[stem][0], **{name: stage})
+    config = replace(recipe(stem, "smoke"), **SMALL[stem][0], **{name: stage})
     if stem == "scan":
         neighbors = torch.arange(len(images))[:, None]
         return module.Scan(network(), images, neighbors, config), stage

@@ -10,6 +10,7 @@ from torch import nn
 from dcl.methods import scan, simclr
 from dcl.nets import convnets
 from dcl.nets.pretrained import PRETRAINED, architecture, as_encoder, pretrained
+from dcl.recipes import recipe
 from dcl.train import seeded
 
 
@@ -278,7 +279,7 @@ def test_scan_heads_on_a_frozen_one(weights):
     from dataclasses import replace
 
     net = pretrained(f"resnet18:{weights}", size=32)
-    config = scan.PROFILES["smoke"]
+    config = recipe("scan", "smoke")
     config = replace(
         config,
         n_clusters=3,

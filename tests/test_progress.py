@@ -6,7 +6,7 @@ import pytest
 
 from dcl.app.monitors import Bar, Log, Reading, all_of, read_log, tensorboard
 from dcl.config import epochs_of, with_epochs
-from dcl.methods import scan
+from dcl.recipes import recipe
 
 
 def test_a_log_that_is_no_log_is_refused(tmp_path):
@@ -51,7 +51,7 @@ def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
 
 
 def test_epochs_of_every_stage_are_counted():
-    config = with_epochs(scan.PROFILES["quick"], 3)
+    config = with_epochs(recipe("scan", "digits"), 3)
     assert epochs_of(config) == 9  # pretext, scan, self-labelling
     assert epochs_of(config, pretext=False) == 6
     assert epochs_of(replace(config, selflabel=replace(config.selflabel, epochs=0))) == 6

@@ -13,6 +13,7 @@ from dcl.app.clusters import Clusters, fitted, sha256, shipped
 from dcl.config import flat, unflat
 from dcl.data import load
 from dcl.measure.baselines import prototypes
+from dcl.recipes import recipe
 
 METHODS = sorted(methods.methods())
 
@@ -29,7 +30,7 @@ def trained(images):
     def fit(name):
         if name not in done:
             module = methods.method(name)
-            model = module.fit(images, module.PROFILES["smoke"])
+            model = module.fit(images, recipe(name, "smoke"))
             done[name] = fitted(model, name, images)
         return done[name]
 
@@ -45,7 +46,7 @@ def test_methods_are_the_files_that_cluster():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_comes_back_from_json(name):
     module = methods.method(name)
-    for config in module.PROFILES.values():
+    for config in recipes(name).values():
         assert unflat(module.Config, json.loads(json.dumps(flat(config)))) == config
     with pytest.raises(ValueError, match="Config has no field nonsense"):
         unflat(module.Config, {"nonsense": 1})
@@ -100,7 +101,7 @@ def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
     torch.manual_seed(0)
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12))
     own.out_dim = 12
-    model = scan.fit(images, replace(scan.PROFILES["frozen"], n_clusters=4), encoder=own)
+    model = scan.fit(images, replace(recipe("scan", "frozen"), n_clusters=4), encoder=own)
     clusters, a = fitted(model, "scan", images, "module")
     clusters.save(tmp_path / "m")
     with pytest.raises(ValueError, match="encoder must be given"):

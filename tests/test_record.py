@@ -24,6 +24,7 @@ from dcl.config import with_epochs
 from dcl.data import load
 from dcl.methods import scan
 from dcl.notebook import results
+from dcl.recipes import recipe
 from dcl.train import predict
 from notebooks import tags
 
@@ -102,7 +103,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
         (stage, epoch) for stage in ("pretext", "scan", "selflabel") for epoch in (0, 1)
     ]
     data = load("digits")
-    config = with_epochs(replace(scan.PROFILES["smoke"], n_clusters=10, seed=0), 2)
+    config = with_epochs(replace(recipe("scan", "smoke"), n_clusters=10, seed=0), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the run had
     clusters = predict(scan.fit(data.images, config), data.images)

@@ -14,7 +14,7 @@ from dcl.app.cli import IMPOSSIBLE, INTERRUPTED, OK, WARNING, main
 from dcl.app.clusters import Clusters
 from dcl.app.source import Source
 from dcl.config import with_epochs
-from dcl.methods import scan
+from dcl.recipes import recipe
 from photos import fit, photos_in
 
 
@@ -189,7 +189,7 @@ def test_a_network_from_python(photos, tmp_path):
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 8), torch.nn.Tanh())
     calls = []
     own[1].register_forward_hook(lambda *_: calls.append(1))
-    config = replace(scan.PROFILES["frozen"], n_clusters=4, n_neighbors=5)
+    config = replace(recipe("scan", "frozen"), n_clusters=4, n_neighbors=5)
     config = with_epochs(config, lambda n: min(n, 2))
     config = replace(config, scan=replace(config.scan, batch_size=40))
     clusters, found = run.fit("scan", data, config, tmp_path / "x", encoder=own)

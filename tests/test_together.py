@@ -11,6 +11,7 @@ from dcl.cluster.kmeans import kmeans
 from dcl.cluster.neighbors import mine
 from dcl.config import TrainConfig
 from dcl.data import load
+from dcl.recipes import recipe
 from dcl.runtime import dist
 from dcl.train import extract, own_draws, predict, seeded
 from dcl.views import View
@@ -54,7 +55,7 @@ def fit(stem):
     rows = []
     objective = module.fit(
         images,
-        replace(module.PROFILES["smoke"], **ALONE[stem]),
+        replace(recipe(stem, "smoke"), **ALONE[stem]),
         encoder=encoder,
         monitor=lambda stage, epoch, o, losses: rows.append((stage, epoch, losses)),
     )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dcl.algorithm import check_fit
 from dcl.config import TrainConfig, flat, with_epochs
 from dcl.methods import simclr
+from dcl.recipes import recipe
 from dcl.runtime import checkpoint
 from dcl.train import Objective, batches, extract, seeded, train
 
@@ -168,7 +169,7 @@ def test_bfloat16_trains_to_about_the_same_place(images):
 
 def test_bfloat16_layers_on_a_cpu_only_when_asked():
     images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8)
-    recipe, seen, threads = simclr.PROFILES["smoke"], {}, torch.get_num_threads()
+    config, seen, threads = recipe("simclr", "smoke"), {}, torch.get_num_threads()
     losses = {}
     for precision in ("auto", "bfloat16"):
         stage = replace(recipe.train, precision=precision, batch_size=32)
@@ -278,8 +279,8 @@ def programs(monkeypatch):
 
 def test_a_compiled_encoder_trains_the_same(programs, tmp_path):
     images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
-    recipe = simclr.PROFILES["smoke"]
-    once = replace(recipe, train=replace(recipe.train, epochs=2, batch_size=16))
+    config = recipe("simclr", "smoke")
+    once = replace(config, train=replace(config.train, epochs=2, batch_size=16))
     plain = simclr.fit(images, once)
     both = replace(once, train=replace(once.train, compile=True))
     looked = []

@@ -197,7 +197,7 @@ def test_a_method_takes_vectors_when_its_config_says_so(tmp_path):
         check_fit(X, Images(), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match=r"^swav needs images \(N,C,H,W\); got vectors \(3, 2\)$"):
-        swav.fit(X, swav.PROFILES["smoke"])
+        swav.fit(X, recipe("swav", "smoke"))
     with pytest.raises(ValueError, match="number of vectors, 3; got 4"):
         check_fit(X, Config(n_clusters=4))
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -307,7 +307,7 @@ def test_a_method_that_needs_images_says_so_before_any_work(files, tmp_path, cap
         DeepClusterer("swav", run_dir=out).fit(np.load(files / "x.npy"))
     data = load(str(files / "x.npy"))
     with pytest.raises(ValueError, match=re.escape(message)):
-        run.fit("swav", data, swav.PROFILES["smoke"], out)
+        run.fit("swav", data, recipe("swav", "smoke"), out)
     assert not out.exists()
     methods.for_vectors("dec")
     for more, said in (

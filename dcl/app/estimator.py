@@ -35,8 +35,8 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     with an encoder where the method has it, else cifar10 on a GPU and photos on a CPU; encoder, a
     name for `dcl.nets.pretrained` or a torch module; size, the side in pixels to which a folder's
     images are brought (None: 224 with an encoder, else 32); epochs of every stage (None: the
-    recipe's); config, a whole Config that replaces recipe and epochs; device; random_state, an integer;
-    run_dir, a folder in which an interrupted fit goes on and the report is left.
+    recipe's); config, a whole Config that replaces recipe and epochs; device; random_state, an
+    integer; run_dir, a folder in which an interrupted fit goes on and the report is left.
 
     After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
     image, or d), ``clusters_`` (`dcl.app.clusters.Clusters`). Labels never enter fit; y is there

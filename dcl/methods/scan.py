@@ -36,7 +36,7 @@ Algorithm (the paper's Algorithm 1):
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ from dcl.views import SCAN_STRONG, View
 @dataclass(frozen=True)
 class Config:
     """The paper's settings for CIFAR-10; batches and epochs as in the released configuration."""
+
+    gone: ClassVar = {"official_neighbors": False}
 
     n_clusters: int = 10  #: may exceed the number of classes (over-clustering)
     n_neighbors: int = 20  #: k, neighbours mined for each image

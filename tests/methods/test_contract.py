@@ -13,11 +13,12 @@ from dcl.config import TrainConfig, flat
 from dcl.data import load
 from dcl.measure.metrics import accuracy
 from dcl.nets.convnets import encoder
+from dcl.recipes import recipe, recipes
 from dcl.train import extract, predict
 
 FOLDER = Path(importlib.import_module("dcl.methods").__file__).parent
 STEMS = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
-METHODS = [s for s in STEMS if hasattr(importlib.import_module(f"dcl.methods.{s}"), "PROFILES")]
+METHODS = [s for s in STEMS if hasattr(importlib.import_module(f"dcl.methods.{s}"), "fit")]
 CLUSTERING = [
     s
     for s in METHODS
@@ -61,7 +62,7 @@ def tiny(stem):
                 changes[f.name] = cut(value)
         return replace(config, **changes)
 
-    return cut(module(stem).PROFILES["smoke"])
+    return cut(recipe(stem, "smoke"))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_every_method_of_the_book_is_here():
 def test_signature_has_no_room_for_labels(stem):
     parameters = inspect.signature(module(stem).fit).parameters
     assert list(parameters) == ["images", "config", "encoder", "monitor", "run_dir"]
-    assert {"smoke", "quick", "gpu", "paper"} <= module(stem).PROFILES.keys()
+    assert {"smoke", "digits", "cifar10", "paper"} <= recipes(stem).keys()
 
 
 @pytest.mark.parametrize("stem", METHODS)
@@ -167,7 +168,7 @@ def test_an_encoder_handed_in_is_used_and_left_alone(stem, digits):
 
 @pytest.mark.parametrize("stem", METHODS)
 def test_a_configuration_is_plain_json(stem):
-    for name, config in module(stem).PROFILES.items():
+    for name, config in recipes(stem).items():
         plain = flat(config)
         assert json.loads(json.dumps(plain)) == plain, name
         assert len(fields(config)) <= 20

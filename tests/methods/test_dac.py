@@ -17,7 +17,6 @@ from dcl.measure.metrics import accuracy
 from dcl.methods import dac
 from dcl.methods.dac import (
     DAC,
-    PROFILES,
     Config,
     band_labels,
     fit,
@@ -26,6 +25,7 @@ from dcl.methods.dac import (
     settle,
     thresholds,
 )
+from dcl.recipes import dac as recipes
 from dcl.train import predict, seeded
 from dcl.views import View
 
@@ -72,7 +72,7 @@ def test_the_band_closes_when_the_description_of_eta_says(images, eta):
 
 
 def test_the_rate_decides_when_training_ends_and_train_asks(images):
-    quick = replace(PROFILES["smoke"], eta=0.2, until=0.0)  # .495 / (1.1 * 1.1 * .2) = 2.05
+    quick = replace(recipes.smoke, eta=0.2, until=0.0)  # .495 / (1.1 * 1.1 * .2) = 2.05
     seen = []
     fit(images, replace(quick, train=replace(quick.train, epochs=9)),
         monitor=lambda stage, epoch, objective, losses: seen.append(losses))  # fmt: skip
@@ -86,7 +86,7 @@ def test_the_rate_decides_when_training_ends_and_train_asks(images):
 def test_below_the_cosine_of_a_torn_image_it_is_alike_to_both_sides():
     p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
     g = label_features(p) @ label_features(p).T
-    until = PROFILES["quick"].until
+    until = recipes.digits.until
     assert g[0, 1].item() == pytest.approx(until)
     assert band_labels(g, until + 1e-4, 0.46)[0].tolist() == torch.eye(3).tolist()
     assert band_labels(g, until - 1e-4, 0.46)[0].tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
@@ -343,7 +343,7 @@ def incoming(objective, images):
 def test_fit_settles_every_layer_at_the_end_and_an_image_alone_keeps_its_cluster(
     images, monkeypatch
 ):
-    config = replace(PROFILES["smoke"], train=replace(PROFILES["smoke"].train, epochs=1))
+    config = replace(recipes.smoke, train=replace(recipes.smoke.train, epochs=1))
     objective = fit(images, config)
     seen, settled = incoming(objective, images), norms(objective)
     assert {name.split(".")[0] for name in settled} == {"encoder", "head"}

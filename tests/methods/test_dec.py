@@ -13,7 +13,6 @@ from dcl.data import load
 from dcl.methods import autoencoder
 from dcl.methods.dec import (
     DEC,
-    PROFILES,
     Config,
     fit,
     kl_loss,
@@ -23,6 +22,7 @@ from dcl.methods.dec import (
     student_t,
     target_distribution,
 )
+from dcl.recipes import dec as recipes
 from dcl.runtime import checkpoint
 from dcl.train import extract, predict, seeded, train
 
@@ -349,7 +349,7 @@ def test_bad_settings_are_refused():
 
 
 def test_the_recipes_are_the_published_ones():
-    c = PROFILES["paper"]
+    c = recipes.paper
     assert c.gamma is None and (c.interval, c.tolerance, c.alpha, c.starts) == (160, 0.001, 1, 20)
     t = c.train
     assert (t.optimizer, t.lr, t.momentum, t.batch_size) == ("sgd", 0.01, 0.9, 256)

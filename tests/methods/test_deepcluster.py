@@ -16,7 +16,6 @@ from dcl.data.shapes import shapes
 from dcl.measure.metrics import nmi
 from dcl.methods import deepcluster
 from dcl.methods.deepcluster import (
-    PROFILES,
     Config,
     DeepCluster,
     cluster_weights,
@@ -27,6 +26,7 @@ from dcl.methods.deepcluster import (
 )
 from dcl.nets import convnets
 from dcl.optim import make_optimizer
+from dcl.recipes import deepcluster as recipes
 from dcl.train import extract, predict, seeded, train
 from dcl.views import View
 
@@ -370,7 +370,7 @@ def test_without_sobel_colour_is_what_is_clustered():
     for sobel in (False, True):
         with seeded(0):
             net = convnets.encoder("small_cnn", data.images, width=8, sobel=sobel)
-            objective = DeepCluster(data.images, replace(PROFILES["quick"], sobel=sobel), net)
+            objective = DeepCluster(data.images, replace(recipes.shapes, sobel=sobel), net)
             objective.before_epoch(0)
         found[sobel] = nmi(hue, objective.pseudo)
     assert found[False] > 0.35
@@ -442,7 +442,7 @@ def test_a_bad_number_of_pseudo_clusters_is_refused(images, k):
 
 
 def test_paper_values():
-    paper = PROFILES["paper"]
+    paper = recipes.paper
     assert (paper.encoder, paper.n_pseudo, paper.pca, paper.reassign) == (
         "alexnet_bn",
         10_000,
@@ -459,7 +459,7 @@ def test_paper_values():
 def test_alexnet_takes_the_same_path():
     pictures = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
     config = replace(
-        PROFILES["paper"],
+        recipes.paper,
         n_clusters=2,
         n_pseudo=2,
         view=View(flip=0.5),

@@ -13,7 +13,6 @@ from dcl.data import load
 from dcl.methods import lsdc, rotnet, simclr
 from dcl.methods.lsdc import (
     LSDC,
-    PROFILES,
     Config,
     cosine_labels,
     fit,
@@ -27,6 +26,8 @@ from dcl.methods.lsdc import (
     sne_labels,
 )
 from dcl.nets import convnets
+from dcl.recipes import lsdc as recipes
+from dcl.recipes import recipe
 from dcl.train import seeded, train
 from dcl.views import View
 from dcl.views.ricap import RicapDraw, ricap_draw
@@ -285,7 +286,7 @@ def test_frozen_layers_stay_but_their_batch_statistics_move():
     # a bias before BatchNorm has no gradient: weights tell
     names = [name for name, _ in encoder.named_parameters() if name.endswith("weight")]
     below = names[0].rsplit(".", 1)[0], names[1].rsplit(".", 1)[0]  # first convolution, its norm
-    config = replace(PROFILES["smoke"], frozen=below, train=TrainConfig(2, 32, lr=0.1))
+    config = replace(recipes.smoke, frozen=below, train=TrainConfig(2, 32, lr=0.1))
     trained = fit(images, config, encoder=encoder).encoder
     before, after = encoder.state_dict(), trained.state_dict()
     for name in names:
@@ -297,14 +298,14 @@ def test_frozen_layers_stay_but_their_batch_statistics_move():
 def test_a_fitted_pretext_is_taken_where_it_measures():
     images = load("digits").subset(64).images
     x = images.float() / 255
-    turned = rotnet.fit(images, rotnet.PROFILES["smoke"])
+    turned = rotnet.fit(images, recipe("rotnet", "smoke"))
     assert lsdc.features_of(turned) is turned.encoder
-    contrastive = simclr.fit(images, simclr.PROFILES["smoke"]).eval()
+    contrastive = simclr.fit(images, recipe("simclr", "smoke")).eval()
     found = lsdc.features_of(contrastive)
     torch.testing.assert_close(found(x), contrastive.embed(x) * found.out_dim**0.5)
     plain = digits_encoder(images)
     assert lsdc.features_of(plain) is plain
-    config = PROFILES["smoke"]
+    config = recipes.smoke
     alone = fit(images, config).state_dict()
     recipe = replace(config.pretext, seed=config.seed)
     handed = fit(images, config, encoder=simclr.fit(images, recipe)).state_dict()
@@ -334,7 +335,7 @@ def test_the_paper_freezes_all_but_the_last_block_and_the_head():
 def test_identity_labels_and_a_rate_of_zero_teach_nothing(monkeypatch):
     images = load("digits").subset(128).images
     encoder = digits_encoder(images)
-    config = replace(PROFILES["smoke"], train=TrainConfig(1, 64, lr=0.0))
+    config = replace(recipes.smoke, train=TrainConfig(1, 64, lr=0.0))
     before = LSDC(encoder, config).encoder.state_dict()
     after = fit(images, config, encoder=encoder).encoder.state_dict()
     for name, _ in encoder.named_parameters():

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.methods.rotnet import PROFILES, Config, RotNet, fit, rotations
+from dcl.methods.rotnet import Config, RotNet, fit, rotations
+from dcl.recipes import rotnet as recipes
 from dcl.train import seeded
 from dcl.views import View
 
@@ -37,7 +38,7 @@ def test_images_that_are_not_square_are_refused():
         rotations(torch.rand(1, 1, 4, 6))
     images = torch.zeros(8, 1, 4, 6, dtype=torch.uint8)
     with pytest.raises(ValueError, match="square"):
-        fit(images, replace(PROFILES["smoke"], train=TrainConfig(1, 4)))
+        fit(images, replace(recipes.smoke, train=TrainConfig(1, 4)))
 
 
 class Corner(nn.Module):
@@ -82,7 +83,7 @@ def test_loss_is_the_mean_over_all_four_turns():
 def test_it_learns_to_tell_rotations_of_digits():
     rows = []
     images = load("digits").subset(400).images
-    config = replace(PROFILES["smoke"], train=TrainConfig(4, 32, "adam", 5e-3))
+    config = replace(recipes.smoke, train=TrainConfig(4, 32, "adam", 5e-3))
     fit(images, config, monitor=lambda *row: rows.append(row[3]))
     assert rows[-1]["rotation"] > 0.5  # guessing: .25
     assert rows[-1]["loss"] < rows[0]["loss"]

@@ -16,7 +16,6 @@ from dcl.measure.metrics import accuracy, purity
 from dcl.methods import scan as method
 from dcl.methods import simclr
 from dcl.methods.scan import (
-    PROFILES,
     Config,
     Scan,
     SelfLabel,
@@ -30,6 +29,7 @@ from dcl.methods.scan import (
 )
 from dcl.nets import convnets
 from dcl.optim import ema
+from dcl.recipes import scan as recipes
 from dcl.train import predict, seeded, train
 from dcl.views import View
 
@@ -204,7 +204,7 @@ def test_head_losses_by_loop():
 
 def small(digits, **changes):
     config = replace(
-        PROFILES["smoke"], scan_view=STILL, weak=STILL, strong=STILL, n_neighbors=5, **changes
+        recipes.smoke, scan_view=STILL, weak=STILL, strong=STILL, n_neighbors=5, **changes
     )
     with seeded(0):
         encoder = convnets.encoder("small_cnn", digits.images, width=4)
@@ -343,14 +343,14 @@ def test_ema_by_hand():
 
 def test_more_clusters_than_classes(digits):
     stage = TrainConfig(8, 32, "adam", 5e-3)
-    config = replace(PROFILES["smoke"], n_clusters=25, n_neighbors=5, scan=stage, selflabel=stage)
+    config = replace(recipes.smoke, n_clusters=25, n_neighbors=5, scan=stage, selflabel=stage)
     clusters = predict(fit(digits.images, config), digits.images)
     assert clusters.max() < 25 and clusters.unique().numel() > 5
     assert purity(digits.labels, clusters) >= accuracy(digits.labels, clusters)
 
 
 def test_a_pretext_handed_in_gives_the_same_run(digits):
-    config = PROFILES["smoke"]
+    config = recipes.smoke
     pretext = simclr.fit(digits.images, replace(config.pretext, seed=config.seed))
     a, b = fit(digits.images, config), fit(digits.images, config, encoder=pretext)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
@@ -360,7 +360,7 @@ def test_neighbours_come_from_the_embedding_and_not_from_labels(digits, monkeypa
     seen = []
     mined = method.mine
     monkeypatch.setattr(method, "mine", lambda z, k: seen.append((z, k)) or mined(z, k))
-    fit(digits.images, replace(PROFILES["smoke"], n_neighbors=7))
+    fit(digits.images, replace(recipes.smoke, n_neighbors=7))
     ((z, k),) = seen
     assert k == 7 and z.shape == (160, 64)
     torch.testing.assert_close(z.norm(dim=1), torch.ones(160))
@@ -388,7 +388,7 @@ def test_bad_settings_are_refused(change, message):
 
 def test_too_many_neighbours_are_refused_before_training(digits):
     with pytest.raises(ValueError, match="n_neighbors must be 1 to 159; got 160"):
-        fit(digits.images, replace(PROFILES["smoke"], n_neighbors=160), monitor=1 / 1)
+        fit(digits.images, replace(recipes.smoke, n_neighbors=160), monitor=1 / 1)
 
 
 class Unchanged(View):
@@ -404,7 +404,7 @@ def test_heads_on_features_are_those_that_looking_again_every_time_would_give(tm
     own = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.BatchNorm1d(12), nn.Tanh())
     own.out_dim = 12
     step = TrainConfig(3, 50, "adam", 5e-3, precision="float32")
-    once = replace(PROFILES["frozen"], n_clusters=5, heads=2, n_neighbors=4, scan=step)
+    once = replace(recipes.frozen, n_clusters=5, heads=2, n_neighbors=4, scan=step)
     again = replace(once, scan_view=Unchanged())
     a = fit(images, once, encoder=own, run_dir=tmp_path)
     b = fit(images, again, encoder=own)

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from dcl.data import load
-from dcl.methods.simclr import PROFILES, Config, SimCLR, fit, nt_xent
+from dcl.methods.simclr import Config, SimCLR, fit, nt_xent
 from dcl.nets import convnets
+from dcl.recipes import simclr as recipes
 from dcl.train import seeded
 
 
@@ -78,7 +79,7 @@ def test_gradient_in_float64(pair):
 
 def test_objective_takes_two_views_in_one_pass():
     images = load("digits").subset(8).images
-    config = PROFILES["smoke"]
+    config = recipes.smoke
     objective = SimCLR(convnets.encoder("small_cnn", images, width=4), config)
     seen = []
     objective.encoder.register_forward_hook(lambda m, x, out: seen.append(x[0]))
@@ -92,7 +93,7 @@ def test_objective_takes_two_views_in_one_pass():
 
 def test_training_finds_the_other_view():
     images = load("digits").subset(400).images
-    quick = PROFILES["quick"]
+    quick = recipes.digits
     config = replace(quick, width=8, train=replace(quick.train, epochs=6, batch_size=64))
     rows = []
     fit(images, config, monitor=lambda stage, epoch, objective, losses: rows.append(losses))

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig
-from dcl.methods.swav import PROFILES, Config, SwAV, by_resolution, swapped_prediction
+from dcl.methods.swav import Config, SwAV, by_resolution, swapped_prediction
+from dcl.recipes import swav as recipes
 from dcl.train import seeded, train
 from dcl.views import View
 
@@ -369,7 +370,7 @@ def test_wrong_settings_are_refused(wrong, message):
 
 
 def test_the_papers_settings():
-    paper = PROFILES["paper"]
+    paper = recipes.paper
     assert (paper.n_prototypes, paper.dim, paper.hidden) == (3000, 128, 2048)
     assert (paper.temperature, paper.epsilon, paper.sinkhorn_iterations) == (0.1, 0.05, 3)
     assert [v.size for v in paper.views] == [224] * 2 + [96] * 6

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,11 @@ class Study:
     recipe: str
     variants: dict[str, Change]
     effects: tuple[Effect, ...]
-    earlier: Change = field(default_factory=dict)
-    """Where the recipe, as it was run, differs from the one of that name today."""
 
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant]
-        recipe = replace(publish.method(self.method).PROFILES[self.recipe], **self.earlier)
-        return replace(recipe, **change, seed=seed)
+        return replace(publish.method(self.method).PROFILES[self.recipe], **change, seed=seed)
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
@@ -86,7 +83,6 @@ class Study:
 
 
 _SELFLABEL = publish.method("scan").PROFILES["quick"].selflabel
-_WIDE = replace(simclr.PROFILES["quick"], width=None)  # 32 maps, as before
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
 
 _POPULAR = "others with the released code: about 100 clusters for CIFAR-10, never 10"
@@ -126,7 +122,6 @@ STUDIES = {
             Effect("no self-labelling", "ACC", "CIFAR-10: 81.6 without, 88.3 with (README of the "
                    "release)", "worse"),
         ),
-        {"pretext": _WIDE},
     ),
     "swav-digits": Study(
         "swav", "digits", "quick",
@@ -151,7 +146,6 @@ STUDIES = {
                    "of the release)", "better"),
             Effect("queue of 4 batches", "linear"),
         ),
-        {"width": None},
     ),
     "lsdc-digits": Study(
         "lsdc", "digits", "quick",
@@ -171,7 +165,6 @@ STUDIES = {
             Effect("targets as released"),
             Effect("clean view moved"),
         ),
-        {"pretext": _WIDE, "start": "random"},
     ),
     "deepcluster-shapes": Study(
         "deepcluster", "shapes", "quick",

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from scipy.stats import t as student
 
 from dcl import methods
 from dcl.app.monitors import Log
-from dcl.config import flat
+from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.methods import simclr
 from dcl.notebook import results
+from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
 from dcl.train import Objective, predict
@@ -69,27 +70,22 @@ class Study:
 
     method: str
     data: str
-    recipe: str
     variants: dict[str, Change]
     effects: tuple[Effect, ...]
-    earlier: Change = field(default_factory=dict)
-    """Where the recipe, as it was run, differs from the one of that name today."""
 
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant]
-        recipe = replace(methods.method(self.method).PROFILES[self.recipe], **self.earlier)
-        return replace(recipe, **change, seed=seed)
+        return replace(recipe(self.method, self.data), **change, seed=seed)
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
-        recipe, mine = flat(self.config(RECIPE)), flat(config)
+        plain, mine = flat(self.config(RECIPE)), flat(config)
         seeds = ("seed", "pretext.seed")
-        return {k: v for k, v in mine.items() if k not in seeds and recipe.get(k) != v}
+        return {k: v for k, v in mine.items() if k not in seeds and plain.get(k) != v}
 
 
-_SELFLABEL = methods.method("scan").PROFILES["quick"].selflabel
-_WIDE = replace(simclr.PROFILES["quick"], width=None)  # 32 maps, as before
+_SELFLABEL = recipe("scan", "digits").selflabel
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
 
 _POPULAR = "others with the released code: about 100 clusters for CIFAR-10, never 10"
@@ -100,7 +96,7 @@ _COUNT = "paper: 3,000 to 100,000 change at most 0.3 points"
 
 STUDIES = {
     "scan-digits": Study(
-        "scan", "digits", "quick",
+        "scan", "digits",
         {
             "1 neighbour": {"n_neighbors": 1},
             "5 neighbours": {"n_neighbors": 5},
@@ -129,10 +125,9 @@ STUDIES = {
             Effect("no self-labelling", "ACC", "CIFAR-10: 81.6 without, 88.3 with (README of the "
                    "release)", "worse"),
         ),
-        {"pretext": _WIDE},
     ),
     "swav-digits": Study(
-        "swav", "digits", "quick",
+        "swav", "digits",
         {
             "10 prototypes": {"n_prototypes": 10},
             "300 prototypes": {"n_prototypes": 300},
@@ -154,10 +149,9 @@ STUDIES = {
                    "of the release)", "better"),
             Effect("queue of 4 batches", "linear"),
         ),
-        {"width": None},
     ),
     "lsdc-digits": Study(
-        "lsdc", "digits", "quick",
+        "lsdc", "digits",
         {
             "L2": {"labeler": "l2", "threshold": 6.2},
             "SNE": {"labeler": "sne", "threshold": 0.02, "temperature": 3.0},
@@ -174,10 +168,9 @@ STUDIES = {
             Effect("targets as released"),
             Effect("clean view moved"),
         ),
-        {"pretext": _WIDE, "start": "random"},
     ),
     "deepcluster-shapes": Study(
-        "deepcluster", "shapes", "quick",
+        "deepcluster", "shapes",
         {
             "6 clusters": {"n_pseudo": 6},
             "10 clusters": {"n_pseudo": 10},
@@ -292,11 +285,12 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
     """
     study = STUDIES[name]
     labels, checksum = known_labels(study.data)
-    now = flat(study.config(RECIPE))
+    now = study.config(RECIPE)
+    then = flat(unflat(type(now), found["recipe"]))
     wrong = [
-        f"{name}: {k} was {v!r} in the recipe that was run, is {now.get(k)!r}"
-        for k, v in found["recipe"].items()
-        if now.get(k) != v
+        f"{name}: {k} was {then[k]!r} in the recipe that was run, is {v!r}"
+        for k, v in flat(now).items()
+        if then[k] != v
     ]
     if found["checksum"] != checksum:
         wrong.append(f"{name}: is not of the images of {study.data}")

@@ -30,7 +30,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from dcl.config import flat
+from dcl.config import flat, unflat
 from dcl.notebook import chapter as printed
 from dcl.notebook import results
 from dcl.runtime.files import write_atomic
@@ -119,8 +119,18 @@ def recipe(chapter: str) -> dict[str, Any]:
     cells = [c for c in read(chapter).cells if c.cell_type == "code" and "figure" not in tags(c)]
     (last,) = [k for k, cell in enumerate(cells) if "config" in tags(cell)]
     names = play([cell.source for cell in cells[: last + 1]])
-    settings = {k: names[k] for k in ("config", "improved") if k in names}
-    return json.loads(json.dumps(_flat(settings)))
+    return {k: names[k] for k in ("config", "improved") if k in names}
+
+
+def same(recorded: Any, settings: Any) -> bool:
+    """Whether a file's recipe means these settings; fields that are gone since play no part."""
+    if isinstance(settings, dict):
+        return recorded.keys() == settings.keys() and all(
+            same(recorded[k], v) for k, v in settings.items()
+        )
+    if is_dataclass(settings):
+        return unflat(type(settings), recorded) == settings
+    return recorded == settings
 
 
 def _flat(value: Any) -> Any:
@@ -225,9 +235,9 @@ def key(run: Run) -> Plan:
 def fill(chapter: str) -> int:
     """Make the runs that a chapter's file lacks; return how many there were."""
     now, found = recipe(chapter), load(chapter)
-    if found.get("recipe") != now:
+    if not found or not same(found["recipe"], now):
         found = {"chapter": chapter, "command": f"python tests/claims.py {chapter}"}
-        found |= {"recipe": now, "runs": []}
+        found |= {"recipe": json.loads(json.dumps(_flat(now))), "runs": []}
     there = {key(run) for run in found["runs"]}
     missing = [planned for planned in plan(chapter) if planned not in there]
     kinds = dict.fromkeys((arithmetic, threads) for _, _, arithmetic, threads in missing)

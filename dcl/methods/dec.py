@@ -35,7 +35,7 @@ The cluster of an image is the largest q; there is no k-means at the end.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class Config:
     """MNIST, as released."""
 
     takes_vectors = True
+    gone: ClassVar = {"gamma": None}
 
     n_clusters: int = 10
     reading: Literal["code", "port"] = "code"  #: port: KL averaged over clusters, not summed

@@ -90,15 +90,12 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
 
 
 @torch.no_grad()
-def ema(
-    target: torch.nn.Module, source: torch.nn.Module, decay: float, *, buffers: bool = True
-) -> None:
-    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s.
+def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
+    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s; buffers are copied.
 
-    Buffers (BatchNorm's statistics) are copied, or left alone with `buffers=False`.
-    Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: scan.
+    Buffers are BatchNorm's statistics. Source: Tarvainen and Valpola 2017 (mean teacher).
+    Chapter: scan.
     """
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], 1 - decay)
-    if buffers:
-        for t, s in zip(target.buffers(), source.buffers(), strict=True):
-            t.copy_(s)
+    for t, s in zip(target.buffers(), source.buffers(), strict=True):
+        t.copy_(s)

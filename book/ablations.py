@@ -25,7 +25,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from dcl import algorithm, methods
+from dcl import methods
+from dcl.algorithm import algorithm
 from dcl.app.monitors import Log
 from dcl.cluster.balance import uniform_order
 from dcl.config import flat, unflat
@@ -80,7 +81,7 @@ class ReleasedSampler(deepcluster.DeepCluster):
         return released_order(self.pseudo)
 
 
-@algorithm.algorithm
+@algorithm
 def released_sampler(
     images: Tensor, config: deepcluster.Config, encoder: Any, run: dict[str, Any]
 ) -> ReleasedSampler:
@@ -99,7 +100,7 @@ class ReleasedTargets(lsdc.LSDC):
         return super().targets(alike.T, draw).T
 
 
-@algorithm.algorithm
+@algorithm
 def released_targets(
     images: Tensor, config: lsdc.Config, encoder: Any, run: dict[str, Any]
 ) -> ReleasedTargets:

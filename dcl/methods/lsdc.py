@@ -78,7 +78,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, "temperature", ramp=1)
-        if self.labeler == "knn" and not 2 <= self.k <= (size := self.train.batch_size):
+        if self.labeler == "knn" and not (size := self.train.batch_size) >= self.k >= 2:
             raise ValueError(f"k must be in 2 to batch_size, {size}; got {self.k}")
 
 

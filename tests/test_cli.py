@@ -39,7 +39,7 @@ def test_what_cannot_be_done_is_said_in_a_line(args, message, capfd):
 
 def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
     for more, message in (
-        (["--profile", "fast"], "profile must be one of smoke"),
+        (["--recipe", "fast"], "recipe must be one of smoke"),
         (["--clusters", "1000"], "as many images as clusters, 1000; got 120"),
         (["--size", "16", "--encoder", "resnet0"], "encoder must be one of"),
         (["--size", "16", "--device", "cuda:77"], "device must be auto, cpu or a GPU"),

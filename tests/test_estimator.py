@@ -18,7 +18,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def fitted(digits):
-    return DeepClusterer("scan", 6, profile="smoke", epochs=2).fit(digits.images.numpy())
+    return DeepClusterer("scan", 6, recipe="smoke", epochs=2).fit(digits.images.numpy())
 
 
 def test_it_keeps_the_manners_of_scikit_learn(fitted, digits):
@@ -100,7 +100,7 @@ def test_folders_and_a_run_that_goes_on(digits, tmp_path):
     for k, image in enumerate(digits.images[:60, 0]):
         Image.fromarray(image.numpy()).save(folder / f"{k:02}.png")
     e = DeepClusterer(
-        "deepcluster", 4, profile="smoke", size=16, epochs=1, run_dir=tmp_path / "run"
+        "deepcluster", 4, recipe="smoke", size=16, epochs=1, run_dir=tmp_path / "run"
     ).fit(folder)
     assert len(e.labels_) == 60 and (tmp_path / "run" / "report.html").exists()
     assert np.array_equal(e.predict(str(folder)), e.labels_)

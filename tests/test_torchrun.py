@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 STAGES = ("pretext", "scan", "selflabel")
 EPOCHS = 12  # of each stage: long enough for a kill to land in the stage that is waited for
 LIMIT = 60  # seconds
-FIT = ("fit", "scan", "--data", "digits", "--limit", "120", "--profile", "smoke",
+FIT = ("fit", "scan", "--data", "digits", "--limit", "120", "--recipe", "smoke",
        "--config.scan.batch-size", "40",  # steps within an epoch: between them nothing is sent out
        "--epochs", str(EPOCHS), "--device", "cpu", "--out")  # fmt: skip
 

@@ -223,7 +223,7 @@ def files(tmp_path_factory):
 
 
 def fit(files, out, *more):
-    asked = ["--data", str(files / "x.npy"), "--out", str(out), "--profile", "smoke"]
+    asked = ["--data", str(files / "x.npy"), "--out", str(out), "--recipe", "smoke"]
     return main(["fit", "dec", *asked, "--clusters", str(GROUPS), *more])
 
 
@@ -356,7 +356,7 @@ def x(files):
 
 @pytest.fixture(scope="module")
 def fitted(x):
-    return DeepClusterer("dec", GROUPS, profile="smoke").fit(x)
+    return DeepClusterer("dec", GROUPS, recipe="smoke").fit(x)
 
 
 def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):

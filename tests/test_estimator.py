@@ -86,12 +86,12 @@ def test_what_is_no_image_is_refused(x, error, message):
 def test_parameters_are_checked_at_fit(digits):
     for wrong, message in (
         ({"method": "kmeans"}, "method must be one of"),
-        ({"profile": "fast"}, "profile must be auto or one of"),
+        ({"recipe": "fast"}, "recipe must be one of smoke"),
         ({"n_clusters": 1}, "n_clusters must be between 2"),
         ({"device": "cuda:77"}, "device must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            DeepClusterer(**{"profile": "smoke", **wrong}).fit(digits.images)
+            DeepClusterer(**{"recipe": "smoke", **wrong}).fit(digits.images)
 
 
 def test_folders_and_a_run_that_goes_on(digits, tmp_path):

@@ -59,6 +59,10 @@ class Config:
     """The paper's for MNIST, with the batches of the released code."""
 
     gone: ClassVar = {"all_pairs": False}
+    advice: ClassVar = {
+        "collapse": "Raise until, to .71 at least.",
+        "dead clusters": "An until of .71 ends training before clusters merge.",
+    }
 
     seed: int = 0
     n_clusters: int = 10
@@ -79,18 +83,12 @@ class Config:
 
 
 def thresholds(step: float) -> tuple[float, float]:
-    r"""The upper and lower end of the band, .95 - step and .455 + .1 step (:math:`\lambda`).
-
-    Source: DAC, its adaptive thresholds. Chapter: dac.
-    """
+    r"""Upper and lower end of the band, :math:`.95 - \lambda` and :math:`.455 + .1 \lambda`."""
     return 0.95 - step, 0.455 + 0.1 * step
 
 
 def label_features(p: Tensor) -> Tensor:
-    """Probabilities (B,K) with length 1: dot products are in [0,1], and 1 for equal hard choices.
-
-    Source: DAC, whose exp(v - max v) over its length this is. Chapter: dac.
-    """
+    """Probabilities (B,K) with length 1: the paper's exp(v - max v) over its length."""
     return F.normalize(p, dim=1)
 
 

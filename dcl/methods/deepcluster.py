@@ -128,11 +128,15 @@ class DeepCluster(Objective):
         rows = whiten(extract(self.features, self.images), self.config.pca)  # (N,d)
         found = kmeans(rows, self.config.n_pseudo, iterations=20, init="random").labels
         used, labels = found.unique(return_inverse=True)  # numbered from 0, without the empty ones
-        stability = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
-        self.log.copy_(torch.tensor([len(used), rows.shape[1], stability]))
+        stable = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
+        self.log.copy_(torch.tensor([len(used), rows.shape[1], stable]))
         self.pseudo.copy_(labels)
         nn.init.normal_(self.top.weight, 0, 0.01)
         nn.init.zeros_(self.top.bias)
+
+    def chances(self) -> dict[str, float]:
+        """That of a uniform prediction over the pseudo-clusters in use."""
+        return {"loss": float(self.log[0].clamp(min=1).log())}
 
     def order(self, n: int) -> Tensor:
         """One epoch, uniform over pseudo-clusters."""
@@ -144,8 +148,7 @@ class DeepCluster(Objective):
         return [{"params": network}, {"params": [*self.top.parameters()], "momentum": 0.0}]
 
     def fit_clusters(self) -> None:
-        """Make the clusters of `predict`: k-means on whitened features of the images."""
-        # twice n_clusters dimensions: k clusters span k - 1, and each further one is noise, as loud
+        """k-means on whitened features, 2K dimensions: K clusters span K - 1, then noise begins."""
         features = extract(self.features, self.images)
         centre, directions = whitening(features, 2 * self.config.n_clusters)
         self.centre.copy_(centre)
@@ -161,10 +164,7 @@ class DeepCluster(Objective):
         return self.whitened(self.features(x))
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of -10 times the squared distance to each centroid, which nothing trained.
-
-        ValueError before `fit_clusters`.
-        """
+        """Softmax (B,K) of -10 times the squared distances; ValueError before `fit_clusters`."""
         return (10 * self.clusters(self.embed(x))).softmax(1)
 
 

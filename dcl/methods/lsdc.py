@@ -55,6 +55,7 @@ class Config:
     """The released settings for CIFAR-10."""
 
     gone: ClassVar = {"official_orientation": False}
+    advice: ClassVar = {"collapse": "Raise threshold."}
     n_clusters: int = 10
     labeler: Literal["cosine", "l2", "sne", "knn"] = "cosine"  #: which pairs of a batch are alike
     threshold: float = 0.9
@@ -168,10 +169,7 @@ def _pretext(config: Config) -> Any:
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> LSDC:
-    """Cluster images uint8 (N,C,H,W) without labels. Chapter: lsdc.
-
-    `encoder`, instead of the pretext: any with `out_dim`, or a fitted `SimCLR` or `RotNet`.
-    """
+    """Cluster images uint8 (N,C,H,W); `encoder`: any with `out_dim`, a fitted SimCLR or RotNet."""
     pretext = encoder or pretrain(_pretext(config), images, config, run)
     lsdc = LSDC(features_of(pretext), config).to(images.device)
     if config.start == "kmeans":

@@ -89,6 +89,14 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     return lr
 
 
+def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
+    """Weight of a consistency loss, from height * exp(-5) at 0 to `height` at `length`.
+
+    Source: Laine and Aila 2017; LSD-C section 3.3. Chapter: lsdc.
+    """
+    return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
+
+
 @torch.no_grad()
 def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
     """Move `target` towards `source`: t <- decay * t + (1 - decay) * s; buffers are copied.

@@ -42,8 +42,9 @@ def choose(
     whether its images have one channel (None: by the name of the set); vectors: whether it is
     vectors. profile, of the chapters: smoke and paper name a recipe; quick has at most 10,000
     images (for which a method may have a recipe of its own, mnist_10k), gpu all of them; "" is
-    the command line, with the whole set: a recipe for a small network where there is no GPU and
-    no `encoder`, whose features then need only heads.
+    the command line, with the whole set: frozen or else cifar10 with a pretrained `encoder`, whose
+    features need only heads; of photographs cifar10 on a GPU and photos, for a small network, on
+    a CPU.
     """
     own = data.split(":")[0]
     gray = own in GRAY if gray is None else gray
@@ -55,7 +56,7 @@ def choose(
         wanted = ["digits"]
     elif profile == "quick":
         wanted = [f"{own}_10k", "digits" if gray else "photos"]
-    elif gray:
+    elif gray and not encoder:
         wanted = ["mnist"]
     elif profile == "gpu":
         wanted = ["cifar10"]

@@ -13,6 +13,7 @@ from ablations import FOLDER, RECIPE, STUDIES, Effect, Study, faults, read, word
 from dcl.data import load
 from dcl.methods import scan, simclr
 from dcl.notebook import results
+from dcl.recipes import recipe
 
 FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
@@ -130,7 +131,8 @@ def tiny(monkeypatch):
     few = load("digits").subset(200)
     for module in (ablations, tables):
         monkeypatch.setattr(module, "load", lambda name: few)
-    study = Study("scan", "few", "smoke", {"1 head": {"heads": 1}}, (Effect("1 head"),))
+    monkeypatch.setattr(ablations, "recipe", lambda method, data: recipe(method, "smoke"))
+    study = Study("scan", "few", {"1 head": {"heads": 1}}, (Effect("1 head"),))
     monkeypatch.setitem(STUDIES, "tiny", study)
     return study
 

@@ -177,7 +177,7 @@ def test_a_method_chapter_shows_the_source_and_has_its_verdicts(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_chapter_goes_on_where_it_was_interrupted(name):
     (cell,) = tagged(chapter(name), "check")
-    assert f'run_dir = run_dir or run_folder("{name[3:]}", globals())\n' in cell.source
+    assert f'run_dir = run_dir or run_folder("{name}", globals())\n' in cell.source
     (cell,) = [
         c for c in code(chapter(name)) if re.search(r"= fit\(", c.source) and "started" in c.source
     ]
@@ -293,7 +293,7 @@ def test_tables_are_those_of_the_recorded_results(monkeypatch, capsys):
     assert "a made up score" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "api.md"], ids=lambda p: p.name)
 def test_a_changed_digit_on_a_page_is_noticed(page, tmp_path, monkeypatch):
     text, copied = page.read_text(), tmp_path / page.name
     monkeypatch.setattr(pages, "PAGES", {copied: PAGES[page]})

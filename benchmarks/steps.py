@@ -148,7 +148,7 @@ def objective(case: Case, images: Tensor) -> Objective:
         config = scan.Config(scan_view=case.views[0])
         return scan.Scan(encoder, images, neighbours(len(images)).to(images.device), config)
     config = scan.Config(weak=case.views[0], strong=case.views[1], threshold=SURE)
-    return SelfLabel(encoder, scan.head(encoder.out_dim, config), config)
+    return SelfLabel(encoder, convnets.linear_head(encoder, config.n_clusters), config)
 
 
 # What the peer trains: the same network, views (B,C,H,W) of its loader in, loss out
@@ -194,7 +194,7 @@ class Scan(nn.Module):
     def __init__(self, encoder: nn.Module, method: str):
         super().__init__()
         self.encoder, self.method = encoder, method
-        self.head = scan.head(encoder.out_dim, scan.Config())
+        self.head = convnets.linear_head(encoder, scan.Config().n_clusters)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Image and neighbour in one pass; or the weak view, which teaches the strong one."""

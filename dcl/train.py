@@ -67,6 +67,10 @@ class Objective(nn.Module):
         """Cluster (B,) int64 of images x, float (B,C,H,W) in [0,1]: the most probable."""
         return self.predict_proba(x).argmax(1)
 
+    def chances(self) -> dict[str, float]:
+        """Of losses that are cross-entropies: what each costs a network that knows nothing."""
+        return {}
+
     def before_epoch(self, epoch: int) -> None:
         """Compute what needs the whole set: pseudo-labels, centroids."""
 

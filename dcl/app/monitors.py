@@ -54,8 +54,8 @@ class Log:
         shown = losses | (self.also(objective) if due and self.also else {})
         now = time.perf_counter()
         row = {"stage": stage, "epoch": epoch, **shown, "seconds": round(now - self.started, 3)}
-        if classes := getattr(getattr(objective, "config", None), "n_prototypes", None):
-            row["classes"] = classes  # what the loss is a cross-entropy over: see measure.health
+        if chances := objective.chances():
+            row["chances"] = chances
         self.started = now
         self.rows[stage, epoch] = row
         if dist.rank() > 0:

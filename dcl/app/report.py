@@ -19,11 +19,11 @@ from torch import Tensor
 from dcl.app.report_clusters import Picture, clusters, contact_sheet, picture
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
-from dcl.measure.health import Health, Row, advice, chances, health, stages
+from dcl.measure.health import Row, advice, health, stages
 from dcl.runtime.files import write_atomic
 
 VECTOR_WORDS = {
-    ", or start from an encoder that already sees": "",
+    ", or start from a pretrained encoder": "",
     " on the contact sheets": "",
     "contact sheet": "table",
     "pictures": "rows",
@@ -42,13 +42,15 @@ def report(
     log: Sequence[Row] | None = None,
     title: str = "",
     about: Mapping[str, Any] | None = None,
+    own_advice: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one HTML page, atomically, and return its path. It asks for nothing from elsewhere.
 
     images uint8 (N,C,H,W), of which only the rows that are drawn are read, so a memory map will do;
     or vectors, float32 (N,d), of which tables take the place of pictures; probabilities (N,K) with
     rows that sum to 1; features (N,D); files: N names, else images go by their number; log: one
-    mapping per epoch; about: facts for a table. Every text is escaped. Raises ValueError for other
+    mapping per epoch; about: facts for a table; own_advice: what the method adds to
+    `dcl.measure.health.ADVICE`. Every text is escaped. Raises ValueError for other
     shapes and lengths, TypeError for other vectors. Chapter: your-images.
     """
     n, noun = len(images), "vector" if images.ndim == 2 else "image"
@@ -75,11 +77,11 @@ def report(
         shape=images.shape,
         features=z.shape,
         health=state,
-        lights=[(_said(w, noun), _said(advice(w), noun)) for w in state.warnings],
+        lights=[(_said(w, noun), _said(advice(w, own_advice), noun)) for w in state.warnings],
         sizes=_drawn(sizes),
         histogram=_drawn(confidence_histogram(p, noun), (4.6, 2.4)),
         sure=float((confidence > 0.9).float().mean()),
-        curves=[_curve(stage, rows, state) for stage, rows in stages(log).items()],
+        curves=[_curve(stage, rows) for stage, rows in stages(log).items()],
         clusters=clusters(images, p, z, state),
         contact_sheet=partial(contact_sheet, images),
         names=files or [f"{noun} {row}" for row in range(n)],
@@ -137,9 +139,9 @@ def confidence_histogram(probabilities: Tensor, noun: str = "image") -> Any:
     return drawing
 
 
-def _curve(stage: str, rows: Sequence[Row], h: Health) -> dict[str, Any]:
+def _curve(stage: str, rows: Sequence[Row]) -> dict[str, Any]:
     rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-    last, known = rows[-1], chances(rows[-1], h.n_clusters)
+    last, known = rows[-1], rows[-1].get("chances", {})
     keys = list(known) or [key for key in ("loss", "floor") if key in last] or None
     drawing = plots.loss_curve(rows, keys, next(iter(known.values()), None))
     return {

@@ -86,7 +86,7 @@ def fit(
         clusters, assignment = fitted(model, method, images, spec)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
-            write(out, data, assignment, method)
+            write(out, data, assignment, method, config)
     return clusters, assignment
 
 
@@ -106,7 +106,7 @@ def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, st
     return found, f"{found.spec}@{found.size}", encoder
 
 
-def write(out: Path, data: Data, assignment: Assignment, title: str = "") -> None:
+def write(out: Path, data: Data, assignment: Assignment, method: str, config: Any) -> None:
     """Write `assignments.csv`, `skipped.csv`, `health.json` and `report.html`."""
     files, log = names(data), read_log(out / "log.jsonl")
     state = health(assignment.probabilities, assignment.vectors, log=log)
@@ -132,8 +132,9 @@ def write(out: Path, data: Data, assignment: Assignment, title: str = "") -> Non
         assignment.vectors,
         files=files,
         log=log,
-        title=f"{title} on {data.name}",
+        title=f"{method} on {data.name}",
         about=about,
+        own_advice=getattr(config, "advice", None),
     )
 
 
@@ -225,7 +226,7 @@ def rewrite(out: str | Path, *, device: str = "auto") -> None:
     assignment = found.assign(data.images.to(pick_device(device)))
     if dist.rank() == 0:
         with checkpoint.lock(out):
-            write(Path(out), data, assignment, s.method)
+            write(Path(out), data, assignment, s.method, s.config)
 
 
 def choose(

@@ -27,7 +27,7 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether no row is left of the zeros it began with."""
+        """Whether no row is left of the zeros it began with: counted, not read from the rows."""
         return 0 < len(self) <= self.filled
 
     @torch.no_grad()

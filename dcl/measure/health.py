@@ -10,38 +10,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Row = Mapping[str, Any]
-"""One epoch of a log: {"stage", "epoch", "loss", ..., "seconds"}."""
+"""One epoch of a log: {"stage", "epoch", "loss", ..., "seconds", "chances"}."""
 
 ROWS = 10_000
 """Features beyond so many rows are thinned out evenly: rank and spread do not need them all."""
 
 ADVICE = {
-    "collapse": "Every image gets the same answer. In scan raise entropy_weight, in lsdc "
-    "threshold, in dac until, to .71 at least; in swav keep sinkhorn_iterations at 3 and lower "
-    "epsilon. If the features have collapsed too, begin there.",
+    "collapse": "Every image gets the same answer. If the features have collapsed too, begin "
+    "there.",
     "giant cluster": "Look at its contact sheet first. If its pictures belong together, your "
-    "images are unequal and nothing is wrong. If not, ask for more clusters, or start from an "
-    "encoder that already sees.",
+    "images are unequal and nothing is wrong. If not, ask for more clusters, or start from a "
+    "pretrained encoder.",
     "dead clusters": "An empty cluster does no harm, but you asked for more groups than were "
-    "found. Ask for fewer; in scan a larger entropy_weight fills them, in dac an until of .71 "
-    "ends training before clusters merge.",
+    "found. Ask for fewer.",
     "loss": "Training broke, and what follows it means nothing. Lower the learning rate ten "
     "times; on a GPU try precision float32.",
     "stuck": "The network has learned nothing: its answer does not depend on the image. Check on "
     "the contact sheets that the images differ, then train longer or change the learning rate, "
-    "ten times up or down; in swav lower epsilon and keep sinkhorn_iterations at 3.",
-    "diverged": "The network is worse than one that knows nothing: it is sure, and wrong. Lower "
-    "the learning rate ten times.",
+    "ten times up or down.",
+    "diverged": "The network is worse than one that knows nothing: it is confident, and wrong. "
+    "Lower the learning rate ten times.",
     "nothing is confident": "No image clearly belongs anywhere, so take each assignment as a "
-    "guess. Train longer, ask for another number of clusters, or start from an encoder that "
-    "already sees.",
+    "guess. Train longer, ask for another number of clusters, or start from a pretrained encoder.",
     "collapsed features": "All images look alike to the encoder, and clusters of such features "
     "cut noise. Check on the contact sheets that the images differ, lower the learning rate, or "
-    "start from an encoder that already sees; in swav lower epsilon.",
+    "start from a pretrained encoder.",
     "features are not finite": "The encoder returns no numbers for some images. Lower the "
     "learning rate ten times, or look for broken weights.",
 }
-"""What to do, for each warning: the key is how the warning begins."""
+"""What to do, for each warning: the key is how the warning begins. A method adds what it knows of
+its own settings, in the `advice` of its Config, under the same keys."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def health(
     assignments: probabilities (N,K) with rows that sum to 1, or cluster ids (N,) int64, for which
     `n_clusters` says how many there could be (default: the largest id + 1). features (N,D) float.
     loss: a cross-entropy over the K clusters, to compare with ln K; leave it out for others.
-    log: one mapping per epoch; each stage's last row is compared with what `chances` knows of it.
+    log: one mapping per epoch; each stage's last row is compared with its "chances",
+    what the objective says that its cross-entropies cost a network that knows nothing.
     Raises ValueError: shapes, rows that are no probabilities. Chapter metrics.
     """
     if assignments.ndim not in (1, 2) or 0 in assignments.shape:
@@ -145,7 +144,7 @@ def health(
         feature_rank=rank,
         feature_spread=spread,
     )
-    found = [*_warnings(state), *log_warnings(log or [], k)]
+    found = [*_warnings(state), *log_warnings(log or [])]
     if broken:
         found.append(f"features are not finite: {broken} of {len(labels)} rows")
     # one light for one failure, although probabilities and log may both show it
@@ -162,28 +161,11 @@ def stages(log: Sequence[Row]) -> dict[str, list[Row]]:
     return {stage: [rows[epoch] for epoch in sorted(rows)] for stage, rows in found.items()}
 
 
-def chances(row: Row, n_clusters: int) -> dict[str, float]:
-    """The columns of a log's row that are cross-entropies, and what knowing nothing costs in each.
-
-    Only what the methods of this package log is known: in scan "consistency" and "entropy" are
-    both ln K for a network that knows nothing; its "selflabel" loss is over K clusters, that of
-    deepcluster over the pseudo-clusters in use, that of rotnet over four rotations. A row may say
-    itself over how many "classes" its loss is, such as swav's prototypes. Other losses (SimCLR's,
-    LSD-C's, SCAN's as a whole) have no such number. Chapter metrics.
-    """
-    if {"consistency", "entropy"} <= row.keys():
-        return {"consistency": math.log(n_clusters), "entropy": math.log(n_clusters)}
-    if "confident" in row:
-        return {"loss": math.log(n_clusters)}
-    classes = row.get("classes") or row.get("clusters") or ("rotation" in row and 4)
-    return {"loss": math.log(classes)} if classes else {}
-
-
-def log_warnings(log: Sequence[Row], n_clusters: int) -> list[str]:
+def log_warnings(log: Sequence[Row]) -> list[str]:
     """What the losses of a run say: broken, stuck, or a self-labelling that nobody taught.
 
-    In scan, stuck means that disagreement *and* entropy are ln K; in swav, that the loss is its
-    floor, the entropy of the codes. Diverged: further above that number than chance explains.
+    Stuck: every loss of the row's "chances" is at that number, or the loss is its "floor".
+    Diverged: further above that number than chance explains.
     """
     found = []
     for stage, rows in stages(log).items():
@@ -194,7 +176,8 @@ def log_warnings(log: Sequence[Row], n_clusters: int) -> list[str]:
             )
             continue
         last = rows[-1]
-        known = {k: c for k, c in chances(last, n_clusters).items() if c > 0 and _finite(last[k])}
+        chances = last.get("chances", {})
+        known = {k: c for k, c in chances.items() if c > 0 and _finite(last[k])}
         if _finite(last.get("confident")) and last["confident"] < 0.01:
             found.append(
                 f"nothing is confident: {last['confident']:.1%} of the images taught in the last "
@@ -226,11 +209,14 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def advice(warning: str) -> str:
-    """The sentence of `ADVICE` for a warning of `health`; KeyError for any other text."""
+def advice(warning: str, own: Mapping[str, str] | None = None) -> str:
+    """What to do about a warning of `health`: the sentence of `ADVICE`, and that of a method.
+
+    own: the `advice` of the method's Config. Raises KeyError for any other text.
+    """
     for start in sorted(ADVICE, key=len, reverse=True):
         if warning.startswith(start):
-            return ADVICE[start]
+            return " ".join(filter(None, (ADVICE[start], (own or {}).get(start))))
     raise KeyError(warning)
 
 

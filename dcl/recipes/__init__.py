@@ -41,9 +41,10 @@ def choose(
     data: a set's name, perhaps with a split, a folder or a .npy file, or "" for a tensor; gray:
     whether its images have one channel (None: by the name of the set); vectors: whether it is
     vectors. profile, of the chapters: smoke and paper name a recipe; quick has at most 10,000
-    images, gpu all of them; "" is the command line, with the whole set: frozen or else cifar10
-    with a pretrained `encoder`, whose features need only heads; of photographs cifar10 on a GPU
-    and photos, for a small network, on a CPU.
+    images (for which a method may have a recipe of its own, mnist_10k), gpu all of them; "" is
+    the command line, with the whole set: frozen or else cifar10 with a pretrained `encoder`, whose
+    features need only heads; of photographs cifar10 on a GPU and photos, for a small network, on
+    a CPU.
     """
     own = data.split(":")[0]
     gray = own in GRAY if gray is None else gray
@@ -54,7 +55,7 @@ def choose(
     elif vectors or is_vectors(data):
         wanted = ["digits"]
     elif profile == "quick":
-        wanted = ["digits" if gray else "photos"]
+        wanted = [f"{own}_10k", "digits" if gray else "photos"]
     elif gray and not encoder:
         wanted = ["mnist"]
     elif profile == "gpu":

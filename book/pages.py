@@ -1,4 +1,4 @@
-"""The pages with recorded results: what stands between their marks is made from the files alone.
+"""The pages with recorded results or a list of modules: between their marks stands what files say.
 
 The marks are comments, `<!-- ablations: scan-digits start -->` and the same with `end`.
 """
@@ -13,11 +13,20 @@ from tables import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+def modules(room: str) -> str:
+    """Return a section for each module of `dcl.<room>`, filled by Sphinx."""
+    stems = sorted(path.stem for path in (ROOT / "dcl" / room).glob("[!_]*.py"))
+    block = "### {0}\n\n```{{eval-rst}}\n.. automodule:: dcl.{0}\n   :members:\n```"
+    return "\n\n".join(block.format(f"{room}.{stem}") for stem in stems)
+
+
 PAGES: dict[Path, tuple[str, Callable[[str], str]]] = {
     ROOT / "README.md": ("results", lambda _: tables()),
     ROOT / "book" / "results.md": ("results", lambda _: tables(whole=True)),
     ROOT / "book" / "ablations.md": ("ablations", ablations.content),
     ROOT / "book" / "speed.md": ("timings", timings.content),
+    ROOT / "book" / "api.md": ("modules", modules),
 }
 """The kind of a page's marks, and what belongs between those with a name."""
 

@@ -311,7 +311,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     losses = {
         k: v
         for k, v in log.history[-1].items()
-        if k not in ("stage", "epoch", "seconds", "classes")
+        if k not in ("stage", "epoch", "seconds", "chances")
     }
     return {
         "variant": variant,

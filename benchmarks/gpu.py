@@ -46,11 +46,12 @@ from dcl.cluster.kmeans import kmeans, whiten
 from dcl.cluster.neighbors import mine, nearest
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import with_batches, with_epochs
-from dcl.methods import deepcluster, lsdc, scan, swav
+from dcl.methods import methods
+from dcl.recipes import recipe
 from dcl.train import train
 
 HERE = Path(__file__).resolve().parent / "results"
-METHODS = {"deepcluster": deepcluster, "lsdc": lsdc, "swav": swav, "scan": scan}
+METHODS = methods()
 Found = dict[str, Any]
 
 
@@ -79,7 +80,7 @@ class Sizes:
     patience: float = 100.0
     """Seconds of neighbours that are waited for; beyond, the probe stands for all."""
     sinkhorn: tuple[int, int] = (4096, 3000)
-    profile: str = "gpu"
+    recipe: str = "cifar10"
 
 
 TINY = Sizes("small_cnn", 8, "float32", 64, (16, 32), 2, 2, "eager", (0,), 64, 2**12, 300, 10,
@@ -305,7 +306,7 @@ def kernels(place: Place) -> Found:
 def epoch(place: Place, method: str) -> Found:
     """Seconds of the second epoch of each stage of a method's recipe for one GPU."""
     images, module = place.pictures(), METHODS[method]
-    config = with_epochs(recipe(stem, place.sizes.recipe), 2)
+    config = with_epochs(recipe(method, place.sizes.recipe), 2)
     config = with_batches(config, len(images) // 2)
     ends: dict[str, list[float]] = {}
 

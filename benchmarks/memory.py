@@ -87,8 +87,8 @@ def one_epoch(images) -> None:
     from dataclasses import replace
 
     from dcl.methods import simclr
-    from dcl.train import extract
     from dcl.recipes import recipe
+    from dcl.train import extract
     from dcl.views import View
 
     smoke = recipe("simclr", "smoke")

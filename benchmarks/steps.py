@@ -45,6 +45,7 @@ from benchmarks import (
 from benchmarks import peer as peer_package
 from dcl.config import TrainConfig
 from dcl.methods import scan, simclr, swav
+from dcl.methods.selflabel import SelfLabel, self_label_loss
 from dcl.nets import convnets
 from dcl.runtime.device import autocast, memory_kept
 from dcl.train import Objective, train
@@ -136,16 +137,18 @@ def objective(case: Case, images: Tensor) -> Objective:
     encoder = convnets.encoder(case.encoder, images, width=case.width)
     if case.method == "swav":
         sizes = {"n_prototypes": PROTOTYPES, "hidden": HIDDEN, "dim": DIM}
-        return swav.SwAV(encoder, swav.Config(views=case.views, freeze_steps=0, **sizes))
+        config = swav.Config(views=case.views, freeze_steps=0, **sizes)
+        return swav.SwAV(images, config, encoder)
     if case.method == "simclr":
-        return simclr.SimCLR(encoder, simclr.Config(out_dim=DIM, view=case.views[0]))
+        config = simclr.Config(out_dim=DIM, view=case.views[0])
+        return simclr.SimCLR(images, config, encoder)
     if case.method == "barlow":
         return Barlow(encoder, case.views)
     if case.method == "scan":
         config = scan.Config(scan_view=case.views[0])
         return scan.Scan(encoder, images, neighbours(len(images)).to(images.device), config)
     config = scan.Config(weak=case.views[0], strong=case.views[1], threshold=SURE)
-    return scan.SelfLabel(encoder, scan.head(encoder.out_dim, config), config)
+    return SelfLabel(encoder, convnets.linear_head(encoder, config.n_clusters), config)
 
 
 # What the peer trains: the same network, views (B,C,H,W) of its loader in, loss out
@@ -191,7 +194,7 @@ class Scan(nn.Module):
     def __init__(self, encoder: nn.Module, method: str):
         super().__init__()
         self.encoder, self.method = encoder, method
-        self.head = scan.head(encoder.out_dim, scan.Config())
+        self.head = convnets.linear_head(encoder, scan.Config().n_clusters)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Image and neighbour in one pass; or the weak view, which teaches the strong one."""
@@ -201,7 +204,7 @@ class Scan(nn.Module):
         weak, strong = views
         with torch.no_grad():
             answers = self.head(self.encoder(weak)).float()
-        return scan.self_label_loss(answers, self.head(self.encoder(strong)).float(), SURE)[0]
+        return self_label_loss(answers, self.head(self.encoder(strong)).float(), SURE)[0]
 
 
 def peer(case: Case, images: Tensor) -> nn.Module:

@@ -23,20 +23,24 @@ from typing import Any
 
 import torch
 from scipy.stats import t as student
+from torch import Tensor
 
 from dcl import methods
+from dcl.algorithm import algorithm
 from dcl.app.monitors import Log
+from dcl.cluster.balance import uniform_order
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.methods import simclr
+from dcl.methods import deepcluster, lsdc, simclr
 from dcl.notebook import results
 from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
-from dcl.train import Objective, predict
+from dcl.train import Objective, predict, train
 from dcl.views import DIGIT_VIEW
+from dcl.views.ricap import RicapDraw
 from tables import known_labels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +68,53 @@ class Effect:
     """"better", "worse" or "same", compared with the recipe, by that source; empty: no claim."""
 
 
+def released_order(labels: Tensor) -> Tensor:
+    """Rows (N,) that DeepCluster's loop serves: right ids, looked up in a set sorted by cluster."""
+    return labels.argsort(stable=True).cpu()[uniform_order(labels)]
+
+
+class ReleasedSampler(deepcluster.DeepCluster):
+    """DeepCluster as released: ids of images are taken for positions in the sorted set."""
+
+    def order(self, n: int) -> Tensor:
+        """One epoch, not uniform over pseudo-clusters, though meant to be."""
+        return released_order(self.pseudo)
+
+
+@algorithm
+def released_sampler(
+    images: Tensor, config: deepcluster.Config, encoder: Any, run: dict[str, Any]
+) -> ReleasedSampler:
+    """DeepCluster's `fit` with the released sampler."""
+    model = ReleasedSampler(images, config, encoder)
+    train(model, images, config.train, **run)
+    model.fit_clusters()
+    return model
+
+
+class ReleasedTargets(lsdc.LSDC):
+    """LSD-C as released: the pair labels are permuted on the side that was not mixed."""
+
+    def targets(self, alike: Tensor, draw: RicapDraw) -> Tensor:
+        """The transpose of what the mixtures are: sum_k W_k S[i, pi_k(j)]. Of one process."""
+        return super().targets(alike.T, draw).T
+
+
+@algorithm
+def released_targets(
+    images: Tensor, config: lsdc.Config, encoder: Any, run: dict[str, Any]
+) -> ReleasedTargets:
+    """LSD-C's `fit` with the released targets, from a pretext and k-means on it."""
+    model = ReleasedTargets(lsdc.features_of(encoder), config)
+    model.start_at_centroids(images)
+    train(model, images, config.train, **run)
+    return model
+
+
+RELEASED = {"official_indexing": released_sampler, "official_orientation": released_targets}
+"""Slips of released code that were fields of a Config, and are so called in the files: a `fit`."""
+
+
 @dataclass(frozen=True)
 class Study:
     """Variants of one method's recipe on one data set, as changes of fields of its Config."""
@@ -76,7 +127,12 @@ class Study:
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant]
-        return replace(recipe(self.method, self.data), **change, seed=seed)
+        fields = {k: v for k, v in change.items() if k not in RELEASED}
+        return replace(recipe(self.method, self.data), **fields, seed=seed)
+
+    def slip(self, variant: str) -> Change:
+        """What of a variant no field makes, but a `fit` of RELEASED: {} or {field: True}."""
+        return {k: v for k, v in self.variants.get(variant, {}).items() if k in RELEASED}
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
@@ -247,7 +303,9 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     config, log = study.config(variant, seed), Log(every=10**9)
     given = {} if pretext is None else {"encoder": pretext}
     began = time.process_time()
-    model = methods.method(study.method).fit(data.images, config, monitor=log, **given)
+    slip = study.slip(variant)
+    fit: Any = RELEASED[next(iter(slip))] if slip else methods.method(study.method).fit
+    model = fit(data.images, config, monitor=log, **given)
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
     losses = {
@@ -258,7 +316,8 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     return {
         "variant": variant,
         "seed": seed,
-        "changed": study.changed(model.config),  # what was trained, not what was asked for
+        # what was trained, not what was asked for
+        "changed": study.changed(model.config) | slip,
         "metrics": {k: round(v, 4) for k, v in evaluate(model, data, seed=seed).items()},
         "used": len(set(clusters)),
         "losses": {k: round(v, 4) for k, v in losses.items()},
@@ -301,7 +360,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
         if title != RECIPE and title not in study.variants:
             wrong.append(f"{which}: there is no such variant")
             continue
-        meant = study.changed(study.config(title))
+        meant = study.changed(study.config(title)) | study.slip(title)
         if one_run["changed"] != meant:
             wrong.append(f"{which}: ran with {one_run['changed']}, means {meant}")
         if (title, seed) in seen:

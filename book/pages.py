@@ -1,4 +1,4 @@
-"""The pages with recorded results: the text between their marks is made from the files alone.
+"""The pages with results or module lists: the text between their marks comes from files alone.
 
 The marks are comments, `<!-- ablations: scan-digits start -->` and the same with `end`.
 """
@@ -13,11 +13,20 @@ from tables import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
+def modules(room: str) -> str:
+    """Return a section for each module of `dcl.<room>`, filled by Sphinx."""
+    stems = sorted(path.stem for path in (ROOT / "dcl" / room).glob("[!_]*.py"))
+    block = "### {0}\n\n```{{eval-rst}}\n.. automodule:: dcl.{0}\n   :members:\n```"
+    return "\n\n".join(block.format(f"{room}.{stem}") for stem in stems)
+
+
 PAGES: dict[Path, tuple[str, Callable[[str], str]]] = {
     ROOT / "README.md": ("results", lambda _: tables()),
     ROOT / "book" / "results.md": ("results", lambda _: tables(whole=True)),
     ROOT / "book" / "ablations.md": ("ablations", ablations.content),
     ROOT / "book" / "speed.md": ("timings", timings.content),
+    ROOT / "book" / "api.md": ("modules", modules),
 }
 """For each page, the kind of its marks and a function from a mark's name to the text inside."""
 

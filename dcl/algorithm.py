@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcl.config import TrainConfig
 from dcl.data import Data
-from dcl.runtime import checkpoint
+from dcl.runtime import checkpoint, dist
 from dcl.train import Monitor, seeded
 
 C = TypeVar("C", contravariant=True)
@@ -27,11 +27,24 @@ _claimed = ContextVar("claimed", default=False)
 
 
 @contextmanager
-def claimed() -> Iterator[None]:
-    """Within the block a `fit` neither checks nor claims: its caller has done so."""
+def claimed(run_dir: str | Path | None, config: Any, data: Data, **about: Any) -> Iterator[None]:
+    """Claim `run_dir`, if there is one: a `fit` within the block neither checks nor claims.
+
+    about: as in `dcl.runtime.checkpoint.claim`, which raises. If the method refuses the settings
+    before there is a checkpoint, the folder stays free for others.
+    """
+    kept = Path(run_dir or "") / "config.json"
+    fresh = run_dir is not None and not kept.exists()
+    if run_dir is not None:
+        checkpoint.claim(run_dir, config, data.checksum, **about)
     token = _claimed.set(True)
     try:
         yield
+    except (ValueError, TypeError):
+        begun = (p for depth in range(3) for p in kept.parent.glob("*/" * depth + "*.pt"))
+        if fresh and dist.rank() == 0 and not any(begun):
+            kept.unlink()
+        raise
     finally:
         _claimed.reset(token)
 
@@ -68,11 +81,10 @@ def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
         run_dir: str | Path | None = None,
     ) -> M:
         if not _claimed.get():
-            data = check_fit(images, config, encoder)
-            if run_dir:
-                checkpoint.claim(run_dir, config, data.checksum)
+            with claimed(run_dir, config, check_fit(images, config, encoder)):
+                return fit(images, config, encoder=encoder, monitor=monitor, run_dir=run_dir)
         own = None if encoder is None else copy.deepcopy(encoder).to(images.device)
-        with claimed(), seeded(config.seed):  # type: ignore[attr-defined]
+        with seeded(config.seed):  # type: ignore[attr-defined]
             return body(images, config, own, {"monitor": monitor, "run_dir": run_dir})
 
     shown = inspect.signature(fit, eval_str=True)

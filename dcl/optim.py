@@ -89,16 +89,21 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], 
     return lr
 
 
-@torch.no_grad()
-def ema(
-    target: torch.nn.Module, source: torch.nn.Module, decay: float, *, buffers: bool = True
-) -> None:
-    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s.
+def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
+    """Weight of a consistency loss, from height * exp(-5) at 0 to `height` at `length`.
 
-    Buffers (BatchNorm's statistics) are copied, or left alone with `buffers=False`.
-    Source: Tarvainen and Valpola 2017 (mean teacher). Chapter: scan.
+    Source: Laine and Aila 2017; LSD-C section 3.3. Chapter: lsdc.
+    """
+    return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
+
+
+@torch.no_grad()
+def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
+    """Move `target` towards `source`: t <- decay * t + (1 - decay) * s; buffers are copied.
+
+    Buffers are BatchNorm's statistics. Source: Tarvainen and Valpola 2017 (mean teacher).
+    Chapter: scan.
     """
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], 1 - decay)
-    if buffers:
-        for t, s in zip(target.buffers(), source.buffers(), strict=True):
-            t.copy_(s)
+    for t, s in zip(target.buffers(), source.buffers(), strict=True):
+        t.copy_(s)

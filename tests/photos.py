@@ -18,5 +18,5 @@ def photos_in(folder):
 
 
 def fit(photos, out, *more):
-    asked = ["--data", str(photos), "--out", str(out), "--profile", "smoke", "--clusters", "5"]
+    asked = ["--data", str(photos), "--out", str(out), "--recipe", "smoke", "--clusters", "5"]
     return main(["fit", "scan", *asked, *more])

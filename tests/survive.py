@@ -44,7 +44,7 @@ IMAGES = load("digits").subset(300).images
 
 
 def four_epochs(stem):
-    """The smoke profile, four epochs a stage; of SCAN the form with a moving average."""
+    """The smoke recipe, four epochs a stage; of SCAN the form with a moving average."""
     smoke = with_epochs(recipe(stem, "smoke"), EPOCHS)
     return replace(smoke, ema="teacher", threshold=0.3) if stem == "scan" else smoke
 
@@ -117,7 +117,7 @@ def fit(stem, run, out, aim=None):
 
     loop._resume, checkpoint.save = noted_resume, noted_save
     method = importlib.import_module(f"dcl.methods.{stem}")
-    objective = method.fit(IMAGES, recipe(stem), run_dir=run)
+    objective = method.fit(IMAGES, four_epochs(stem), run_dir=run)
     save(out, {"weights": objective.state_dict(), "clusters": predict(objective, IMAGES)})
 
 

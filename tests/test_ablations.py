@@ -19,7 +19,7 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 def complaints(study):
     """What is wrong with the variants of a study: changes that change nothing, or the same."""
-    changes = {v: study.changed(study.config(v)) for v in study.variants}
+    changes = {v: study.changed(study.config(v)) | study.slip(v) for v in study.variants}
     found = [f"{v} changes nothing" for v, change in changes.items() if not change]
     for name, change in changes.items():
         wanted = study.variants[name]
@@ -130,7 +130,7 @@ def tiny(monkeypatch):
     few = load("digits").subset(200)
     for module in (ablations, tables):
         monkeypatch.setattr(module, "load", lambda name: few)
-    study = Study("scan", "few", "smoke", {"1 head": {"heads": 1}}, (Effect("1 head"),))
+    study = Study("scan", "smoke", {"1 head": {"heads": 1}}, (Effect("1 head"),))
     monkeypatch.setitem(STUDIES, "tiny", study)
     return study
 

@@ -13,7 +13,7 @@ from benchmarks import gpu, steps
 from benchmarks.steps import CASES, LARGE, PHOTO, SMALL, Case, Ours, Phases, Theirs, pictures
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig
-from dcl.methods import scan, simclr, swav
+from dcl.methods import simclr, swav
 from dcl.train import seeded, train
 from dcl.views import View
 
@@ -190,9 +190,7 @@ def test_operations_of_the_small_networks_step_by_hand():
 def test_phases_follow_the_clock_and_leave_nothing_behind(monkeypatch):
     plain, clock = View.__call__, iter(range(1000))
     monkeypatch.setattr(steps.time, "process_time", lambda: next(clock))
-    objective = simclr.SimCLR(
-        steps.nets.encoder("small_cnn", pictures(IMAGES), width=4), simclr.Config(view=PHOTO)
-    )
+    objective = simclr.model(pictures(IMAGES), simclr.Config("small_cnn", width=4, view=PHOTO))
     with Phases(objective) as phases:
         train(objective, pictures(IMAGES), TrainConfig(1, BATCH, lr=0.01))
     ticks = {name: value / 1e3 for name, value in phases.milliseconds().items()}
@@ -371,4 +369,4 @@ def test_scan_draws_neighbours_and_keeps_the_weak_view():
         assert torch.equal(seen, images[row].float() / 255)
     weak, strong = steps.Pictures(by["selflabel"], images)[3]
     assert torch.equal(weak, images[3].float() / 255) and not torch.equal(strong, weak)
-    assert isinstance(steps.objective(by["selflabel"], images), scan.SelfLabel)
+    assert isinstance(steps.objective(by["selflabel"], images), steps.SelfLabel)

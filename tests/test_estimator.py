@@ -18,7 +18,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def fitted(digits):
-    return DeepClusterer("scan", 6, profile="smoke", epochs=2).fit(digits.images.numpy())
+    return DeepClusterer("scan", 6, recipe="smoke", epochs=2).fit(digits.images.numpy())
 
 
 def test_it_keeps_the_manners_of_scikit_learn(fitted, digits):
@@ -86,12 +86,12 @@ def test_what_is_no_image_is_refused(x, error, message):
 def test_parameters_are_checked_at_fit(digits):
     for wrong, message in (
         ({"method": "kmeans"}, "method must be one of"),
-        ({"profile": "fast"}, "profile must be auto or one of"),
+        ({"recipe": "fast"}, "recipe must be one of smoke"),
         ({"n_clusters": 1}, "n_clusters must be between 2"),
         ({"device": "cuda:77"}, "device must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            DeepClusterer(**{"profile": "smoke", **wrong}).fit(digits.images)
+            DeepClusterer(**{"recipe": "smoke", **wrong}).fit(digits.images)
 
 
 def test_folders_and_a_run_that_goes_on(digits, tmp_path):
@@ -100,7 +100,7 @@ def test_folders_and_a_run_that_goes_on(digits, tmp_path):
     for k, image in enumerate(digits.images[:60, 0]):
         Image.fromarray(image.numpy()).save(folder / f"{k:02}.png")
     e = DeepClusterer(
-        "deepcluster", 4, profile="smoke", size=16, epochs=1, run_dir=tmp_path / "run"
+        "deepcluster", 4, recipe="smoke", size=16, epochs=1, run_dir=tmp_path / "run"
     ).fit(folder)
     assert len(e.labels_) == 60 and (tmp_path / "run" / "report.html").exists()
     assert np.array_equal(e.predict(str(folder)), e.labels_)

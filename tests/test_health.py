@@ -206,23 +206,12 @@ def pretext(digits):
     return simclr.fit(digits, with_epochs(recipe("simclr", "digits"), 3))
 
 
-def lights(model, log, images):
-    """The state after a real run, from what each method offers."""
-    features = model.encoder
-    if isinstance(model, swav.SwAV):
-        features = model.embed
-        p = (extract(model.embed, images) @ model.centroids.T / model.config.temperature).softmax(1)
-    elif isinstance(model, deepcluster.DeepCluster):
-        rows = model.whitened(extract(model.features, images))
-        p = (-torch.cdist(rows, model.centroids).square() / 0.1).softmax(1)
-    else:
-        p = extract(model.predict_proba, images)
-    return {advised(w) for w in health(p, extract(features, images), log=log.history).warnings}
-
-
 def run(method, images, config, **also):
+    """The lights after a real run, of what every method offers, as `dcl fit` asks for them."""
     log = Log(every=1000)
-    return lights(method.fit(images, config, monitor=log, **also), log, images)
+    model = method.fit(images, config, monitor=log, **also)
+    p, z = extract(model.predict_proba, images), extract(model.embed, images)
+    return {advised(w) for w in health(p, z, log=log.history).warnings}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
-"""Arrows point down, files stay small, a method is three files."""
+"""Arrows point down, files stay small, a method is its own files and nothing else."""
 
 import ast
-import io
-import textwrap
-import tokenize
+import sys
 from pathlib import Path
 
 import pytest
+
+import dcl.methods
+import dcl.recipes
+from dcl.app.cli import OK, WARNING, main
+from dcl.recipes import choose, recipes
+from sabotage import METHODS as STEMS
+from sabotage import chapter_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dcl"
@@ -68,31 +73,6 @@ def arrows(source: str, own: str) -> list[str]:
     return [f"{own} imports {name}" for name in found if floor(name) > floor(own)]
 
 
-def code_lines(source: str) -> int:
-    """Lines of code: docstrings, comments and blank lines do not count."""
-    tree = ast.parse(source)
-    texts = set()
-    for node in ast.walk(tree):
-        value = getattr(node, "value", None)
-        if isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str):
-            texts |= set(range(node.lineno, node.end_lineno + 1))
-    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-    lines = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in skip and token.string.strip():
-            lines |= set(range(token.start[0], token.end[0] + 1))
-    return len(lines - texts)
-
-
-def without_recipes(source: str) -> str:
-    """The source without PROFILES and the constants that they are made of: these are data."""
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_arrows_point_down(path):
     assert not arrows(path.read_text(), name_of(path))
@@ -121,50 +101,118 @@ def test_the_arrow_test_can_fail():
     assert not arrows("from dcl import kmeans\nfrom dcl.runtime.dist import all_sum", "train")
 
 
+# ---------------------------------------------------------------- budgets, in whole lines
+
+LARGER = {"train": 310, "nets.convnets": 320, "data.load": 280, "app.run": 270,
+          "measure.health": 260, "measure.plots": 260, "measure.n_clusters": 260,
+          "nets.pretrained": 260}  # fmt: skip
+"""Core files that were larger than 250 lines when lines were first counted whole."""
+
+
+def whole(path: Path) -> int:
+    """Lines of a file, with its words: somebody reads those, too."""
+    return len(path.read_text().splitlines())
+
+
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_core_file_fits(path):
-    assert code_lines(path.read_text()) <= 200
+    assert whole(path) <= LARGER.get(name_of(path), 250)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)
 def test_method_file_fits(path):
-    assert code_lines(without_recipes(path.read_text())) <= 150
+    assert whole(path) <= 180
 
 
-def test_lines_of_code_are_counted_without_words():
-    assert (
-        code_lines(
-            '"""a\nb"""\n\n# c\nx = 1  # d\n\n\ndef f():\n    """g"""\n    return (\n        x)\n'
-        )
-        == 4
-    )
+def test_method_files_fit_on_average():
+    assert sum(map(whole, METHODS)) / len(METHODS) <= 150
 
 
-def length(path: Path, function: ast.FunctionDef) -> int:
-    source = ast.get_source_segment(path.read_text(), function, padded=True) or ""
-    return code_lines(textwrap.dedent(source))
+def lengths(path: Path) -> dict[str, int]:
+    return {f.name: f.end_lineno - f.lineno + 1 for f in functions(path)}
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)
 def test_a_loss_fits_in_twenty_lines(path):
-    losses = [f for f in functions(path) if f.name.endswith("loss")]
-    assert {f.name: length(path, f) for f in losses if length(path, f) > 20} == {}
+    assert {n: k for n, k in lengths(path).items() if n.endswith("loss") and k > 20} == {}
 
 
 def test_the_loop_fits_on_a_screen():
-    path = PACKAGE / "train.py"
-    (train,) = [f for f in functions(path) if f.name == "train"]
-    assert length(path, train) <= 60
+    """What is to be read of `train`: its body, below signature and docstring."""
+    (train,) = [f for f in functions(PACKAGE / "train.py") if f.name == "train"]
+    words, *body = train.body
+    assert ast.get_docstring(train) and body[-1].end_lineno - words.end_lineno <= 60
 
 
-@pytest.mark.parametrize("path", METHODS, ids=name_of)
-def test_a_method_is_three_files(path):
-    assert (ROOT / "tests" / "methods" / f"test_{path.stem}.py").exists()
-    if path.stem in ("simclr", "rotnet", "autoencoder"):
-        return  # pretexts: explained in the chapters that need them
-    chapters = list((ROOT / "book" / "chapters").glob(f"{path.stem}.ipynb"))
-    assert len(chapters) == 1
-    assert (ROOT / "tests" / "methods" / f"sabotage_{path.stem}.json").exists()
+# ---------------------------------------------------------------- a method is its own files
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_method_is_its_own_files(stem):
+    wanted = [
+        f"dcl/methods/{stem}.py",
+        f"dcl/recipes/{stem}.py",
+        f"tests/methods/test_{stem}.py",
+        f"book/chapters/{chapter_of(stem)}.ipynb",
+        f"tests/methods/sabotage_{chapter_of(stem)}.json",
+    ]
+    assert [path for path in wanted if not (ROOT / path).exists()] == []
+
+
+def test_a_file_with_fit_is_a_method_and_no_other_has_settings():
+    """What later methods build on, such as self-labelling, stands in dcl/methods, too."""
+    parts = {path.stem: names_defined(ast.parse(path.read_text())) for path in METHODS}
+    assert [stem for stem, names in parts.items() if "fit" in names] == STEMS
+    assert [stem for stem, names in parts.items() if "Config" in names] == STEMS
+
+
+def named(source: str) -> set[str]:
+    """The methods that a file imports or names in a string of their own."""
+    stems, found = {path.stem for path in METHODS}, set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "dcl.methods":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value}
+    return found & stems
+
+
+OF_SINGLE_METHODS = {"ablations", "tables"}
+"""Book tools that hold what was studied or published of one method after another."""
+LISTLESS = [path for path in FILES if path.parent.name not in ("methods", "recipes")]
+LISTLESS += [p for p in (ROOT / "book").glob("*.py") if p.stem not in OF_SINGLE_METHODS]
+
+
+@pytest.mark.parametrize("path", LISTLESS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_list_of_methods_outside_of_them(path):
+    assert len(named(path.read_text())) <= 1  # one may be a default
+
+
+def test_the_test_of_lists_can_fail():
+    assert named("from dcl.methods import scan, method\nx = {'swav': 1}") == {"scan", "swav"}
+
+
+def test_a_new_method_is_found_and_run(tmp_path, monkeypatch, capsys):
+    """Two files beside the others, and the command line lists, fits and predicts with them."""
+    for room in (dcl.methods, dcl.recipes):
+        (tmp_path / room.__name__).mkdir()
+        monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path / room.__name__)])
+        monkeypatch.setattr(room, "fresh", None, raising=False)  # forgotten at the end
+        source = (PACKAGE / room.__name__.split(".")[1] / "deepcluster.py").read_text()
+        source = source.replace("dcl.methods.deepcluster", "dcl.methods.fresh")
+        (tmp_path / room.__name__ / "fresh.py").write_text(source.replace("DeepCluster", "Fresh"))
+    out = str(tmp_path / "run")
+    try:
+        assert "fresh" in dcl.methods.methods() and recipes("fresh")
+        assert choose("fresh", "shapes") == "shapes"
+        fit = ["fit", "fresh", "--data", "shapes", "--limit", "100", "--recipe", "smoke"]
+        assert main(["list"]) == OK and "\nfresh " in capsys.readouterr().out
+        assert main([*fit, "--out", out]) in (OK, WARNING)
+        assert main(["predict", out, "shapes", "--out", str(tmp_path / "p.csv")]) == OK
+        assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "p.csv").exists()
+    finally:
+        for room in (dcl.methods, dcl.recipes):
+            sys.modules.pop(f"{room.__name__}.fresh", None)
 
 
 def names_defined(tree: ast.Module) -> set[str]:
@@ -175,19 +223,12 @@ def names_defined(tree: ast.Module) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", METHODS, ids=name_of)
-def test_a_method_file_has_its_parts(path):
-    tree = ast.parse(path.read_text())
-    assert {"Config", "fit", "PROFILES"} <= names_defined(tree)
-    assert ast.get_docstring(tree)
-
-
-@pytest.mark.parametrize("path", METHODS, ids=name_of)
-def test_labels_never_enter_fit(path):
+@pytest.mark.parametrize("stem", STEMS)
+def test_labels_never_enter_fit(stem):
+    path = PACKAGE / "methods" / f"{stem}.py"
     (fit,) = [f for f in functions(path) if f.name == "fit"]
-    arguments = [a.arg for a in [*fit.args.args, *fit.args.kwonlyargs]]
-    assert arguments[:2] == ["images", "config"]
-    assert not {"labels", "y", "data", "targets"} & set(arguments)
+    assert [a.arg for a in fit.args.args] == ["images", "config", "encoder", "run"]
+    assert [ast.unparse(d) for d in fit.decorator_list] == ["algorithm"]
 
 
 def test_api_page_lists_every_module():

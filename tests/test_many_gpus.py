@@ -155,10 +155,11 @@ def network():
 
 
 def objective(stem, images):
-    module = importlib.import_module(f"dcl.methods.{'scan' if stem == 'selflabel' else stem}")
+    method = "scan" if stem == "selflabel" else stem
+    module = importlib.import_module(f"dcl.methods.{method}")
     stage = TrainConfig(1, BATCH, "sgd", 0.01, precision="float32")
-    name = "scan" if module.__name__.endswith("scan") else "train"
-    config = replace(recipe(stem, "smoke"), **SMALL[stem][0], **{name: stage})
+    name = "scan" if method == "scan" else "train"
+    config = replace(recipe(method, "smoke"), **SMALL[stem][0], **{name: stage})
     if stem == "scan":
         neighbors = torch.arange(len(images))[:, None]
         return module.Scan(network(), images, neighbors, config), stage

@@ -62,7 +62,7 @@ assert Path(dcl.__file__).is_relative_to(sys.prefix), dcl.__file__
 assert Path(dcl.__file__).with_name("py.typed").is_file()
 assert versions()["revision"] == dcl.__version__  # not that of the user's repository
 assert main(["list"]) == OK
-main("fit dac --data shapes --limit 60 --epochs 1 --profile smoke --out run".split())
+main("fit dac --data shapes --limit 60 --epochs 1 --recipe smoke --out run".split())
 assert main("predict run shapes --out run.csv".split()) == OK
 assert main("predict scan-digits-quick-seed0 digits --out digits.csv".split()) == OK
 """

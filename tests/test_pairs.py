@@ -1,4 +1,4 @@
-"""The loss of pairs by hand, by loop, in float64, and with pairs left out."""
+"""Labels and loss of pairs by hand, by loop, in float64, and with pairs left out."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.pairwise import pair_loss
+from dcl.cluster.pairwise import cosine_labels, knn_labels, l2_labels, pair_loss, sne_labels
 from dcl.train import seeded
 
 
@@ -86,3 +86,77 @@ def test_sure_and_wrong_is_dear_and_finite_both_ways():
     assert pair_loss(one, other, torch.ones(1, 1)).item() == pytest.approx(dear, rel=1e-4)
     assert abs(pair_loss(one, one, torch.ones(1, 1)).item()) < 1e-6
     assert abs(pair_loss(one, other, torch.zeros(1, 1)).item()) < 1e-6
+
+
+# ---------------------------------------------------------------- labelers
+
+
+@pytest.fixture
+def features():
+    with seeded(1):
+        return torch.rand(40, 6, dtype=torch.float64)
+
+
+def test_cosine_labels_by_hand():
+    f = torch.tensor([[1.0, 0.0], [3.0, 0.0], [4.0, 3.0], [0.0, 2.0]])  # cosines 1, .8, .6, 0
+    assert cosine_labels(f, 0.79).tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 1],
+    ]
+    assert cosine_labels(f, 0.81).sum() == 6  # only the first two, and each with itself
+    assert cosine_labels(f, 1.0)[0, 1] == 1  # "at least", not "more than"
+
+
+def test_l2_labels_by_hand():
+    f = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])  # distances 5, 5.83, 1
+    assert l2_labels(f, 5.5).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    assert l2_labels(f, 5.0).tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]  # "below"
+    assert l2_labels(f, 0.0).tolist() == torch.eye(3).tolist()
+
+
+def affinity(f, t):
+    """SNE's symmetrised neighbour probabilities, pair by pair."""
+    n = len(f)
+    d = [[float(((f[i] - f[j]) ** 2).sum()) / t**2 for j in range(n)] for i in range(n)]
+    p = [[0.0] * n for _ in range(n)]
+    for i in range(n):
+        total = sum(math.exp(-d[i][j]) for j in range(n) if j != i)
+        for j in range(n):
+            p[i][j] = math.exp(-d[i][j]) / total if i != j else 0.0
+    return torch.tensor([[(p[i][j] + p[j][i]) / 2 for j in range(n)] for i in range(n)])
+
+
+@pytest.mark.parametrize(("threshold", "t"), [(0.02, 1.0), (0.03, 0.5), (0.05, 0.3)])
+def test_sne_labels_by_loop(features, threshold, t):
+    expected = (affinity(features, t) > threshold).float().fill_diagonal_(1)
+    assert 40 < expected.sum() < 1600
+    assert torch.equal(sne_labels(features, threshold, t), expected)
+
+
+def test_knn_labels_by_loop(features):
+    k, n = 7, 40
+    d = [[float(((features[i] - features[j]) ** 2).sum()) for j in range(n)] for i in range(n)]
+    near = [[d[i][j] < sorted(d[i])[k - 1] for j in range(n)] for i in range(n)]
+    assert all(sum(row) == k - 1 for row in near)  # itself and k - 2 others
+    expected = torch.tensor([[float(near[i][j] or near[j][i]) for j in range(n)] for i in range(n)])
+    assert torch.equal(knn_labels(features, k), expected)
+
+
+def test_knn_labels_are_the_union_of_both_directions():
+    f = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    # k = 3: each with its nearest other; 0-1, 1-0, 2-1, 3-2, and the way back
+    assert knn_labels(f, 3).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_knn_rows_of_the_released_default():
+    with seeded(0):
+        rows = torch.cat([knn_labels(torch.randn(256, 512), 20).sum(1) for _ in range(5)])
+    assert rows.min() == 19  # 18 others and itself
+    assert 70 < rows.max() < 200  # hubs: core figures 19 to 118, mean 30
+    assert 26 < rows.mean() < 34
+
+
+def test_knn_labels_with_duplicates_keep_the_diagonal():
+    assert torch.equal(knn_labels(torch.ones(5, 3), 3), torch.eye(5))

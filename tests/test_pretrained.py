@@ -251,7 +251,7 @@ def test_a_module_with_an_inner_encoder_is_taken_whole():
     found = as_encoder(Two(), uint8())
     assert not hasattr(found, "encoder") and found.out_dim == 7
     assert found(uint8().float()).shape == (4, 7)
-    pretext = simclr.SimCLR(convnets.encoder("small_cnn", uint8()), simclr.Config())
+    pretext = simclr.SimCLR(uint8(), simclr.Config())
     assert as_encoder(pretext, uint8()) is pretext  # mined in its embedding
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 STAGES = ("pretext", "scan", "selflabel")
 EPOCHS = 12  # of each stage: long enough for a kill to land in the stage that is waited for
 LIMIT = 60  # seconds
-FIT = ("fit", "scan", "--data", "digits", "--limit", "120", "--profile", "smoke",
+FIT = ("fit", "scan", "--data", "digits", "--limit", "120", "--recipe", "smoke",
        "--config.scan.batch-size", "40",  # steps within an epoch: between them nothing is sent out
        "--epochs", str(EPOCHS), "--device", "cpu", "--out")  # fmt: skip
 
@@ -83,7 +83,7 @@ def whole(tmp_path_factory):
 
 def test_two_processes_leave_one_run_folder_and_speak_once(whole):
     folder, (code, out, err) = whole
-    # the smoke profile learns nothing and a warning light is on: not a failure of the launch
+    # the smoke recipe learns nothing and a warning light is on: not a failure of the launch
     assert code == 0, err
     assert "warning: " in out
     names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
@@ -94,7 +94,7 @@ def test_two_processes_leave_one_run_folder_and_speak_once(whole):
     rows = [(row["stage"], row["epoch"]) for row in log(folder)]
     assert rows == [(stage, epoch) for stage in STAGES for epoch in range(EPOCHS)]
     assert len((folder / "assignments.csv").read_text().splitlines()) == 121
-    assert out.count("120 images in") == out.count("look at") == err.count("profile smoke") == 1
+    assert out.count("120 images in") == out.count("look at") == err.count("recipe smoke") == 1
     assert not list(folder.rglob("*.partial"))
 
 

@@ -172,9 +172,9 @@ def test_bfloat16_layers_on_a_cpu_only_when_asked():
     config, seen, threads = recipe("simclr", "smoke"), {}, torch.get_num_threads()
     losses = {}
     for precision in ("auto", "bfloat16"):
-        stage = replace(recipe.train, precision=precision, batch_size=32)
+        stage = replace(config.train, precision=precision, batch_size=32)
         with seeded(0):
-            objective = simclr.model(images, replace(recipe, train=stage))
+            objective = simclr.model(images, replace(config, train=stage))
 
             def look(module, x, y, precision=precision):
                 seen[precision] = y.dtype

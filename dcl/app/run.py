@@ -76,25 +76,13 @@ def fit(
         return fitted(model, method, images, spec)
     out, seen = Path(out), check_fit(images, config, network)
     with checkpoint.lock(out):
-        fresh = not (out / "config.json").exists()
-        checkpoint.claim(
-            out,
-            {"method": method, "encoder": said, "config": asdict(config)},
-            seen.checksum,
-            source=asdict(source or Source("")),
-            device=device,
-            dcl=dcl.__version__,
-        )
-        follow = all_of(Log(every=0, run_dir=out, name="log.jsonl"), monitor)
-        try:
-            with claimed():
-                model = module.fit(
-                    images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
-                )
-        except (ValueError, TypeError):
-            if fresh and dist.rank() == 0 and not (out / "log.jsonl").exists():
-                (out / "config.json").unlink()  # the folder is free for better settings
-            raise
+        about = {"source": asdict(source or Source("")), "device": device, "dcl": dcl.__version__}
+        whole = {"method": method, "encoder": said, "config": asdict(config)}
+        with claimed(out, whole, seen, **about):
+            follow = all_of(Log(every=0, run_dir=out, name="log.jsonl"), monitor)
+            model = module.fit(
+                images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
+            )
         clusters, assignment = fitted(model, method, images, spec)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")

@@ -62,10 +62,10 @@ def mine(z: Tensor, k: int) -> Tensor:
     return all_gather_rows(found[~own].view(-1, k))
 
 
-def draw(neighbors: Tensor, i: Tensor, include_own: bool = False) -> Tensor:
+def draw(neighbors: Tensor, i: Tensor) -> Tensor:
     """One random neighbour (B,) of each of the rows i (B,), from neighbors (N,k)."""
-    column = torch.randint(neighbors.shape[1] + include_own, (len(i), 1), device=i.device)
-    return torch.cat([neighbors[i], i[:, None]], 1).gather(1, column)[:, 0]  # the own row is last
+    column = torch.randint(neighbors.shape[1], (len(i), 1), device=i.device)
+    return neighbors[i].gather(1, column)[:, 0]
 
 
 def agreement(neighbors: Tensor, labels: Tensor) -> float:

@@ -28,7 +28,7 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether rows have replaced all of the initial zeros."""
+        """Whether rows have replaced all the initial zeros: counted, not read from the rows."""
         return 0 < len(self) <= self.filled
 
     @torch.no_grad()

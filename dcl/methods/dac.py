@@ -1,4 +1,4 @@
-r"""DAC: is this pair alike? The network answers itself, where it is sure, and surely ever more.
+r"""DAC: is this pair alike? The network answers itself where it is sure, and is sure of ever more.
 
 Chang, Wang, Meng, Xiang, Pan: Deep Adaptive Image Clustering, ICCV 2017. Chapter: dac.
 
@@ -31,16 +31,15 @@ The cluster of an image is the largest of its label features. There is no pretex
 - BatchNorm uses the statistics of the batch while it trains, as released. The released code does
   so in prediction too, where an image's cluster would then depend on its neighbours in the batch;
   here `settle` measures the statistics of the whole training set once, at the end
-- several trainings may be made, `n_init`, of which the loss of the last epoch chooses one; in the
-  paper there is one
-- the released code is of a variant, DAC*: one threshold, so that every pair counts
-  (``all_pairs=True``), on MNIST with the squared error in place of the cross-entropy, and for
-  photographs with a further loss that the paper does not have
+- `n_init` trainings may be made, of which the loss of the last epoch chooses one (paper: one)
+- the released code is of a variant, DAC*, which the chapter has: one threshold, so that every pair
+  counts, on MNIST the squared error for the cross-entropy, for photographs a further loss
 """
 
 import copy
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +58,12 @@ from dcl.views import View
 class Config:
     """The paper's for MNIST, with the batches of the released code."""
 
+    gone: ClassVar = {"all_pairs": False}
+    advice: ClassVar = {
+        "collapse": "Raise until, to .71 at least.",
+        "dead clusters": "An until of .71 ends training before clusters merge.",
+    }
+
     seed: int = 0
     n_clusters: int = 10
     width: int = 64  #: maps of the first stage of convolutions; the next has twice as many
@@ -68,10 +73,7 @@ class Config:
     until: float = 0.0
     """Training also ends when the upper threshold falls to this. Below .707 an image torn between
     two clusters is alike to both of them, and they grow together."""
-    n_init: int = 1
-    """Trainings, each from its own random weights, of which the one whose last epoch has the lowest
-    loss is kept. What a network settles on in its first epochs no later pair takes back."""
-    all_pairs: bool = False  #: label every pair by the upper threshold: the released variant, DAC*
+    n_init: int = 1  #: trainings, of which that with the lowest loss in its last epoch is kept
     view: View = View(rotate=10, translate=0.1, zoom=(0.95, 1.05))
     """What is trained on; labels come from the images as they are."""
     train: TrainConfig = TrainConfig(epochs=46, batch_size=128, optimizer="rmsprop", lr=1e-3)
@@ -81,18 +83,12 @@ class Config:
 
 
 def thresholds(step: float) -> tuple[float, float]:
-    r"""The upper and lower end of the band, .95 - step and .455 + .1 step (:math:`\lambda`).
-
-    Source: DAC, its adaptive thresholds. Chapter: dac.
-    """
+    r"""Upper and lower end of the band, :math:`.95 - \lambda` and :math:`.455 + .1 \lambda`."""
     return 0.95 - step, 0.455 + 0.1 * step
 
 
 def label_features(p: Tensor) -> Tensor:
-    """Probabilities (B,K) with length 1: dot products are in [0,1], and 1 for equal hard choices.
-
-    Source: DAC, whose exp(v - max v) over its length this is. Chapter: dac.
-    """
+    """Probabilities (B,K) with length 1: the paper's exp(v - max v) over its length."""
     return F.normalize(p, dim=1)
 
 
@@ -140,14 +136,17 @@ class DAC(Objective):
         moved = self.embed(self.config.view(x))
         everybody, mine = all_gather_rows(moved), own_rows(x)
         with torch.autocast(x.device.type, enabled=False):
-            lower = self.upper if self.config.all_pairs else self.lower
-            alike, selected = band_labels(clean @ clean.T, self.upper, lower)  # (B,B)
+            alike, selected = self.pair_labels(clean @ clean.T)  # (B,B)
             weights = selected / selected.mean()  # of all: the mean of every process's rows is 1
             loss = pair_loss(moved, everybody, alike[mine], weights[mine])
         found = {"selected": selected.mean(), "alike": (alike * selected).sum() / selected.sum()}
         for name in "upper", "lower":
             found[name] = torch.full((), getattr(self, name), device=x.device)
         return {"loss": loss, **found}
+
+    def pair_labels(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Step 2: labels and selection, both (B,B) of 0 and 1, of similarities g (B,B)."""
+        return band_labels(g, self.upper, self.lower)
 
     def embed(self, x: Tensor) -> Tensor:
         """Label features (B,K) of images x, of length 1: what is clustered."""

@@ -30,12 +30,10 @@ The cluster of an image is the largest q; there is no k-means at the end.
 
 - batches are drawn at random (released: in the order of the file), and momentum lives on when the
   target is refreshed (released: its solver starts anew)
-- `refresh="batch"`, the target from each batch alone, is what many re-implementations do, and
-  `reading="port"`, KL averaged over clusters too, what a PyTorch port does, by `kl_div`'s default
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +42,6 @@ from dcl.algorithm import Run, algorithm, pretrain
 from dcl.cluster.kmeans import kmeans
 from dcl.config import TrainConfig, check_config
 from dcl.methods import autoencoder
-from dcl.runtime.dist import all_sum
 from dcl.train import Encoder, Objective, extract, train
 
 
@@ -53,14 +50,11 @@ class Config:
     """MNIST, as released."""
 
     takes_vectors = True
-    gone: ClassVar = {"gamma": None}
+    gone: ClassVar = {"gamma": None, "reading": "code", "refresh": "set"}
 
     n_clusters: int = 10
-    reading: Literal["code", "port"] = "code"  #: port: KL averaged over clusters, not summed
-    refresh: Literal["set", "batch"] = "set"  #: what the target is computed from, in every step
     interval: int = 160  #: T, steps from one target to the next: an epoch here
-    tolerance: float = 0.001
-    """Training ends when a smaller share of the images changed cluster; 0: it never does."""
+    tolerance: float = 0.001  #: training ends below this share of changed labels; 0: it never does
     alpha: float = 1.0  #: degrees of freedom of Student's t distribution
     starts: int = 20  #: starts of k-means, of which the best gives the centres
     pretext: autoencoder.Config = autoencoder.Config()
@@ -94,18 +88,13 @@ def target_distribution(q: Tensor, mass: Tensor | None = None) -> Tensor:
     return p / p.sum(1, keepdim=True)
 
 
-def kl_loss(p: Tensor, q: Tensor, reading: str = "code") -> Tensor:
+def kl_loss(p: Tensor, q: Tensor) -> Tensor:
     """Divergence of q from its target p, both (B,K): mean over images of the sum over clusters.
 
-    reading "port" divides by K too. Source: DEC, eq. 2. Chapter: dec.
+    Source: DEC, eq. 2. Chapter: dec.
     """
     kl = torch.xlogy(p, p) - torch.xlogy(p, q)  # (B,K), 0 where p is 0
-    return kl.mean() if reading == "port" else kl.sum(1).mean()
-
-
-def label_change(before: Tensor, now: Tensor) -> Tensor:
-    """Share of the labels (N,) that differ, a scalar in [0,1]."""
-    return (before != now).float().mean()
+    return kl.sum(1).mean()
 
 
 class DEC(Objective):
@@ -135,7 +124,7 @@ class DEC(Objective):
             self.centres.data.copy_(found.centroids)
         q = extract(self.predict_proba, self.images)  # (N,K)
         self.target.copy_(target_distribution(q))
-        self.changed.copy_(label_change(self.labels, q.argmax(1)))
+        self.changed.copy_((q.argmax(1) != self.labels).float().mean())
         self.labels.copy_(q.argmax(1))
 
     def finished(self) -> bool:
@@ -159,11 +148,11 @@ class DEC(Objective):
         """The loss of DEC, a scalar, of codes z (B,D) of rows i (B,)."""
         with torch.autocast(z.device.type, enabled=False):
             q = student_t(z.float(), self.centres, self.config.alpha)
-            if self.config.refresh == "set":
-                p = self.target[i]
-            else:
-                p = target_distribution(q.detach(), all_sum(q.detach().sum(0)))
-            return kl_loss(p, q, self.config.reading)
+            return kl_loss(self.target_of(q.detach(), i), q)
+
+    def target_of(self, q: Tensor, i: Tensor) -> Tensor:
+        """Targets (B,K) of rows i (B,) with soft assignments q (B,K): from the last refresh."""
+        return self.target[i]
 
     def embed(self, x: Tensor) -> Tensor:
         """Codes (B,D) float32 of images or vectors x: what is clustered."""

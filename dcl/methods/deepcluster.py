@@ -8,51 +8,40 @@ the pseudo-cluster an image is in, W a linear layer on top.
 
 Algorithm, repeated:
 
-1. Features f of all images: no augmentation, network in evaluation mode, the last fully
-   connected layer before its ReLU. PCA-whiten them, scale each row to length 1 (section 3.3).
-2. Pseudo-labels: k-means with K clusters, many more than classes (Eq. 2)
+1. Features f of all images, the last fully connected layer before its ReLU: no augmentation,
+   network in evaluation mode, and edges (a fixed Sobel filter) instead of colours, which are the
+   easiest thing to cluster by. PCA-whiten them, scale each row to length 1 (section 3.3).
+2. Pseudo-labels: k-means with K clusters, many more than classes. One that runs empty takes half
+   of another; the centroids C are thrown away; no gradient flows through this step (Eq. 2)
 
    .. math:: \min_C \frac1N \sum_n \min_{y_n \text{ one-hot}} \| f_n - C y_n \|^2
 
-   The centroids C are thrown away, and no gradient flows through this step. A cluster that
-   runs empty takes half of another one.
 3. A fresh W: clusters are numbered anew each time, so the old one means nothing.
-4. Train network and W on augmented views to predict the pseudo-labels (Eq. 1)
+4. Train network and W to predict the pseudo-labels of augmented views. Images are drawn uniformly
+   over clusters: else one giant cluster that a constant predicts would be a solution (Eq. 1)
 
    .. math:: \min_{\theta, W} \frac1N \sum_n \mathrm{CE}(W \, \mathrm{ReLU}(f_n), y_n)
 
-   with images drawn uniformly over clusters, not over images: otherwise one giant cluster that
-   a constant predicts would be a solution.
+**Differences**
 
-The network sees edges (a fixed Sobel filter) instead of colours, which would be the easiest
-thing to cluster by.
-
-Differences from the paper:
-
-- Encoders that end with averaged maps get a linear layer (`fc`) in the role of fc7.
-- k-means may wait for several epochs (`reassign`): an epoch of ImageNet has 5,000 steps, one
-  of a small set thirty, too few for a fresh W to teach the network anything.
-- After training, k-means with `n_clusters` clusters gives `predict`; the paper only wants the
-  features.
-
-Differences from the released code:
-
-- Pseudo-labels are sampled uniformly, which the release means to do and does not
-  (`official_indexing` is its way).
-- W is without momentum through a parameter group of its own, where the release makes a second
-  optimiser for each epoch: the same.
-- Whitening keeps fewer directions where N or the width is below `pca`; the release fails there.
-  The number kept is logged as `dimensions`.
+- encoders that end with averaged maps get a linear layer (`fc`) in the role of fc7
+- k-means may wait for several epochs (`reassign`): one of ImageNet has 5,000 steps, one of a small
+  set thirty, too few for a fresh W to teach the network anything
+- after training, k-means makes `n_clusters` clusters; the paper only wants the features
+- the released code means to draw uniformly over clusters, and does not (chapter deepcluster)
+- W's parameter group has no momentum: to the bit the released second optimiser, new each epoch
+- whitening keeps fewer directions where N or the width is below `pca`; the released code fails
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
+from dcl.cluster.balance import cluster_weights, uniform_order
 from dcl.cluster.centroids import Centroids
 from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig, check_config
@@ -66,6 +55,7 @@ from dcl.views import DEEPCLUSTER_VIEW, View
 class Config:
     """AlexNet on ImageNet, K = 10,000."""
 
+    gone: ClassVar = {"official_indexing": False}
     seed: int = 0
     n_clusters: int = 1000  #: clusters of the k-means at the end; plays no part in training
     n_pseudo: int = 10_000  #: K, pseudo-clusters: several times the number of classes
@@ -79,8 +69,6 @@ class Config:
     balance: Literal["sample", "weight", "none"] = "sample"
     """What keeps giant clusters from ruling: "sample" draws images uniformly over clusters,
     "weight" divides the loss by the cluster's size (the same in expectation), "none"."""
-    official_indexing: bool = False
-    """Sample as the release does: ids of images used as positions in a set sorted by cluster."""
     train: TrainConfig = TrainConfig(epochs=500, batch_size=256, lr=0.05, weight_decay=1e-5)
 
     def __post_init__(self) -> None:
@@ -95,65 +83,30 @@ class Config:
 
 
 def pseudo_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Eq. 1: mean over images of w_n * CE(logits_n, y_n).
+    """Mean of w_n * CE(logits_n, y_n), Eq. 1: logits (B,K), labels (B,) int64, weights (B,) or 1.
 
-    logits (B,K), labels (B,) int64, weights (B,) or all 1. The sum is divided by B and not by the
-    sum of the weights: only so does its expectation equal that of uniform sampling.
+    Divided by B and not by the sum of the weights: so its expectation is that of uniform sampling.
     """
     loss = F.cross_entropy(logits, labels, reduction="none")  # (B,)
     return (loss if weights is None else weights * loss).mean()
-
-
-def cluster_weights(labels: Tensor) -> Tensor:
-    """N / (clusters in use * size of the image's cluster): labels (N,) -> (N,), mean 1."""
-    # each cluster's size, as `bincount`, which would make the GPU wait in every step
-    sizes = torch.zeros_like(labels).scatter_add_(0, labels, torch.ones_like(labels))
-    return len(labels) / ((sizes > 0).sum() * sizes[labels])
-
-
-def uniform_order(labels: Tensor) -> Tensor:
-    """Rows (N,) in which each cluster in use of labels (N,) has the same expected share.
-
-    From each, N // clusters + 1 rows, with replacement where it has no more than that; shuffled
-    and cut to N. Section 3.3, "trivial parametrization".
-    """
-    sizes = [size for size in labels.bincount().tolist() if size]
-    each = len(labels) // len(sizes) + 1
-    rows = []
-    for members in labels.argsort(stable=True).cpu().split(sizes):
-        few = len(members) <= each
-        draw = torch.randint(len(members), (each,)) if few else torch.randperm(len(members))
-        rows.append(members[draw[:each]])
-    drawn = torch.cat(rows)
-    return drawn[torch.randperm(len(drawn))[: len(labels)]]
-
-
-def official_order(labels: Tensor) -> Tensor:
-    """Rows (N,) that the released loop serves: right ids, looked up in a set sorted by cluster."""
-    return labels.argsort(stable=True).cpu()[uniform_order(labels)]
 
 
 class DeepCluster(Objective):
     """Cross-entropy (Eq. 1) to the pseudo-labels (Eq. 2) of the images it was made with."""
 
     transient = ("pseudo", "log")
-    pseudo: Tensor
-    log: Tensor
-    centre: Tensor
-    directions: Tensor
 
     def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.images, self.config, c = images, config, config
         self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width, sobel=c.sobel)
-        features = self.encoder.out_dim
-        width = c.fc or features
-        self.fc = nn.Linear(features, width) if c.fc else nn.Identity()
+        width = c.fc or self.encoder.out_dim
+        self.fc = nn.Linear(self.encoder.out_dim, width) if c.fc else nn.Identity()
         self.top = nn.Linear(width, c.n_pseudo)
-        self.register_buffer("pseudo", torch.zeros(len(images), dtype=torch.int64))
-        self.register_buffer("log", torch.zeros(3))  # clusters, dimensions, NMI
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("directions", torch.zeros(width, 2 * c.n_clusters))
+        self.pseudo = nn.Buffer(torch.zeros(len(images), dtype=torch.int64))
+        self.log = nn.Buffer(torch.zeros(3))  # clusters, dimensions, NMI
+        self.centre = nn.Buffer(torch.zeros(width))
+        self.directions = nn.Buffer(torch.zeros(width, 2 * c.n_clusters))
         self.clusters = Centroids(c.n_clusters, 2 * c.n_clusters)
         self.to(images.device)
 
@@ -162,10 +115,7 @@ class DeepCluster(Objective):
         return self.fc(self.encoder(x)).float()
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Step 4 for images x (B,C,H,W), rows i (B,); also logs what `before_epoch` found.
-
-        "clusters" in use, "dimensions" after whitening, "nmi" with the assignment before.
-        """
+        """Step 4 for x (B,C,H,W), rows i (B,); logs clusters used, dimensions, NMI with before."""
         logits = self.top(F.relu(self.features(self.config.view(x))))
         weights = cluster_weights(self.pseudo)[i] if self.config.balance == "weight" else None
         loss = pseudo_label_loss(logits, self.pseudo[i], weights)
@@ -178,17 +128,19 @@ class DeepCluster(Objective):
         rows = whiten(extract(self.features, self.images), self.config.pca)  # (N,d)
         found = kmeans(rows, self.config.n_pseudo, iterations=20, init="random").labels
         used, labels = found.unique(return_inverse=True)  # numbered from 0, without the empty ones
-        stability = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
-        self.log.copy_(torch.tensor([len(used), rows.shape[1], stability]))
+        stable = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
+        self.log.copy_(torch.tensor([len(used), rows.shape[1], stable]))
         self.pseudo.copy_(labels)
         nn.init.normal_(self.top.weight, 0, 0.01)
         nn.init.zeros_(self.top.bias)
 
+    def chances(self) -> dict[str, float]:
+        """That of a uniform prediction over the pseudo-clusters in use."""
+        return {"loss": float(self.log[0].clamp(min=1).log())}
+
     def order(self, n: int) -> Tensor:
         """One epoch, uniform over pseudo-clusters."""
-        if self.config.balance != "sample":
-            return super().order(n)
-        return (official_order if self.config.official_indexing else uniform_order)(self.pseudo)
+        return uniform_order(self.pseudo) if self.config.balance == "sample" else super().order(n)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The top layer without momentum, so that nothing is left of the one before."""
@@ -196,11 +148,7 @@ class DeepCluster(Objective):
         return [{"params": network}, {"params": [*self.top.parameters()], "momentum": 0.0}]
 
     def fit_clusters(self) -> None:
-        """Set the clusters that `predict` names: k-means on whitened features.
-
-        On 2 * n_clusters dimensions: k clusters span k - 1, and every further one brings in what
-        does not tell them apart, at the same volume.
-        """
+        """k-means on whitened features, 2K dimensions: K clusters span K - 1, then noise begins."""
         features = extract(self.features, self.images)
         centre, directions = whitening(features, 2 * self.config.n_clusters)
         self.centre.copy_(centre)
@@ -208,29 +156,21 @@ class DeepCluster(Objective):
         self.clusters.fit(self.whitened(features))
 
     def whitened(self, features: Tensor) -> Tensor:
-        """Features (B,width) as the k-means at the end sees them: rows of length 1."""
+        """Features (B,width) as the k-means at the end sees them: (B,2 * n_clusters), length 1."""
         return F.normalize((features - self.centre) @ self.directions, dim=1)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Whitened features (B,2 * n_clusters) of images x, of length 1: what is clustered."""
+        """Whitened features (B,2 * n_clusters) of images x: what is clustered."""
         return self.whitened(self.features(x))
 
-    @torch.no_grad()
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of -10 times the squared distance to each centroid.
-
-        The order is that of k-means; what the numbers are worth was never trained. ValueError
-        before `fit_clusters`.
-        """
+        """Softmax (B,K) of -10 times the squared distances; ValueError before `fit_clusters`."""
         return (10 * self.clusters(self.embed(x))).softmax(1)
 
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> DeepCluster:
-    """Train on images uint8 (N,C,H,W), then cluster the features into `n_clusters`.
-
-    An `encoder` with `out_dim` is fine-tuned as a copy. Chapter: deepcluster.
-    """
+    """Train, or fine-tune a copy of `encoder`, on images uint8 (N,C,H,W); cluster its features."""
     deepcluster = DeepCluster(images, config, encoder)
     train(deepcluster, images, config.train, **run)
     deepcluster.fit_clusters()

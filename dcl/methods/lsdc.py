@@ -7,38 +7,31 @@ Notation: features :math:`f_i` and cluster probabilities :math:`p_i` of the clea
 :math:`\tilde p_i, \tilde p'_i` probabilities of two RICAP mixtures; pair labels
 :math:`S_{ij} \in \{0,1\}`; RICAP's partners :math:`\pi_k` and shares of the area :math:`W_k`.
 
-Algorithm, after pre-training the encoder (here RotNet) and freezing its lower layers; for every
-batch:
+Algorithm, after pretraining the encoder (here RotNet) and freezing its lower layers, for a batch:
 
 1. features and probabilities of the clean view
 2. pair labels from the detached features: cosine, L2 threshold, SNE, or k nearest neighbours
 3. draw partners and patch sizes, mix two batches with them, at different patch positions
-4. mix the pair labels in the same way, on the side that was mixed:
-   :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`
-5. pair probabilities :math:`P_{ij} = \tilde p_i \cdot p_j`; step down
+4. mix the pair labels on the side that was mixed, :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`
+5. pair probabilities :math:`P_{ij} = \tilde p_i \cdot p_j`; step down, at epoch t from 0, with
+   :math:`w(t) = 5 \exp(-5 (1 - \min(t, 100)/100)^2)`,
 
    .. math:: \frac{1}{B^2} \sum_{ij} -\left[ T_{ij} \log P_{ij} + (1 - T_{ij}) \log (1 - P_{ij})
              \right] + w(t)\, \frac{1}{BK} \sum_i \lVert \tilde p_i - \tilde p'_i \rVert^2
 
-   with :math:`w(t) = 5 \exp(-5 (1 - \min(t, 100)/100)^2)`, t the epoch from 0
-
 **Differences**
 
-- the released code permutes the side of the pair labels that was not mixed,
-  :math:`S_{i \pi_k(j)}`; ``official_orientation=True`` does so
-- P is clamped to [0,1] (released: NaN when rounding brings it above 1)
-- the L2 labeler exists (released: an UnboundLocalError)
-- the linear head may begin at the centroids of k-means, `start`; in the paper it is random
+- the released code permutes the side of the pair labels that was not mixed (chapter lsdc)
+- the L2 labeler exists (released: an UnboundLocalError), and P is clamped to [0,1] (released: NaN)
+- the head may `start` at centroids of k-means, so that no two classes begin as one; paper: random
 - the clean view may have a recipe of its own, `clean_view`; in the paper it is that of the others
 - kept from the released code: three forward passes, and BatchNorm of frozen layers in training
   mode, so its running statistics move although its weights do not
-- with several processes, mixtures of the own images meet the clean images of all; with
-  `official_orientation`, which would permute those of the others too, only the own ones
+- with several processes, mixtures of the own images meet the clean images of all
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,16 +43,19 @@ from dcl.cluster.pairwise import cosine_labels, knn_labels, l2_labels, pair_loss
 from dcl.config import TrainConfig, check_config
 from dcl.methods import rotnet, simclr
 from dcl.nets.convnets import freeze
+from dcl.optim import ramp_up
 from dcl.runtime.dist import all_gather_rows, own_rows
 from dcl.train import Encoder, Objective, extract, train
 from dcl.views import CROP_FLIP, View
-from dcl.views.ricap import RicapDraw, ricap, ricap_draw
+from dcl.views.ricap import RicapDraw, mixed_targets, ricap, ricap_draw
 
 
 @dataclass(frozen=True)
 class Config:
     """The released settings for CIFAR-10."""
 
+    gone: ClassVar = {"official_orientation": False}
+    advice: ClassVar = {"collapse": "Raise threshold."}
     n_clusters: int = 10
     labeler: Literal["cosine", "l2", "sne", "knn"] = "cosine"  #: which pairs of a batch are alike
     threshold: float = 0.9
@@ -73,13 +69,8 @@ class Config:
     clean_view: View = CROP_FLIP  #: of the images that are labelled
     frozen: tuple[str, ...] = ("1.conv1", "1.bn1", "1.layer1", "1.layer2", "1.layer3")
     """Beginnings of the names of the encoder's parameters that stay as the pretext left them."""
-    official_orientation: bool = False
-    """Permute the pair labels on the side that was not mixed, as the released code."""
-    pretext: rotnet.Config | simclr.Config = rotnet.Config()
-    """The paper's, or SimCLR. Its seed is replaced by `seed`. Unused with an encoder handed in."""
-    start: Literal["random", "kmeans"] = "random"
-    """What the linear head begins as. kmeans: the directions of k-means' centroids (best of 10
-    starts) in the features that the head is put on, so that no two classes begin as one."""
+    pretext: rotnet.Config | simclr.Config = rotnet.Config()  #: trained with `seed`, or `encoder`
+    start: Literal["random", "kmeans"] = "random"  #: of the linear head: the best of ten k-means
     head_rate: float = 1.0  #: learning rate of the linear head, in multiples of the encoder's
     train: TrainConfig = TrainConfig(
         epochs=220, lr=0.1, weight_decay=5e-4, schedule="step", milestones=(140, 180)
@@ -88,8 +79,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, "temperature", ramp=1)
-        size = self.train.batch_size
-        if self.labeler == "knn" and not 2 <= self.k <= size:
+        if self.labeler == "knn" and not (size := self.train.batch_size) >= self.k >= 2:
             raise ValueError(f"k must be in 2 to batch_size, {size}; got {self.k}")
 
 
@@ -101,25 +91,6 @@ def pair_labels(f: Tensor, config: Config) -> Tensor:
     if config.labeler == "sne":
         return sne_labels(f, config.threshold, config.temperature)
     return (cosine_labels if config.labeler == "cosine" else l2_labels)(f, config.threshold)
-
-
-def mixed_targets(s: Tensor, draw: RicapDraw, official: bool = False) -> Tensor:
-    r"""Soft pair labels (B,B) of RICAP mixtures (rows) and clean images (columns).
-
-    :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`: a mixture is as much like j as its parts are, by
-    their area. `official` is the released :math:`\sum_k W_k S_{i \pi_k(j)}`, the transpose.
-    Source: LSD-C section 3.2. Chapter: lsdc.
-    """
-    parts = [s[:, perm] if official else s[perm] for perm in draw.perms]
-    return torch.einsum("k,kij->ij", draw.weights, torch.stack(parts))
-
-
-def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
-    """Weight of the consistency loss, from height * exp(-5) at 0 to `height` at `length`.
-
-    Source: LSD-C section 3.3, after Laine and Aila 2017. Chapter: lsdc.
-    """
-    return height * math.exp(-5 * (1 - min(epoch, length) / length) ** 2)
 
 
 class LSDC(Objective):
@@ -137,21 +108,22 @@ class LSDC(Objective):
         head = {"params": list(self.head.parameters()), "lr_scale": self.config.head_rate}
         return [{"params": trained}, head] if trained else [head]
 
+    def targets(self, alike: Tensor, draw: RicapDraw) -> Tensor:
+        """Step 4: pair labels (b,B) of own images with those of all, mixed by `draw`."""
+        return mixed_targets(alike, draw)
+
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Pair and consistency loss; "positive" is the share of pairs called alike."""
-        c = self.config
-        gather = (lambda own: own) if c.official_orientation else all_gather_rows
-        f = self.encoder(c.clean_view(x))
-        mine = slice(None) if c.official_orientation else own_rows(x)
-        target = alike = pair_labels(gather(f), c)[mine]  # own images with those of all
+        c, f = self.config, self.encoder(self.config.clean_view(x))
+        target = alike = pair_labels(all_gather_rows(f), c)[own_rows(x)]  # own images, and all
         a, b = c.view(x), c.view(x)
         if c.beta:
             draw = ricap_draw(len(x), (x.shape[2], x.shape[3]), c.beta, x.device)
-            a, b = ricap(a, draw), ricap(b, draw)
-            target = mixed_targets(alike, draw, c.official_orientation)
-        p, p_a, p_b = (self.probabilities(z) for z in (f, self.encoder(a), self.encoder(b)))
+            a, b, target = ricap(a, draw), ricap(b, draw), self.targets(alike, draw)
+        features = (f, self.encoder(a), self.encoder(b))
+        p, p_a, p_b = (self.head(z).float().softmax(1) for z in features)
         with torch.autocast(x.device.type, enabled=False):
-            pairs, agree = pair_loss(p_a, gather(p), target), F.mse_loss(p_a, p_b)
+            pairs, agree = pair_loss(p_a, all_gather_rows(p), target), F.mse_loss(p_a, p_b)
         found = {"pairs": pairs, "consistency": agree, "positive": alike.mean()}
         return {"loss": pairs + ramp_up(self.epoch, c.ramp, c.consistency) * agree, **found}
 
@@ -162,13 +134,9 @@ class LSDC(Objective):
         self.head.weight.copy_(F.normalize(found.centroids, dim=1))
         self.head.bias.zero_()
 
-    def probabilities(self, f: Tensor) -> Tensor:
-        """Cluster probabilities (B,K) of features (B,D)."""
-        return self.head(f).float().softmax(1)
-
     def predict_proba(self, x: Tensor) -> Tensor:
         """Cluster probabilities (B,K) of images x."""
-        return self.probabilities(self.encoder(x))
+        return self.head(self.encoder(x)).float().softmax(1)
 
 
 class Embedding(nn.Sequential):
@@ -201,11 +169,7 @@ def _pretext(config: Config) -> Any:
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> LSDC:
-    """Cluster images uint8 (N,C,H,W) without labels.
-
-    `encoder`: any trained module with `out_dim`, or a fitted `simclr.SimCLR` or
-    `rotnet.RotNet`, instead of the pretext; a copy is trained. Chapter: lsdc.
-    """
+    """Cluster images uint8 (N,C,H,W); `encoder`: any with `out_dim`, a fitted SimCLR or RotNet."""
     pretext = encoder or pretrain(_pretext(config), images, config, run)
     lsdc = LSDC(features_of(pretext), config).to(images.device)
     if config.start == "kmeans":

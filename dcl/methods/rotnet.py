@@ -19,6 +19,7 @@ Algorithm, for every batch of images :math:`x_1,\dots,x_B`:
   images
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,10 @@ class RotNet(Objective):
         logits = self.head(self.encoder(turned)).float()  # (4B,4)
         right = (logits.argmax(1) == quarter).float().mean()
         return {"loss": F.cross_entropy(logits, quarter), "rotation": right}
+
+    def chances(self) -> dict[str, float]:
+        """A network that knows nothing guesses one of four."""
+        return {"loss": math.log(4)}
 
 
 @algorithm

@@ -3,35 +3,28 @@ r"""SCAN: semantic clustering by adopting nearest neighbours.
 Paper: Van Gansbeke, Vandenhende, Georgoulis, Proesmans, Van Gool, *SCAN: Learning to Classify
 Images without Labels*, ECCV 2020, arXiv 2005.12320. Explained in chapter scan.
 
-Notation: images :math:`X`, mined neighbours :math:`N_X`, cluster probabilities
-:math:`\Phi(X) \in [0,1]^K`, entropy weight :math:`\lambda`, mean prediction
-:math:`\bar\Phi = \frac{1}{|B|}\sum_X \Phi(X)`, entropy :math:`H`.
+Notation: images :math:`X`, mined neighbours :math:`N_X`, cluster probabilities :math:`\Phi(X)`,
+their mean over the batch :math:`\bar\Phi`, entropy :math:`H`, its weight :math:`\lambda`.
 
 Algorithm (the paper's Algorithm 1):
 
 1. pretext: train an encoder without labels (eq. 1; here SimCLR)
 2. mining: :math:`N_X` = the k nearest images of each X in the pretext's embedding
-3. clustering: on top of the encoder, a linear head with softmax; for every image draw one of its
-   neighbours, and minimise (eq. 2)
-
-   .. math:: -\frac{1}{|B|}\sum_{X} \log \langle \Phi(X), \Phi(N_X) \rangle
-             - \lambda H(\bar\Phi)
-
+3. clustering: linear heads with softmax on the encoder; draw a neighbour of each image, minimise
+   :math:`-\frac{1}{|B|}\sum_X \log \langle \Phi(X), \Phi(N_X) \rangle - \lambda H(\bar\Phi)`, eq. 2
 4. of several heads keep the one with the lowest loss
 5. self-labelling (`dcl.methods.selflabel`)
 
 **Differences**
 
-- the log of the inner product is computed in log space. The released code takes BCE of the
+- the log of the inner product is computed in log space; the released code takes the BCE of the
   product, whose log is cut at -100: pairs that disagree completely get no gradient
 - neighbours are drawn from the k mined; the released draw includes the image itself
 - head and network are chosen on the training images with the loss that was trained, last epoch;
   the released code takes the best epoch and head on the test images, with entropy weight 1
 - image and neighbour go through the network in one pass, so BatchNorm sees 2B images
-- ``normalize`` puts a BatchNorm before each head; only the quick recipes use it
-- with several processes the mean prediction, and who is confident, are those of the whole batch
-- a frozen encoder whose view changes nothing looks at every image once, and the heads are
-  trained on its features
+- with several processes the mean prediction is that of the whole batch
+- a frozen encoder whose view changes nothing runs once; the heads are trained on its features
 """
 
 import math
@@ -46,7 +39,7 @@ from dcl.cluster.neighbors import draw, mine
 from dcl.config import TrainConfig, check_config
 from dcl.methods import simclr
 from dcl.methods.selflabel import SelfLabel
-from dcl.nets.convnets import identity
+from dcl.nets.convnets import identity, linear_head
 from dcl.nets.features import features
 from dcl.runtime.dist import all_gather_rows
 from dcl.train import Encoder, Objective, extract, train, unit
@@ -58,11 +51,12 @@ class Config:
     """The paper's settings for CIFAR-10; batches and epochs as in the released configuration."""
 
     gone: ClassVar = {"official_neighbors": False}
+    advice: ClassVar = dict.fromkeys(("collapse", "dead clusters"), "Raise entropy_weight.")
 
     n_clusters: int = 10  #: may exceed the number of classes (over-clustering)
     n_neighbors: int = 20  #: k, neighbours mined for each image
     heads: int = 1  #: linear heads trained side by side (the paper's ImageNet: 10)
-    normalize: bool = False  #: BatchNorm before each head, for schedules of hundreds of steps
+    normalize: bool = False  #: BatchNorm before each head: ours, for schedules of hundreds of steps
     entropy_weight: float = 5.0  #: lambda of eq. 2
     threshold: float = 0.99  #: confidence above which an image is labelled by the network itself
     balance: bool = True  #: in self-labelling every class present weighs the same
@@ -72,8 +66,7 @@ class Config:
     strong: View = SCAN_STRONG  #: that is trained in step 5
     ema: Literal["off", "teacher"] = "off"  #: who labels in step 5: the network, or a mean teacher
     ema_decay: float = 0.999
-    pretext: simclr.Config = simclr.Config()
-    """Step 1; its seed is replaced by `seed`. Unused when an encoder is handed in."""
+    pretext: simclr.Config = simclr.Config()  #: with `seed` for its own; unused with an encoder
     scan: TrainConfig = TrainConfig(50, 128, "adam", 1e-4, weight_decay=1e-4)
     selflabel: TrainConfig = TrainConfig(200, 1000, "adam", 1e-4, weight_decay=1e-4)
     """0 epochs: no self-labelling."""
@@ -84,70 +77,48 @@ class Config:
 
     def check(self, n: int) -> None:
         """Raise ValueError unless n images have so many neighbours."""
-        if not 1 <= self.n_neighbors < n:
-            raise ValueError(f"n_neighbors must be 1 to {n - 1}; got {self.n_neighbors}")
+        check_config(self, n_neighbors=(1, n))
 
 
 def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
-    """Minus the log of the inner product of each pair's probabilities, (B,).
-
-    `log_a`, `log_n` (B,K): log-probabilities. Summed in log space (logsumexp), so that there is a
-    gradient however small the product. Source: SCAN, eq. 2, first term. Chapter: scan.
-    """
-    return -torch.logsumexp(log_a + log_n, dim=1)
+    """Minus the log of each pair's inner product, (B,), from log-probabilities (B,K): eq. 2."""
+    return -torch.logsumexp(log_a + log_n, dim=1)  # a gradient however small the product
 
 
 def mean_entropy(log_p: Tensor) -> Tensor:
-    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K).
-
-    Source: SCAN, eq. 2, second term. Chapter: scan.
-    """
+    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K): eq. 2."""
     log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
     return -(log_mean.exp() * log_mean).sum()
 
 
 def scan_loss(anchors: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -> Tensor:
-    """Disagreement with the neighbours minus the entropy of the anchors' mean prediction.
+    """Disagreement with the neighbours minus the entropy of the anchors' mean prediction, eq. 2.
 
     `anchors`, `neighbors` (B,K): logits. A scalar, at least ``-entropy_weight * ln K``.
-    Source: SCAN, eq. 2. Chapter: scan.
     """
     log_a, log_n = anchors.log_softmax(1), neighbors.log_softmax(1)
     return consistency(log_a, log_n).mean() - entropy_weight * mean_entropy(log_a)
 
 
-@torch.no_grad()
 def head_losses(log_p: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -> Tensor:
-    """The SCAN loss of each head over all images and all their neighbours, (H,). No labels.
-
-    `log_p` (N,H,K): log-probabilities, `neighbors` (N,k). Sums the listed pairs only: N x N
-    similarities are never held. Source: SCAN section 3.1. Chapter: scan.
-    """
+    """SCAN losses (H,) of H heads, of log-probabilities (N,H,K) and neighbours (N,k): no labels."""
     columns = [torch.logsumexp(log_p + log_p[j], dim=2).mean(0) for j in neighbors.T]  # k x (H,)
-    entropy = torch.stack([mean_entropy(head) for head in log_p.unbind(1)])  # (H,)
+    entropy = torch.stack([mean_entropy(one) for one in log_p.unbind(1)])  # (H,)
     return -torch.stack(columns).mean(0) - entropy_weight * entropy
-
-
-def head(width: int, config: Config) -> nn.Sequential:
-    """One linear head, features (B,width) to logits (B,K)."""
-    norm = nn.BatchNorm1d if config.normalize else nn.Identity
-    return nn.Sequential(norm(width, affine=False), nn.Linear(width, config.n_clusters))
 
 
 class Scan(Objective):
     """Step 3: an encoder and linear heads that agree with their neighbours."""
 
-    best: Tensor
     neighbors: Tensor
 
     def __init__(self, encoder: Encoder, images: Tensor, neighbors: Tensor, config: Config):
         super().__init__()
-        self.config, self.images = config, images
-        self.encoder = encoder
+        self.config, self.images, self.encoder = config, images, encoder
         encoder.requires_grad_(not config.freeze_encoder)
-        self.heads = nn.ModuleList(head(encoder.out_dim, config) for _ in range(config.heads))
+        k, norm = config.n_clusters, config.normalize
+        self.heads = nn.ModuleList(linear_head(encoder, k, norm) for _ in range(config.heads))
         self.register_buffer("neighbors", neighbors)  # (N,k)
-        self.register_buffer("best", torch.tensor(0))  # the head that predicts
 
     def before_epoch(self, epoch: int) -> None:
         """A frozen encoder stays in eval mode."""
@@ -170,20 +141,20 @@ class Scan(Objective):
         return torch.stack([head(z).float().log_softmax(1) for head in self.heads], 1)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Cluster probabilities (B,K) of images x, by the chosen head."""
-        return self.log_proba(x)[:, self.best].exp()
+        """Cluster probabilities (B,K) of images x, by the first head."""
+        return self.log_proba(x)[:, 0].exp()
 
-    def select(self) -> None:
-        """Step 4: the head with the lowest loss on the training images is the one that predicts."""
-        log_p = extract(self.log_proba, self.images)
-        self.best.copy_(head_losses(log_p, self.neighbors, self.config.entropy_weight).argmin())
+    def chances(self) -> dict[str, float]:
+        """Both terms are ln K for a network that knows nothing."""
+        return dict.fromkeys(("consistency", "entropy"), math.log(self.config.n_clusters))
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SelfLabel:
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
     pretext = encoder or simclr.model(images, config.pretext)
     trunk: Any = getattr(pretext, "encoder", pretext)
-    return SelfLabel(trunk, head(trunk.out_dim, config).to(images.device), config)
+    head = linear_head(trunk, config.n_clusters, config.normalize)
+    return SelfLabel(trunk, head.to(images.device), config)
 
 
 @algorithm
@@ -194,17 +165,16 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Se
     `out_dim` (mined in its features); a copy is trained. Chapter: scan.
     """
     pretext = encoder or pretrain(simclr, images, config, run)  # 1.
-    embed = getattr(pretext, "embed", pretext)  # 2. mining
-    trunk: Encoder = getattr(pretext, "encoder", pretext)
+    embed, trunk = getattr(pretext, "embed", pretext), getattr(pretext, "encoder", pretext)
     frozen = config.freeze_encoder and config.scan_view == View()  # every look is the same
     seen = features(trunk, images, cache=run["run_dir"]).to(images.device) if frozen else images
-    z = seen if frozen and embed is trunk else extract(embed, images)
+    z = seen if frozen and embed is trunk else extract(embed, images)  # 2. mining
     neighbors = mine(z, config.n_neighbors)
 
     scan = Scan(identity(trunk) if frozen else trunk, seen, neighbors, config)  # 3. clustering
     train(scan, seen, config.scan, stage="scan", **run)
-    scan.select()  # 4. the head with the lowest loss
-
-    fitted = SelfLabel(trunk, scan.heads[int(scan.best)], config)  # 5. self-labelling
+    log_p = extract(scan.log_proba, seen)  # 4. the head with the lowest loss
+    best = int(head_losses(log_p, neighbors, config.entropy_weight).argmin())
+    fitted = SelfLabel(trunk, scan.heads[best], config)  # 5. self-labelling
     train(fitted, images, config.selflabel, stage="selflabel", **run)
     return fitted.eval()

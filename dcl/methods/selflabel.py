@@ -17,6 +17,7 @@ Algorithm, for every batch:
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def self_label_loss(
 class SelfLabel(Objective):
     """Encoder and head that learn from themselves.
 
-    config: anything with `threshold`, `balance`, `weak`, `strong`, `ema` and `ema_decay`.
+    config: has n_clusters, threshold, balance, weak, strong, ema and ema_decay.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module, config: Any):
@@ -80,3 +81,7 @@ class SelfLabel(Objective):
     def predict_proba(self, x: Tensor) -> Tensor:
         """Cluster probabilities (B,K)."""
         return self.live()(x).float().softmax(1)
+
+    def chances(self) -> dict[str, float]:
+        """The loss is ln K for a network that knows nothing."""
+        return {"loss": math.log(self.config.n_clusters)}

@@ -12,9 +12,8 @@ Algorithm, for each batch:
 1. Draw V crops of every image, some large, some small (section 3.3, multi-crop).
 2. Scale every prototype to length 1.
 3. z = normalised head(encoder(crop)), one encoder pass per resolution; scores s_v = z_v C.
-4. Codes: for each of the A large crops, q_a = Sinkhorn(s_a / epsilon), the soft assignment of
-   the batch (and of the queue) that shares it out evenly over the prototypes (Eq. 3 to 5).
-   No gradient flows through q.
+4. Codes, without gradient: for each of the A large crops q_a = Sinkhorn(s_a / epsilon), the soft
+   assignment that shares the batch (and the queue) out evenly over the prototypes (Eq. 3 to 5).
 5. Swapped prediction: every *other* crop of the image must predict q_a (Eq. 1, 2 and 6)
 
    .. math:: L = \frac{1}{A (V-1)} \sum_{a \le A} \sum_{v \ne a} \frac{1}{B} \sum_b
@@ -22,24 +21,21 @@ Algorithm, for each batch:
 
 6. Take a LARC step on encoder, head and prototypes; put the batch's z into the queue.
 
-The paper stops here: its product is the encoder. Clusters are made after training, by spherical
-k-means on the embeddings z of the training images; the nearest prototype (`prototype`) is a finer
-code, with K = n_prototypes values.
+The paper stops here, with an encoder. Clusters are made after training, by spherical k-means on
+the embeddings z; the nearest prototype (`prototype`) is a finer code, with n_prototypes values.
 
 Differences from the paper and the released code:
 
-- Frozen prototypes are detached in the forward pass instead of having their gradient dropped:
-  the same, since without a gradient neither momentum nor weight decay moves them.
-- Sinkhorn works with logarithms: equal where the released exponentials are finite, and defined
-  for every finite score; log-softmax instead of the logarithm of a softmax, likewise.
-- Whether the queue is full is counted. The release looks whether its last row is non-zero.
-- Scores are float32 also under autocast.
-- Learning rate warms up from `warmup_lr` at step 0 to `lr` at the first step *after* the
-  warm-up; the release reaches `lr` one step earlier.
+- Frozen prototypes are detached. The release drops their gradient: the same, nothing moves them.
+- Sinkhorn and the softmax work with logarithms: equal where the released exponentials are finite,
+  and defined for every finite score. Scores are float32 also under autocast.
+- The warm-up reaches `lr` at the first step after it; that of the release one step earlier.
 - With several processes, codes, queue and BatchNorm statistics are those of the whole batch.
 """
 
+import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +59,10 @@ SMALL = replace(SWAV_VIEW, size=96, scale=(0.05, 0.14))
 class Config:
     """SwAV on ImageNet at batch 4096, 800 epochs."""
 
+    advice: ClassVar = dict.fromkeys(
+        ("collapse", "stuck", "collapsed features"), "Keep sinkhorn_iterations at 3, lower epsilon."
+    )
+
     seed: int = 0
     n_clusters: int = 1000  #: clusters of the k-means at the end; plays no part in training
     n_prototypes: int = 3000  #: several times the number of classes: a fine code, not the clusters
@@ -71,8 +71,7 @@ class Config:
     stem: str = "imagenet"
     hidden: int = 2048  #: width of the projection head
     dim: int = 128  #: dimension D of the embeddings and the prototypes
-    views: tuple[View, ...] = (LARGE, LARGE, SMALL, SMALL, SMALL, SMALL, SMALL, SMALL)
-    """One recipe for each crop, of any sizes; crops of one size share an encoder pass."""
+    views: tuple[View, ...] = (LARGE,) * 2 + (SMALL,) * 6  #: a recipe for each crop, of any size
     n_assign: int = 2  #: the first so many crops give codes; all crops predict them
     temperature: float = 0.1
     epsilon: float = 0.05  #: smoothness of the codes: large is uniform; .03 cures a collapse
@@ -128,28 +127,20 @@ class SwAV(Objective):
 
     def scores(self, z: Tensor) -> Tensor:
         """Cosine of embeddings (...,D) and prototypes, float32 (...,K)."""
-        frozen = self.step < self.config.freeze_steps
-        prototypes = self.prototypes.detach() if frozen else self.prototypes
+        c = self.prototypes.detach() if self.step < self.config.freeze_steps else self.prototypes
         with torch.autocast(z.device.type, enabled=False):
-            return z @ prototypes.T
+            return z @ c.T
 
     @torch.no_grad()
     def codes(self, scores: Tensor) -> Tensor:
-        """Balanced codes (A,B,K) of the scores (A,B,K), each crop with its own full queue.
-
-        Of the queue, which all processes hold whole, each brings its part into the assignment.
-        """
-        epsilon, iterations = self.config.epsilon, self.config.sinkhorn_iterations
-        earlier = self.queue.rows[:, rank() :: world_size()]
-        pool = torch.cat([self.scores(earlier), scores], 1) if self.queue.full else scores
-        balanced = [sinkhorn(s, epsilon=epsilon, iterations=iterations) for s in pool]
+        """Balanced codes (A,B,K) of the scores (A,B,K), each crop with its own full queue."""
+        c, part = self.config, self.queue.rows[:, rank() :: world_size()]  # all hold all rows
+        pool = torch.cat([self.scores(part), scores], 1) if self.queue.full else scores
+        balanced = [sinkhorn(s, epsilon=c.epsilon, iterations=c.sinkhorn_iterations) for s in pool]
         return torch.stack(balanced)[:, -scores.shape[1] :]
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Steps 1 to 5 for images x (B,C,H,W); also logs the entropy of the codes, in nats.
-
-        "floor" is that entropy: loss = floor + KL(code || prediction), so never below it.
-        """
+        """Steps 1 to 5. "floor" is the codes' entropy: loss = floor + KL(code || prediction)."""
         with torch.no_grad():
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         z = self.embed(*multi_crop(x, self.config.views)).unflatten(0, (-1, len(x)))  # (V,B,D)
@@ -164,11 +155,12 @@ class SwAV(Objective):
         if self.epoch >= self.config.queue_start:
             self.queue.push(self.latest)
 
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of the cosines with the centroids over T, like a prototype's.
+    def chances(self) -> dict[str, float]:
+        """The loss is ln K for a network that knows nothing, K the number of prototypes."""
+        return {"loss": math.log(self.config.n_prototypes)}
 
-        What the numbers are worth was never trained. ValueError before `clusters.fit`.
-        """
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Softmax (B,K) of the cosines with the fitted centroids over T: not calibrated."""
         return (self.clusters(self.embed(x)) / self.config.temperature).softmax(1)
 
     def prototype(self, x: Tensor) -> Tensor:
@@ -178,10 +170,7 @@ class SwAV(Objective):
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> SwAV:
-    """Train SwAV on images uint8 (N,C,H,W), then cluster its embeddings into `n_clusters`.
-
-    An `encoder` with `out_dim` is fine-tuned as a copy.
-    """
+    """Train SwAV, or a given `encoder`, on images uint8 (N,C,H,W), then cluster its embeddings."""
     swav = SwAV(images, config, encoder)
     train(swav, images, config.train, **run)
     swav.clusters.fit(extract(swav.embed, images))

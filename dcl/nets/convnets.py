@@ -68,6 +68,12 @@ def mlp(dims: Sequence[int], batch_norm: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def linear_head(encoder: Encoder, k: int, normalize: bool = False) -> nn.Sequential:
+    """Features (B,out_dim) of an encoder to logits (B,k); `normalize`: a plain BatchNorm before."""
+    norm = nn.BatchNorm1d if normalize else nn.Identity
+    return nn.Sequential(norm(encoder.out_dim, affine=False), nn.Linear(encoder.out_dim, k))
+
+
 def conv_bn(a: int, b: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
     """Convolution, BatchNorm, ReLU."""
     return [nn.Conv2d(a, b, kernel, stride, padding), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]

@@ -55,7 +55,7 @@ def choose(
         wanted = ["digits"]
     elif profile == "quick":
         wanted = [f"{own}_10k", "digits" if gray else "photos"]
-    elif gray:
+    elif gray and not encoder:
         wanted = ["mnist"]
     elif profile == "gpu":
         wanted = ["cifar10"]

@@ -137,8 +137,12 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
             f"{str(path)!r} is damaged ({type(e).__name__}: {e}), so the settings of the run there "
             "are unknown. Restore it, or choose another run_dir."
         ) from e
+
+    def said(part: dict[str, Any], key: str) -> str:
+        return repr(part[key]) if key in part else "no such setting"  # of another version
+
     differences = [
-        f"  {before}{key}: there {theirs[part].get(key)!r}, now {mine[part].get(key)!r}"
+        f"  {before}{key}: there {said(theirs[part], key)}, now {said(mine[part], key)}"
         for part, before in (("config", ""), ("data", "data."))
         for key in sorted(mine[part].keys() | theirs[part].keys())
         if mine[part].get(key) != theirs[part].get(key)

@@ -69,3 +69,12 @@ def ricap(x: Tensor, draw: RicapDraw) -> Tensor:
         patches.append(x[:, :, top : top + rows, left : left + columns][perm])
     left_half, right_half = torch.cat(patches[:2], 2), torch.cat(patches[2:], 2)
     return torch.cat([left_half, right_half], 3)
+
+
+def mixed_targets(s: Tensor, draw: RicapDraw) -> Tensor:
+    r"""Soft pair labels (B,B) of RICAP mixtures (rows) and clean images (columns), of s (B,B).
+
+    :math:`T_{ij} = \sum_k W_k S_{\pi_k(i) j}`: a mixture is as much like j as its parts are, by
+    their area. Source: LSD-C section 3.2. Chapter: lsdc.
+    """
+    return torch.einsum("k,kij->ij", draw.weights, s[draw.perms])

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dcl.config import TrainConfig
+from dcl.config import TrainConfig, unflat
 from dcl.data import load
 from dcl.measure.metrics import accuracy
 from dcl.methods import dac
@@ -22,11 +22,10 @@ from dcl.methods.dac import (
     fit,
     label_features,
     model,
-    settle,
     thresholds,
 )
-from dcl.recipes import dac as recipes
-from dcl.train import predict, seeded
+from dcl.recipes import recipe
+from dcl.train import predict, seeded, settle
 from dcl.views import View
 
 PLAIN = View()
@@ -72,7 +71,7 @@ def test_the_band_closes_when_the_description_of_eta_says(images, eta):
 
 
 def test_the_rate_decides_when_training_ends_and_train_asks(images):
-    quick = replace(recipes.smoke, eta=0.2, until=0.0)  # .495 / (1.1 * 1.1 * .2) = 2.05
+    quick = replace(recipe("dac", "smoke"), eta=0.2, until=0.0)  # .495 / (1.1 * 1.1 * .2) = 2.05
     seen = []
     fit(images, replace(quick, train=replace(quick.train, epochs=9)),
         monitor=lambda stage, epoch, objective, losses: seen.append(losses))  # fmt: skip
@@ -86,20 +85,20 @@ def test_the_rate_decides_when_training_ends_and_train_asks(images):
 def test_below_the_cosine_of_a_torn_image_it_is_alike_to_both_sides():
     p = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
     g = label_features(p) @ label_features(p).T
-    until = recipes.digits.until
+    until = recipe("dac", "digits").until
     assert g[0, 1].item() == pytest.approx(until)
     assert band_labels(g, until + 1e-4, 0.46)[0].tolist() == torch.eye(3).tolist()
     assert band_labels(g, until - 1e-4, 0.46)[0].tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
 
 
-@pytest.mark.parametrize("name", ["quick", "quick-mnist"])
-def test_the_epochs_of_the_recipes_are_enough(images, name):
-    config = replace(PROFILES[name], width=4)
+@pytest.mark.parametrize("name, ends", [("digits", 25), ("mnist", 25), ("photos", 50)])
+def test_the_epochs_of_the_recipes_are_enough(images, name, ends):
+    config = replace(recipe("dac", name), width=4)
     objective = model(images, config)
-    objective.before_epoch(config.train.epochs - (0 if name == "quick" else 21))
-    assert objective.finished()
-    objective.before_epoch({"quick": 24, "quick-mnist": 24}[name])
-    assert not objective.finished()
+    assert ends <= config.train.epochs
+    for epoch in (ends - 1, ends):
+        objective.before_epoch(epoch)
+        assert objective.finished() == (epoch == ends)
 
 
 @pytest.mark.parametrize("until, epochs", [(0.5**0.5, 25), (0.0, 46), (0.9, 6)])
@@ -174,9 +173,9 @@ class Dark(nn.Module):
         return x.flatten(1) * self.scale
 
 
-def flat(config=None, **change):
+def flat(kind=DAC):
     """An objective without BatchNorm's mixing of rows, so that every row speaks for itself."""
-    objective = DAC(Dark(), replace(config or Config(n_clusters=4, view=PLAIN), **change))
+    objective = kind(some(), Config(n_clusters=4, view=PLAIN), Dark())
     objective.head = nn.Linear(4, 4, bias=False)
     nn.init.eye_(objective.head.weight)
     objective.head.weight.data *= 6
@@ -237,9 +236,14 @@ def test_gradient_comes_through_the_views_only(monkeypatch):
     assert objective.encoder.scale.grad.any()
 
 
-def test_all_pairs_have_one_threshold_and_nobody_is_left_out():
+class OneThreshold(DAC):
+    def pair_labels(self, g):
+        return band_labels(g, self.upper, self.upper)
+
+
+def test_with_one_threshold_nobody_is_left_out():
     x = some()
-    band, every = flat(), flat(all_pairs=True)
+    band, every = flat(), flat(OneThreshold)
     for objective in band, every:
         objective.before_epoch(20)
     a, b = band(x, torch.arange(12)), every(x, torch.arange(12))
@@ -343,7 +347,7 @@ def incoming(objective, images):
 def test_fit_settles_every_layer_at_the_end_and_an_image_alone_keeps_its_cluster(
     images, monkeypatch
 ):
-    config = replace(recipes.smoke, train=replace(recipes.smoke.train, epochs=1))
+    config = replace(recipe("dac", "smoke"), train=replace(recipe("dac", "smoke").train, epochs=1))
     objective = fit(images, config)
     seen, settled = incoming(objective, images), norms(objective)
     assert {name.split(".")[0] for name in settled} == {"encoder", "head"}
@@ -441,6 +445,12 @@ def test_of_several_trainings_the_one_with_the_lowest_loss_is_kept(tmp_path):
 def test_settings_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Config(**wrong)
+
+
+def test_a_file_of_before_loads_unless_it_labelled_all_pairs():
+    assert unflat(Config, {"all_pairs": False}) == Config()
+    with pytest.raises(ValueError, match="has no field all_pairs"):
+        unflat(Config, {"all_pairs": True})
 
 
 def test_images_too_small_for_the_network_are_refused(images):

@@ -9,21 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import ablations
+from ablations import released_order
+from dcl.cluster.balance import cluster_weights, uniform_order
 from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.data.shapes import shapes
 from dcl.measure.metrics import nmi
-from dcl.methods import deepcluster
-from dcl.methods.deepcluster import (
-    Config,
-    DeepCluster,
-    cluster_weights,
-    fit,
-    official_order,
-    pseudo_label_loss,
-    uniform_order,
-)
+from dcl.methods.deepcluster import Config, DeepCluster, fit, pseudo_label_loss
 from dcl.nets import convnets
 from dcl.optim import make_optimizer
 from dcl.recipes import deepcluster as recipes
@@ -165,7 +159,7 @@ def test_the_released_sampler_serves_the_raw_shares():
     labels = uneven()
     raw = labels.bincount() / len(labels)
     with seeded(0):
-        rows = official_order(labels)
+        rows = released_order(labels)
     # the release itself served .51 .20 .10 .05 .05 .03 .02 .03 .01 .01
     assert (shares(labels, rows) - raw).abs().max() < 0.02
     assert (shares(labels, rows) - 0.1).abs().max() > 0.39
@@ -175,31 +169,40 @@ def test_the_released_sampler_serves_the_raw_shares():
 def test_the_released_sampler_by_hand(monkeypatch):
     labels = torch.tensor([1, 0, 1, 0, 2])  # sorted by cluster: images 1 3 | 0 2 | 4
     ids = torch.tensor([4, 0, 2, 3, 1])
-    monkeypatch.setattr(deepcluster, "uniform_order", lambda _: ids)
-    assert official_order(labels).tolist() == [4, 1, 0, 2, 3]
+    monkeypatch.setattr(ablations, "uniform_order", lambda _: ids)
+    assert released_order(labels).tolist() == [4, 1, 0, 2, 3]
 
 
 def test_the_released_sampler_can_be_worse_than_no_sampler():
     # ids sorted by class, the clusters follow it, but the second one is numbered last
     labels = torch.tensor([0, 9, 1, 2, 3, 4, 5, 6, 7, 8])[uneven(order="sorted")]
     with seeded(0):
-        served = shares(labels, official_order(labels))
+        served = shares(labels, released_order(labels))
     assert shares(labels, torch.arange(10_000))[9] == pytest.approx(0.2)
     assert served[9] == pytest.approx(0.7, abs=0.02)
 
 
-@pytest.mark.parametrize(("balance", "official"), [("sample", 0), ("sample", 1), ("weight", 0)])
-def test_order_follows_the_configuration(images, balance, official):
-    objective = make(images, balance=balance, official_indexing=bool(official))
+@pytest.mark.parametrize("balance", ["sample", "weight", "none", "released"])
+def test_an_epoch_is_in_the_order_asked_for(images, balance):
+    if balance == "released":
+        objective = ablations.ReleasedSampler(images, TINY)
+    else:
+        objective = make(images, balance=balance)
     objective.pseudo.copy_(torch.arange(60) % 7 % 3)
     with seeded(5):
         rows = objective.order(60)
     with seeded(5):
-        if balance == "weight":
-            expected = torch.randperm(60)
-        else:
-            expected = (official_order if official else uniform_order)(objective.pseudo)
+        order = {"sample": uniform_order, "released": released_order}.get(balance)
+        expected = order(objective.pseudo) if order else torch.randperm(60)
     assert torch.equal(rows, expected)
+
+
+def test_the_released_sampler_is_all_that_its_ablation_changes(images, monkeypatch):
+    released = ablations.released_sampler(images, TINY)
+    monkeypatch.setattr(ablations.ReleasedSampler, "order", DeepCluster.order)
+    ours, same = fit(images, TINY).state_dict(), ablations.released_sampler(images, TINY)
+    assert all(torch.equal(ours[name], value) for name, value in same.state_dict().items())
+    assert not torch.equal(released.fc.weight, same.fc.weight)
 
 
 def test_forward_weights_the_loss_only_when_told_to(images):
@@ -392,16 +395,17 @@ def test_predict_is_the_nearest_centroid_of_whitened_features(images):
     objective = fit(images, config)
     z = extract(objective.features, images)
     rows = whiten(z, 6)  # twice n_clusters
-    distance = torch.cdist(rows, objective.centroids)
+    centroids = objective.clusters.centroids
+    distance = torch.cdist(rows, centroids)
     assert torch.equal(predict(objective, images), distance.argmin(1))
     for k in range(3):
         members = rows[predict(objective, images) == k]
-        torch.testing.assert_close(members.mean(0), objective.centroids[k], atol=1e-4, rtol=0)
+        torch.testing.assert_close(members.mean(0), centroids[k], atol=1e-4, rtol=0)
     new = torch.flip(images, [3])  # images it has not seen
     centre, directions = whitening(z, 6)
     by_hand = (extract(objective.features, new).double() - centre) @ directions
     by_hand = F.normalize(by_hand, dim=1).float()
-    expected = torch.cdist(by_hand, objective.centroids).argmin(1)
+    expected = torch.cdist(by_hand, centroids).argmin(1)
     assert torch.equal(predict(objective, new), expected)
 
 
@@ -414,7 +418,7 @@ def test_fewer_directions_than_the_last_kmeans_wants(images):
 
 
 def test_predict_before_the_clusters_are_fitted(images):
-    with pytest.raises(ValueError, match=r"fitted first: call fit_clusters\(\)"):
+    with pytest.raises(ValueError, match="the clusters must be fitted first"):
         make(images).predict(images[:2].float() / 255)
 
 

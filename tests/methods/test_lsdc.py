@@ -8,29 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import ablations
+from ablations import ReleasedTargets
+from dcl.cluster import pairwise
+from dcl.cluster.pairwise import knn_labels, pair_loss
 from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods import lsdc, rotnet, simclr
-from dcl.methods.lsdc import (
-    LSDC,
-    Config,
-    cosine_labels,
-    fit,
-    freeze,
-    knn_labels,
-    l2_labels,
-    mixed_targets,
-    pair_labels,
-    pair_loss,
-    ramp_up,
-    sne_labels,
-)
+from dcl.methods.lsdc import LSDC, Config, fit, pair_labels
 from dcl.nets import convnets
+from dcl.optim import ramp_up
 from dcl.recipes import lsdc as recipes
 from dcl.recipes import recipe
 from dcl.train import seeded, train
 from dcl.views import View
-from dcl.views.ricap import RicapDraw, ricap_draw
+from dcl.views.ricap import RicapDraw, mixed_targets, ricap, ricap_draw
 
 SGD = TrainConfig(epochs=1, batch_size=4, lr=0.5)
 
@@ -39,78 +31,18 @@ def draw(perms, weights):
     return RicapDraw(torch.tensor(perms), torch.tensor(weights), (0,) * 4, (0,) * 4)
 
 
+def released_targets(s, d):
+    """The soft pair labels of the release, by the subclass that the ablation trains."""
+    return ReleasedTargets(Flat(), Config(frozen=())).targets(s, d)
+
+
 @pytest.fixture
 def features():
     with seeded(1):
         return torch.rand(40, 6, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------- labelers
-
-
-def test_cosine_labels_by_hand():
-    f = torch.tensor([[1.0, 0.0], [3.0, 0.0], [4.0, 3.0], [0.0, 2.0]])  # cosines 1, .8, .6, 0
-    assert cosine_labels(f, 0.79).tolist() == [
-        [1, 1, 1, 0],
-        [1, 1, 1, 0],
-        [1, 1, 1, 0],
-        [0, 0, 0, 1],
-    ]
-    assert cosine_labels(f, 0.81).sum() == 6  # only the first two, and each with itself
-    assert cosine_labels(f, 1.0)[0, 1] == 1  # "at least", not "more than"
-
-
-def test_l2_labels_by_hand():
-    f = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]])  # distances 5, 5.83, 1
-    assert l2_labels(f, 5.5).tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
-    assert l2_labels(f, 5.0).tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]  # "below"
-    assert l2_labels(f, 0.0).tolist() == torch.eye(3).tolist()
-
-
-def affinity(f, t):
-    """SNE's symmetrised neighbour probabilities, pair by pair."""
-    n = len(f)
-    d = [[float(((f[i] - f[j]) ** 2).sum()) / t**2 for j in range(n)] for i in range(n)]
-    p = [[0.0] * n for _ in range(n)]
-    for i in range(n):
-        total = sum(math.exp(-d[i][j]) for j in range(n) if j != i)
-        for j in range(n):
-            p[i][j] = math.exp(-d[i][j]) / total if i != j else 0.0
-    return torch.tensor([[(p[i][j] + p[j][i]) / 2 for j in range(n)] for i in range(n)])
-
-
-@pytest.mark.parametrize(("threshold", "t"), [(0.02, 1.0), (0.03, 0.5), (0.05, 0.3)])
-def test_sne_labels_by_loop(features, threshold, t):
-    expected = (affinity(features, t) > threshold).float().fill_diagonal_(1)
-    assert 40 < expected.sum() < 1600
-    assert torch.equal(sne_labels(features, threshold, t), expected)
-
-
-def test_knn_labels_by_loop(features):
-    k, n = 7, 40
-    d = [[float(((features[i] - features[j]) ** 2).sum()) for j in range(n)] for i in range(n)]
-    near = [[d[i][j] < sorted(d[i])[k - 1] for j in range(n)] for i in range(n)]
-    assert all(sum(row) == k - 1 for row in near)  # itself and k - 2 others
-    expected = torch.tensor([[float(near[i][j] or near[j][i]) for j in range(n)] for i in range(n)])
-    assert torch.equal(knn_labels(features, k), expected)
-
-
-def test_knn_labels_are_the_union_of_both_directions():
-    f = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    # k = 3: each with its nearest other; 0-1, 1-0, 2-1, 3-2, and the way back
-    assert knn_labels(f, 3).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
-
-
-def test_knn_rows_of_the_released_default():
-    with seeded(0):
-        rows = torch.cat([knn_labels(torch.randn(256, 512), 20).sum(1) for _ in range(5)])
-    assert rows.min() == 19  # 18 others and itself
-    assert 70 < rows.max() < 200  # hubs: core figures 19 to 118, mean 30
-    assert 26 < rows.mean() < 34
-
-
-def test_knn_labels_with_duplicates_keep_the_diagonal():
-    assert torch.equal(knn_labels(torch.ones(5, 3), 3), torch.eye(5))
+# ---------------------------------------------------------------- labels and targets
 
 
 RULES = {
@@ -131,11 +63,8 @@ def test_every_rule_is_symmetric_binary_and_follows_the_rows(labeler, features):
     assert set(s.unique().tolist()) == {0.0, 1.0}
     order = torch.arange(39, -1, -1)
     assert torch.equal(pair_labels(f[order], config), s[order][:, order])
-    function = getattr(lsdc, f"{labeler}_labels")
+    function = getattr(pairwise, f"{labeler}_labels")
     assert torch.equal(s, function(f.detach(), **RULES[labeler]).float())
-
-
-# ---------------------------------------------------------------- losses
 
 
 def test_mixed_targets_by_hand():
@@ -144,20 +73,22 @@ def test_mixed_targets_by_hand():
     t = mixed_targets(s, d)
     # image 0 is .7 itself and .3 image 2; image 1 is .7 itself and .3 image 0; 2: .7 and .3 of 1
     torch.testing.assert_close(t, torch.tensor([[0.7, 0.7, 0.3], [1, 1, 0.0], [0.3, 0.3, 0.7]]))
-    torch.testing.assert_close(mixed_targets(s, d, official=True), t.T)
+    torch.testing.assert_close(released_targets(s, d), t.T)
 
 
 def test_mixed_targets_by_loop():
     with seeded(0):
-        s, d = (torch.rand(12, 12) > 0.5).float(), ricap_draw(12, 9)
+        s, d = pairwise.l2_labels(torch.rand(12, 3), 0.5), ricap_draw(12, 9)  # symmetric, as all
         while (d.perms == torch.arange(12)).all():
             d = ricap_draw(12, 9)
+    ours, released = mixed_targets(s, d), released_targets(s, d)
+    assert not torch.equal(ours, released)
     for i in range(12):
         for j in range(12):
             right = sum(w * s[perm[i], j] for w, perm in zip(d.weights, d.perms, strict=True))
             theirs = sum(w * s[i, perm[j]] for w, perm in zip(d.weights, d.perms, strict=True))
-            torch.testing.assert_close(mixed_targets(s, d)[i, j], right)
-            torch.testing.assert_close(mixed_targets(s, d, official=True)[i, j], theirs)
+            torch.testing.assert_close(ours[i, j], right)
+            torch.testing.assert_close(released[i, j], theirs)
 
 
 def test_released_orientation_costs_what_core_says():
@@ -172,8 +103,8 @@ def test_released_orientation_costs_what_core_says():
             moved += sum(
                 float(w) for w, q in zip(d.weights, d.perms) if not torch.equal(q, q.sort()[0])
             )
-            for k, official in enumerate((False, True)):
-                t = mixed_targets(p @ p.T, d, official)
+            for k, targets in enumerate((mixed_targets, released_targets)):
+                t = targets(p @ p.T, d)
                 gap[k] += (t - p_mixed @ p.T).abs().mean() / n
                 loss[k] += pair_loss(p_mixed, p, t) / n
     assert gap[0] < 1e-6 and 0.016 < gap[1] < 0.026
@@ -208,16 +139,14 @@ def test_forward_is_the_algorithm_step_by_step(monkeypatch):
         x = torch.rand(6, 1, 8, 8)
         plain = Config(3, "knn", k=3, view=View(), clean_view=View(), frozen=(), train=SGD)
         objective = LSDC(Flat(), plain)
-    objective.before_epoch(100)
+    objective.epoch = 100
     with seeded(5):
         found = objective(x, torch.arange(6))
     with seeded(5):
-        for _ in range(3):
-            View()(
-                x
-            )  # the clean one and the two to be mixed: they draw, though they change nothing
+        for _ in range(3):  # clean and to be mixed: views draw, though they change nothing
+            View()(x)
         d = ricap_draw(6, 8)
-        a, b = lsdc.ricap(x, d), lsdc.ricap(x, d)
+        a, b = ricap(x, d), ricap(x, d)
     p, p_a, p_b = (objective.head(objective.encoder(v)).softmax(1) for v in (x, a, b))
     s = knn_labels(objective.encoder(x).detach(), 3)
     pairs = pair_loss(p_a, p, mixed_targets(s, d))
@@ -229,11 +158,11 @@ def test_forward_is_the_algorithm_step_by_step(monkeypatch):
     assert found["positive"] == s.mean()
 
     with seeded(5):
-        other = LSDC(Flat(), replace(plain, official_orientation=True))
+        other = ReleasedTargets(Flat(), plain)
         other.load_state_dict(objective.state_dict())
     with seeded(5):
         theirs = other(x, torch.arange(6))["pairs"]
-    torch.testing.assert_close(theirs, pair_loss(p_a, p, mixed_targets(s, d, official=True)))
+    torch.testing.assert_close(theirs, pair_loss(p_a, p, mixed_targets(s, d).T))
 
 
 def test_without_mixing_the_targets_are_the_labels():
@@ -307,18 +236,29 @@ def test_a_fitted_pretext_is_taken_where_it_measures():
     assert lsdc.features_of(plain) is plain
     config = recipes.smoke
     alone = fit(images, config).state_dict()
-    recipe = replace(config.pretext, seed=config.seed)
-    handed = fit(images, config, encoder=simclr.fit(images, recipe)).state_dict()
+    pretext = simclr.fit(images, replace(config.pretext, seed=config.seed))
+    handed = fit(images, config, encoder=pretext).state_dict()
     assert all(torch.equal(alone[name], handed[name]) for name in alone)
+
+
+def test_the_released_targets_are_all_that_their_ablation_changes(monkeypatch):
+    images = load("digits").subset(64).images
+    config, pretext = replace(recipes.smoke, start="kmeans"), Flat()
+    released = ablations.released_targets(images, config, encoder=pretext)
+    monkeypatch.setattr(ReleasedTargets, "targets", LSDC.targets)
+    ours = fit(images, config, encoder=pretext).state_dict()
+    same = ablations.released_targets(images, config, encoder=pretext).state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in same.items())
+    assert not torch.equal(released.head.weight, same["head.weight"])
 
 
 def test_freeze_takes_whole_names_only():
     net = nn.Module()
     net.layer1, net.layer10 = nn.Linear(2, 2), nn.Linear(2, 2)
-    freeze(net, ("layer1",))
+    convnets.freeze(net, ("layer1",))
     assert not net.layer1.weight.requires_grad and net.layer10.weight.requires_grad
     with pytest.raises(ValueError, match=r"frozen must name parts .*'layer10'\]; got 'layer'"):
-        freeze(net, ("layer",))
+        convnets.freeze(net, ("layer",))
 
 
 def test_the_paper_freezes_all_but_the_last_block_and_the_head():

@@ -51,12 +51,12 @@ class Corner(nn.Module):
 
 
 def test_loss_by_hand():
-    objective = RotNet(Corner(), Config(view=View()))
+    x = torch.zeros(2, 1, 3, 3)
+    objective = RotNet(x, Config(view=View()), Corner())
     with torch.no_grad():
         objective.head.bias.zero_()
         # a spot at the top left goes to the bottom left, bottom right, top right
         objective.head.weight.copy_(torch.eye(4)[[0, 3, 2, 1]] * 2)
-    x = torch.zeros(2, 1, 3, 3)
     x[:, 0, 0, 0] = 1
     found = objective(x, torch.arange(2))
     expected = -torch.tensor([2.0, 0, 0, 0]).log_softmax(0)[0]  # .3408
@@ -64,14 +64,17 @@ def test_loss_by_hand():
     assert found["rotation"] == 1
     x[1] = 0  # nothing to see: ln 4
     found = objective(x, torch.arange(2))
-    torch.testing.assert_close(found["loss"], (expected + torch.tensor(4.0).log()) / 2)
+    nothing = torch.tensor(objective.chances()["loss"])
+    torch.testing.assert_close(nothing, torch.tensor(4.0).log())
+    torch.testing.assert_close(found["loss"], (expected + nothing) / 2)
 
 
 def test_loss_is_the_mean_over_all_four_turns():
     with seeded(0):
         encoder = nn.Sequential(nn.Flatten(), nn.Linear(9, 5))
         encoder.out_dim = 5
-        objective, x = RotNet(encoder, Config(view=View())), torch.rand(3, 1, 3, 3)
+        x = torch.rand(3, 1, 3, 3)
+        objective = RotNet(x, Config(view=View()), encoder)
     each = [
         F.cross_entropy(objective.head(encoder(x[b : b + 1].rot90(q, (2, 3)))), torch.tensor([q]))
         for b in range(3)

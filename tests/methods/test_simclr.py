@@ -80,7 +80,7 @@ def test_gradient_in_float64(pair):
 def test_objective_takes_two_views_in_one_pass():
     images = load("digits").subset(8).images
     config = recipes.smoke
-    objective = SimCLR(convnets.encoder("small_cnn", images, width=4), config)
+    objective = SimCLR(images, config, convnets.encoder("small_cnn", images, width=4))
     seen = []
     objective.encoder.register_forward_hook(lambda m, x, out: seen.append(x[0]))
     losses = objective(images.float() / 255, torch.arange(8))

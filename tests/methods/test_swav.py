@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig
-from dcl.methods.swav import Config, SwAV, by_resolution, swapped_prediction
+from dcl.methods.swav import Config, SwAV, fit, swapped_prediction
+from dcl.nets.convnets import by_resolution
 from dcl.recipes import swav as recipes
-from dcl.train import seeded, train
+from dcl.train import predict, seeded, train
 from dcl.views import View
 
 SGD = TrainConfig(epochs=1, batch_size=4, lr=0.5, momentum=0.9, weight_decay=0.1)
@@ -50,7 +51,12 @@ def x():
 
 def make(config=TINY):
     with seeded(0):
-        return SwAV(Flat(), config)
+        return SwAV(images(4), config, Flat())
+
+
+def images(n):
+    with seeded(8):
+        return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8)
 
 
 def released_sinkhorn(scores, epsilon=0.05, iterations=3):
@@ -116,7 +122,8 @@ def test_collapse_is_a_fixed_point_with_loss_ln_k():
     torch.testing.assert_close(codes, torch.full_like(codes, 1 / 3000))
     loss = swapped_prediction(scores, codes)
     loss.backward()
-    assert loss.item() == pytest.approx(8.006, abs=5e-4)  # ln 3000
+    known = make(replace(TINY, n_prototypes=3000)).chances()["loss"]
+    assert loss.item() == pytest.approx(known) and known == pytest.approx(8.006, abs=5e-4)
     assert float(scores.grad.abs().max()) < 1e-9  # nothing pulls it out
 
 
@@ -226,18 +233,12 @@ def test_scores_stay_float32_under_autocast(x):
 # -- prototypes --------------------------------------------------------------------------------
 
 
-def images(n):
-    with seeded(8):
-        return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8)
-
-
 @pytest.mark.parametrize("frozen, moves", [(100, False), (6, False), (5, True), (0, True)])
 def test_frozen_prototypes_stand_still_against_momentum_and_weight_decay(frozen, moves):
     objective = make(replace(TINY, freeze_steps=frozen))
     before = F.normalize(objective.prototypes.detach().clone(), dim=1)
     scale = objective.encoder.scale.detach().clone()
     train(objective, images(24), SGD)  # six steps
-    assert objective.steps == 6
     after = objective.prototypes.detach()
     moved = float((after - before).abs().max())
     assert moved > 1e-3 if moves else moved < 1e-6
@@ -247,21 +248,18 @@ def test_frozen_prototypes_stand_still_against_momentum_and_weight_decay(frozen,
 # -- the queue ---------------------------------------------------------------------------------
 
 
-def queued(**changes):
-    config = replace(TINY, queue_length=8, queue_start=0, freeze_steps=0, **changes)
-    return make(config)
+def queued():
+    return make(replace(TINY, queue_length=8, queue_start=0))
 
 
-def test_the_queue_is_first_in_first_out_and_newest_first(x):
+def test_the_queue_holds_the_embeddings_of_the_crops_that_give_codes(x):
     objective = queued()
-    history = []
-    for _ in range(3):
-        objective(x, torch.arange(4))
-        history.append(objective.latest.clone())
-        objective.after_step()
-    assert objective.queue.shape == (2, 8, 4)
-    torch.testing.assert_close(objective.queue, torch.cat([history[2], history[1]], 1))
-    assert not torch.equal(history[2][0], history[2][1])  # one buffer per assignment crop
+    objective(x, torch.arange(4))
+    assert not objective.queue.rows.any() and not objective.queue.filled  # forward alone: no change
+    latest = objective.latest
+    objective.after_step()
+    torch.testing.assert_close(objective.queue.rows[:, :4], latest)
+    assert objective.queue.rows.shape == (2, 8, 4) and not torch.equal(*latest)
 
 
 def test_the_queue_is_used_only_when_full_and_then_before_the_batch(x):
@@ -276,38 +274,18 @@ def test_the_queue_is_used_only_when_full_and_then_before_the_batch(x):
         objective.after_step()
     with torch.no_grad():
         objective.prototypes.copy_(objective.prototypes.roll(1, 0))  # the current ones count
-        pool = [torch.cat([objective.queue[a] @ objective.prototypes.T, scores[a]]) for a in (0, 1)]
-        by_hand = torch.stack([released_sinkhorn(p)[-4:] for p in pool])
-    torch.testing.assert_close(objective.codes(scores).double(), by_hand, atol=1e-5, rtol=1e-4)
+        earlier = objective.queue.rows @ objective.prototypes.T
+        by_hand = [released_sinkhorn(torch.cat(both))[-4:] for both in zip(earlier, scores)]
+    expected = torch.stack(by_hand)
+    torch.testing.assert_close(objective.codes(scores).double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_queue_starts_at_its_epoch_and_is_cut_to_whole_batches(x):
-    config = replace(TINY, queue_length=11, queue_start=2)
-    objective = make(config)
-    assert objective.queue.shape == (2, 8, 4)
-    for epoch, filled in ((0, 0), (1, 0), (2, 4), (3, 8)):
-        objective.before_epoch(epoch)
-        objective(x, torch.arange(4))
-        objective.after_step()
-        assert int(objective.queue.any(2).sum(1)[0]) == filled
-        assert objective.queued == filled
-
-
-def test_counters_travel_with_the_state(x):
-    objective = queued()
-    for _ in range(2):
-        objective(x, torch.arange(4))
-        objective.after_step()
-    copy = queued()
-    copy.load_state_dict(objective.state_dict())
-    assert (copy.steps, copy.queued) == (2, 8)
-    assert torch.equal(copy.queue, objective.queue)
-
-
-def test_forward_alone_changes_no_queue_and_no_counter(x):
-    objective = queued()
-    objective(x, torch.arange(4))
-    assert not objective.queue.any() and (objective.steps, objective.queued) == (0, 0)
+def test_the_queue_starts_at_its_epoch_and_is_cut_to_whole_batches():
+    objective, filled = make(replace(TINY, queue_length=11, queue_start=2)), []
+    assert len(objective.queue) == 8
+    four = replace(SGD, epochs=4)
+    train(objective, images(4), four, monitor=lambda *_: filled.append(objective.queue.filled))
+    assert filled == [0, 0, 4, 8] and objective.queue.full
 
 
 # -- clusters ----------------------------------------------------------------------------------
@@ -318,8 +296,10 @@ def test_predict_is_the_nearest_centroid_and_prototype_the_nearest_prototype(x):
     with pytest.raises(ValueError, match="clusters must be fitted first"):
         objective.predict(x)
     z = objective.embed(x).detach()
-    objective.centroids = torch.stack([z[2], -z[2], z[0]])
+    objective.clusters.centroids.copy_(torch.stack([z[2], -z[2], z[0]]))
     assert objective.predict(x)[2] == 0 and objective.predict(x)[0] == 2
+    expected = (z @ objective.clusters.centroids.T / 0.1).softmax(1)
+    torch.testing.assert_close(objective.predict_proba(x), expected)
     with torch.no_grad():
         objective.prototypes[3] = 9 * z[1]  # its length does not count
         objective.prototypes[:3] = -z[1]
@@ -327,26 +307,16 @@ def test_predict_is_the_nearest_centroid_and_prototype_the_nearest_prototype(x):
     assert objective.prototype(x)[1] == 3
 
 
-def test_fit_clusters_groups_the_embeddings():
-    objective = make().eval()
+def test_fit_clusters_the_embeddings():
     with seeded(0):
         dark, light = torch.randint(40, (20, 1, 8, 8)), torch.randint(200, 256, (20, 1, 8, 8))
-        light[:, :, :4] = 0
-        both = torch.cat([dark, light]).to(torch.uint8)
-        objective.config = replace(TINY, n_clusters=2)
-        objective.centroids = torch.zeros(2, 4)
-        objective.fit_clusters(both)
-    torch.testing.assert_close(objective.centroids.norm(dim=1), torch.ones(2))
-    c = objective.predict(both / 255)
+    light[:, :, :4] = 0
+    both = torch.cat([dark, light]).to(torch.uint8)
+    still = replace(SGD, lr=0.0)
+    done = fit(both, replace(TINY, n_clusters=2, train=still), encoder=Flat())
+    torch.testing.assert_close(done.clusters.centroids.norm(dim=1), torch.ones(2))
+    c = predict(done, both)
     assert c[:20].unique().numel() == 1 and c[20:].unique().numel() == 1 and c[0] != c[20]
-
-
-def test_fit_clusters_leaves_a_network_in_training_as_it_was():
-    objective = make().train()
-    before = objective.head[1].running_mean.clone()
-    objective.fit_clusters(images(24))
-    assert objective.training and objective.head[1].training
-    assert torch.equal(objective.head[1].running_mean, before)
 
 
 # -- configuration -----------------------------------------------------------------------------

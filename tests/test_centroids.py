@@ -1,0 +1,31 @@
+"""Centroids of embeddings: found, kept in the state, and how near rows are to them."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dcl.cluster.centroids import Centroids
+from dcl.train import seeded
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_fitted_saved_and_near_by_hand(spherical):
+    with seeded(0):
+        middle = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-4.0, -4.0]])
+        z = (middle[:, None] + 0.1 * torch.randn(3, 20, 2)).flatten(0, 1)
+        clusters = Centroids(3, 2, spherical=spherical)
+        with pytest.raises(ValueError, match="clusters must be fitted first"):
+            clusters(z)
+        clusters.fit(z)
+    labels = clusters(z).argmax(1).view(3, 20)
+    assert (labels == labels[:, :1]).all() and labels[:, 0].unique().numel() == 3
+    means = (F.normalize(z, dim=1) if spherical else z).view(3, 20, 2).mean(1)
+    means = F.normalize(means, dim=1) if spherical else means
+    torch.testing.assert_close(clusters.centroids[labels[:, 0]], means)
+    copy = Centroids(3, 2, spherical=spherical)
+    copy.load_state_dict(clusters.state_dict())
+    by_hand = [
+        [float(x @ c) if spherical else -float((x - c).square().sum()) for c in copy.centroids]
+        for x in z[:4]
+    ]
+    torch.testing.assert_close(copy(z[:4]), torch.tensor(by_hand), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,134 @@
+"""Which recipe a data set gets: for the command line, the estimator and the chapters, one rule."""
+
+import ast
+import importlib
+import pkgutil
+from itertools import product
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+import dcl.recipes
+from dcl.app import cli_fit, estimator
+from dcl.app.cli import main
+from dcl.recipes import choose, recipe, recipes
+from sabotage import CHAPTERS, tags
+
+METHODS = [found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)]
+NAMES = {"smoke", "digits", "shapes", "photos", "frozen", "mnist", "cifar10", "paper"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_recipes_under_the_names_that_all_use(method):
+    found = recipes(method)
+    assert {"smoke", "digits", "cifar10", "paper"} <= found.keys() <= NAMES
+    own = importlib.import_module(f"dcl.methods.{method}").Config
+    assert {type(config) for config in found.values()} == {own}
+    assert found["paper"] == own() or method == "autoencoder"  # of MNIST, whose scale it knows
+    with pytest.raises(ValueError, match=r"recipe must be one of .*digits.*; got 'fast'"):
+        recipe(method, "fast")
+
+
+FOLDER = "folder:photos"
+RULE = [  # what is known, and SCAN's recipe on a CPU and on a GPU
+    # the command line: the set's own, or that of the most similar one
+    ({"data": "digits"}, "digits", "digits"),
+    ({"data": "shapes"}, "shapes", "shapes"),
+    ({"data": "mnist:train"}, "mnist", "mnist"),
+    ({"data": "fashion-mnist"}, "mnist", "mnist"),
+    ({"data": "cifar10:train+test"}, "photos", "cifar10"),
+    ({"data": FOLDER}, "photos", "cifar10"),
+    ({"data": "x.npy"}, "digits", "digits"),
+    ({"data": FOLDER, "encoder": True}, "frozen", "frozen"),
+    ({"data": "mnist", "encoder": True}, "frozen", "frozen"),
+    ({"data": "digits", "encoder": True}, "digits", "digits"),
+    # the estimator: a tensor has no name
+    ({}, "photos", "cifar10"),
+    ({"vectors": True}, "digits", "digits"),
+    # the chapters: a profile, and whether the images that were read are gray
+    ({"data": FOLDER, "profile": "smoke", "gray": False}, "smoke", "smoke"),
+    ({"data": "cifar10", "profile": "paper", "gray": False}, "paper", "paper"),
+    ({"data": "digits", "profile": "quick", "gray": True}, "digits", "digits"),
+    ({"data": "shapes", "profile": "quick", "gray": False}, "shapes", "shapes"),
+    ({"data": "mnist", "profile": "quick", "gray": True}, "digits", "digits"),
+    ({"data": FOLDER, "profile": "quick", "gray": False}, "photos", "photos"),
+    ({"data": FOLDER, "profile": "quick", "gray": True}, "digits", "digits"),
+    ({"data": "digits", "profile": "gpu", "gray": True}, "mnist", "mnist"),
+    ({"data": "mnist", "profile": "gpu", "gray": True}, "mnist", "mnist"),
+    ({"data": FOLDER, "profile": "gpu", "gray": True}, "mnist", "mnist"),
+    ({"data": "cifar10", "profile": "gpu", "gray": False}, "cifar10", "cifar10"),
+]
+LACKING = {"frozen": "cifar10", "shapes": "digits", "photos": "digits", "mnist": "digits"}
+"""What a method without such a recipe takes."""
+
+
+@pytest.mark.parametrize("known, cpu, cuda", RULE, ids=str)
+def test_the_rule(known, cpu, cuda):
+    for method, device in product(METHODS, ("cpu", "cuda")):
+        wanted = {"cpu": cpu, "cuda": cuda}[device]
+        while wanted not in recipes(method):
+            wanted = LACKING[wanted]
+        assert choose(method, device=device, **known) == wanted, (method, device)
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("device, photos", [("cpu", "photos"), ("cuda", "cifar10")])
+def test_command_line_and_estimator_ask_the_rule(device, photos, monkeypatch, tmp_path):
+    def stop(*args, **_):
+        raise Enough(args[2])
+
+    for module in (cli_fit, estimator):
+        monkeypatch.setattr(module, "pick_device", lambda asked: SimpleNamespace(type=device))
+    monkeypatch.setattr(cli_fit, "_settings", stop)
+    monkeypatch.setattr(estimator.run, "fit", stop)
+    for data, more, wanted in (
+        ("mnist", (), "mnist"),
+        (str(tmp_path), (), photos),
+        (str(tmp_path), ("--encoder", "resnet50"), "frozen"),
+        (str(tmp_path), ("--recipe", "digits"), "digits"),
+    ):
+        with pytest.raises(Enough) as chosen:
+            main(["fit", "scan", "--data", data, "--out", str(tmp_path / "run"), *more])
+        assert str(chosen.value) == wanted
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    for more, wanted in (({}, photos), ({"encoder": "resnet50"}, "frozen")):
+        with pytest.raises(Enough) as chosen:
+            estimator.DeepClusterer("scan", **more).fit(images)
+        assert chosen.value.args == (recipe("scan", wanted),)
+
+
+def named(source: str) -> list[ast.expr]:
+    """What a cell hands to `recipe` as a name; of a variable what it was set to."""
+    tree = ast.parse(source)
+    made = {n.targets[0].id: n.value for n in ast.walk(tree)
+            if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}  # fmt: skip
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    found = [n.args[1] for n in calls if getattr(n.func, "id", "") == "recipe"]
+    return [made.get(n.id, n) if isinstance(n, ast.Name) else n for n in found]
+
+
+CELLS = {
+    path.stem: cell.source
+    for path in sorted(CHAPTERS.glob("*.ipynb"))
+    for cell in nbformat.read(path, as_version=4).cells
+    if "config" in tags(cell) and "recipe(" in cell.source
+}
+
+
+@pytest.mark.parametrize("chapter", CELLS)
+def test_the_chapters_ask_the_rule(chapter):
+    assert named(CELLS[chapter])
+    for node in named(CELLS[chapter]):
+        assert isinstance(node, ast.Call) and node.func.id == "choose", ast.unparse(node)
+        assert "profile" in ast.unparse(node) and "gray=" in ast.unparse(node)
+
+
+def test_the_test_of_the_chapters_can_fail():
+    (node,) = named("which = 'digits'\nconfig = recipe('scan', which)")
+    assert isinstance(node, ast.Constant)
+    assert len(CELLS) >= 7

@@ -7,7 +7,7 @@ import torch
 from dcl.app.monitors import Log
 from dcl.config import with_epochs
 from dcl.data import load
-from dcl.measure.health import ADVICE, ROWS, advice, chances, effective_rank, health, stages
+from dcl.measure.health import ADVICE, ROWS, advice, effective_rank, health, stages
 from dcl.methods import deepcluster, lsdc, scan, simclr, swav
 from dcl.recipes import recipe
 from dcl.train import extract, seeded
@@ -123,6 +123,9 @@ def test_advice_for_each_warning_and_nothing_else():
     assert advised("collapse: one cluster holds 99.5% of the images") == "collapse"
     assert advised("collapsed features: effective rank 1.0") == "collapsed features"
     assert advised("loss is nan in epoch 3 of scan") == "loss"
+    own = {"stuck": "Lower epsilon."}  # of a method's Config
+    assert advice("stuck: loss 3.4", own) == f"{ADVICE['stuck']} Lower epsilon."
+    assert advice("diverged: loss 22", own) == ADVICE["diverged"]
     with pytest.raises(KeyError):
         advice("all is well")
 
@@ -130,9 +133,10 @@ def test_advice_for_each_warning_and_nothing_else():
 # ---------------------------------------------------------------- the log
 
 LN10 = math.log(10)
-SCAN = {"stage": "scan", "epoch": 5, "loss": -9.2, "consistency": 0.3, "entropy": 2.28}
+SCAN = {"stage": "scan", "epoch": 5, "loss": -9.2, "consistency": 0.3, "entropy": 2.28,
+        "chances": {"consistency": LN10, "entropy": LN10}}  # fmt: skip
 SELF = {"stage": "selflabel", "epoch": 5, "loss": 0.07, "confident": 0.9, "empty": 0.0}
-DEEP = {"stage": "train", "epoch": 5, "loss": 1.1, "clusters": 30.0, "nmi": 0.7}
+DEEP = {"stage": "train", "epoch": 5, "loss": 1.1, "chances": {"loss": math.log(30)}}
 SWAV = {"stage": "train", "epoch": 5, "loss": 0.6, "floor": 0.4}
 OTHER = [
     {"stage": "train", "epoch": 5, "loss": LN10, "pairs": 0.3, "consistency": 0.01},  # lsdc
@@ -143,15 +147,6 @@ OTHER = [
 def with_log(*rows):
     p, z = healthy()
     return health(p, z, log=rows)
-
-
-def test_what_knowing_nothing_costs():
-    assert chances(SCAN, 10) == {"consistency": LN10, "entropy": LN10}
-    assert chances(SELF, 10) == {"loss": LN10}
-    assert chances(DEEP, 10) == {"loss": math.log(30)}
-    assert chances({"loss": 1.0, "rotation": 0.5}, 10) == {"loss": math.log(4)}
-    assert chances({**SWAV, "classes": 300}, 10) == {"loss": math.log(300)}
-    assert [chances(row, 10) for row in (SWAV, *OTHER)] == [{}, {}, {}]
 
 
 def test_a_healthy_log_lights_nothing():
@@ -171,7 +166,7 @@ def test_a_healthy_log_lights_nothing():
         ({**SWAV, "loss": 0.001, "floor": 0.0}, "stuck: loss 0.001 of train is its floor"),
         ({**SELF, "loss": 0.0, "confident": 0.0}, "nothing is confident: 0.0% of the images"),
         ({**DEEP, "loss": 22.0}, "diverged: loss 22.000 of train is above ln 30 = 3.401"),
-        ({**SWAV, "loss": 4.6, "classes": 30}, "diverged: loss 4.600 of train is above ln 30"),
+        ({**SWAV, **DEEP, "loss": 4.6}, "diverged: loss 4.600 of train is above ln 30"),
         ({**SELF, "loss": math.nan}, "loss is nan in epoch 5 of selflabel"),
         ({**SCAN, "loss": math.inf}, "loss is inf in epoch 5 of scan"),
         ({**OTHER[0], "loss": None}, "loss is None in epoch 5 of train"),

@@ -17,7 +17,7 @@ from dcl.recipes import choose, recipe, recipes
 from sabotage import CHAPTERS, tags
 
 METHODS = [found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)]
-NAMES = {"smoke", "digits", "shapes", "photos", "frozen", "mnist", "cifar10", "paper"}
+NAMES = {"smoke", "digits", "shapes", "photos", "frozen", "mnist", "mnist_10k", "cifar10", "paper"}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -32,7 +32,7 @@ def test_every_method_has_recipes_under_the_names_that_all_use(method):
 
 
 FOLDER = "folder:photos"
-RULE = [  # what is known, and SCAN's recipe on a CPU and on a GPU
+RULE = [  # what is known, and the recipe on a CPU and on a GPU, of a method that has it
     # the command line: the set's own, or that of the most similar one
     ({"data": "digits"}, "digits", "digits"),
     ({"data": "shapes"}, "shapes", "shapes"),
@@ -52,7 +52,8 @@ RULE = [  # what is known, and SCAN's recipe on a CPU and on a GPU
     ({"data": "cifar10", "profile": "paper", "gray": False}, "paper", "paper"),
     ({"data": "digits", "profile": "quick", "gray": True}, "digits", "digits"),
     ({"data": "shapes", "profile": "quick", "gray": False}, "shapes", "shapes"),
-    ({"data": "mnist", "profile": "quick", "gray": True}, "digits", "digits"),
+    ({"data": "mnist", "profile": "quick", "gray": True}, "mnist_10k", "mnist_10k"),
+    ({"data": "fashion-mnist", "profile": "quick", "gray": True}, "digits", "digits"),
     ({"data": FOLDER, "profile": "quick", "gray": False}, "photos", "photos"),
     ({"data": FOLDER, "profile": "quick", "gray": True}, "digits", "digits"),
     ({"data": "digits", "profile": "gpu", "gray": True}, "mnist", "mnist"),
@@ -60,7 +61,8 @@ RULE = [  # what is known, and SCAN's recipe on a CPU and on a GPU
     ({"data": FOLDER, "profile": "gpu", "gray": True}, "mnist", "mnist"),
     ({"data": "cifar10", "profile": "gpu", "gray": False}, "cifar10", "cifar10"),
 ]
-LACKING = {"frozen": "cifar10", "shapes": "digits", "photos": "digits", "mnist": "digits"}
+LACKING = {"frozen": "cifar10", "mnist_10k": "digits", "shapes": "digits", "photos": "digits",
+           "mnist": "digits"}  # fmt: skip
 """What a method without such a recipe takes."""
 
 

@@ -154,6 +154,7 @@ def test_only_what_is_drawn_is_read(tmp_path):
     assert 200 <= Counted.read <= 2 * (100 + 8 + 8 + 1)
 
 
+NINE = {"chances": {"loss": math.log(9)}}
 FAILED = {
     "collapse": lambda p, z: (torch.eye(4)[torch.zeros(60, dtype=torch.long)], z, []),
     "giant cluster": lambda p, z: (p.index_fill(0, torch.arange(40), 0) + torch.eye(4)[0].where(
@@ -162,8 +163,8 @@ FAILED = {
     "collapsed features": lambda p, z: (p, torch.ones_like(z), []),
     "features are not finite": lambda p, z: (p, z.index_fill(0, torch.tensor([3]), math.nan), []),
     "loss": lambda p, z: (p, z, [{"stage": "scan", "epoch": 0, "loss": math.nan}]),
-    "stuck": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": math.log(9), "classes": 9}]),
-    "diverged": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": 9.0, "classes": 9}]),
+    "stuck": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": math.log(9), **NINE}]),
+    "diverged": lambda p, z: (p, z, [{"stage": "a", "epoch": 0, "loss": 9.0, **NINE}]),
 }  # fmt: skip
 
 

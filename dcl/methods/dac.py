@@ -1,4 +1,4 @@
-r"""DAC: is this pair alike? The network answers itself where it is sure, and is sure of ever more.
+r"""DAC: the network labels the pairs that it is confident about, and trains on more and more.
 
 Chang, Wang, Meng, Xiang, Pan: Deep Adaptive Image Clustering, ICCV 2017. Chapter: dac.
 

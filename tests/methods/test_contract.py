@@ -3,13 +3,14 @@
 import importlib
 import inspect
 import json
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from dcl.config import TrainConfig, flat, with_epochs
+from dcl.config import TrainConfig, flat, with_batches, with_epochs
 from dcl.data import load
+from dcl.measure.health import ADVICE
 from dcl.measure.metrics import accuracy
 from dcl.methods import methods
 from dcl.nets.convnets import encoder
@@ -41,22 +42,8 @@ def state(module_):
 
 
 def tiny(stem):
-    """The smoke profile, cut to two epochs of each stage that it has, and batches of 100."""
-
-    def cut(config):
-        changes = {}
-        for f in fields(config):
-            value = getattr(config, f.name)
-            if isinstance(value, TrainConfig):
-                epochs, size = 2 * bool(value.epochs), min(value.batch_size, 100)
-                changes[f.name] = replace(value, epochs=epochs, batch_size=size, warmup_epochs=0)
-            elif is_dataclass(value) and any(
-                isinstance(getattr(value, g.name), TrainConfig) for g in fields(value)
-            ):
-                changes[f.name] = cut(value)
-        return replace(config, **changes)
-
-    config = cut(recipe(stem, "smoke"))
+    """The smoke recipe, cut to two epochs of each stage that it has, and batches of 100."""
+    config = with_batches(with_epochs(recipe(stem, "smoke"), 2), 100)
     if stem == "idec":  # Adam on the codes of an autoencoder that knows nothing: one cluster
         config = replace(config, pretext=with_epochs(config.pretext, 40))
     return config
@@ -70,10 +57,12 @@ def fitted(digits):
         if stem not in done:
             before = torch.get_rng_state()
             rows = []
+
+            def look(stage, epoch, objective, losses):
+                rows.append(((stage, epoch), losses, objective.chances()))
+
             done[stem] = (
-                module(stem).fit(
-                    digits.images, tiny(stem), monitor=lambda *row: rows.append((row[:2], row[3]))
-                ),
+                module(stem).fit(digits.images, tiny(stem), monitor=look),
                 rows,
                 torch.equal(before, torch.get_rng_state()),
             )
@@ -93,10 +82,11 @@ def test_losses_are_finite_and_the_random_state_is_the_callers(stem, fitted):
     _, rows, untouched = fitted(stem)
     assert untouched
     assert rows
-    for (stage, epoch), losses in rows:
+    for (stage, epoch), losses, chances in rows:
         assert isinstance(stage, str) and isinstance(epoch, int)
         assert "loss" in losses
         assert torch.isfinite(torch.tensor(losses["loss"])), (stage, epoch, losses)
+        assert chances.keys() <= losses.keys() and all(0 < c < 20 for c in chances.values())
 
 
 @pytest.mark.parametrize("stem", METHODS)
@@ -133,7 +123,7 @@ def test_the_same_seed_gives_the_same_run_and_another_gives_another(stem, fitted
 
 @pytest.mark.parametrize("stem", METHODS)
 def test_a_run_goes_on_where_it_was_stopped(stem, fitted, digits, tmp_path):
-    stages = [key for key, _ in fitted(stem)[1]]
+    stages = [key for key, *_ in fitted(stem)[1]]
 
     def interrupt(stage, epoch, objective, losses):
         if (stage, epoch) == stages[-1] if len(stages) == 1 else (stage, epoch) == stages[-2]:
@@ -165,6 +155,7 @@ def test_a_configuration_is_plain_json(stem):
         plain = flat(config)
         assert json.loads(json.dumps(plain)) == plain, name
         assert len(fields(config)) <= 20
+        assert getattr(config, "advice", {}).keys() <= ADVICE.keys()
 
 
 @pytest.mark.parametrize("stem", METHODS)

@@ -1,14 +1,14 @@
-"""What each part of a method is worth: one thing changed at a time, on the embedded sets.
+"""What each part of a method is worth: one thing changed at a time, on the embedded data sets.
 
-python book/ablations.py [scan-digits ...]    run what is missing (default: of all studies)
+python book/ablations.py [scan-digits ...]    run what is missing (default: in all studies)
     --seeds N    seeds 0 to N-1 of every variant (default 3)
     --only NAME  this variant and the recipe; may be repeated
     --out DIR    where the files are (default: book/results/ablations)
 
-Every finished (variant, seed) is at once a line of the study's file and is not run again, so an
-interrupted command goes on. SCAN and LSD-C get one pretext for each seed, shared by the variants.
-`python book/notebooks.py results` writes the tables of book/ablations.md, `check` holds them to
-the files, and the files to their clusters and to the variants named here.
+Every finished (variant, seed) is written to the study's file at once and not run again, so an
+interrupted command resumes. SCAN and LSD-C get one pretext per seed, shared by the variants.
+`python book/notebooks.py results` writes the tables of book/ablations.md; `check` compares them
+with the files, and the files with their clusters and the variants named here.
 """
 
 import argparse
@@ -48,12 +48,12 @@ FOLDER = ROOT / "book" / "results" / "ablations"
 RECIPE = "as in the recipe"
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyz"  # a cluster's number as one letter of a file
 SAME = 0.02
-"""A difference that a claim of "no difference" may hide."""
+"""The largest difference that still counts as "no difference"."""
 
 Change = dict[str, Any]
 Run = dict[str, Any]
 
-# ---------------------------------------------------------------- what is changed
+# ---------------------------------------------------------------- the variants
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Effect:
     variant: str
     metric: str = "ACC"
     published: str = ""
-    """What was read, and where; empty where nothing was."""
+    """What the source reports, and which source; empty if there is none."""
     claim: str = ""
-    """"better", "worse" or "same" than the recipe by that source; empty: it does not say."""
+    """"better", "worse" or "same", compared with the recipe, by that source; empty: no claim."""
 
 
 def released_order(labels: Tensor) -> Tensor:
@@ -256,16 +256,16 @@ STUDIES = {
 def run(
     name: str, folder: Path = FOLDER, seeds: int = 3, only: Collection[str] | None = None
 ) -> int:
-    """Run what the file of a study lacks, seed by seed; returns how many runs that were.
+    """Run what the file of a study lacks, seed by seed; returns the number of runs.
 
-    only: of the variants, besides the recipe, no others.
+    only: just these variants, besides the recipe.
 
-    Raises ValueError where the file holds runs of another recipe or other variants.
+    Raises ValueError if the file holds runs of another recipe or other variants.
     """
     study, path = STUDIES[name], folder / f"{name}.json"
     found = read(path) or fresh(study)
     if wrong := faults(name, found):
-        raise ValueError(f"{path} must hold runs of the variants as they are:\n" + "\n".join(wrong))
+        raise ValueError(f"{path} must hold runs of today's variants:\n" + "\n".join(wrong))
     data, count = load(study.data), 0
     for seed in range(seeds):
         pretext = None
@@ -332,15 +332,15 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A study's file, {} where there is none."""
+    """A study's file, {} if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def faults(name: str, found: dict[str, Any]) -> list[str]:
-    """What is wrong with a study's file, a line for each fault.
+    """The faults of a study's file, one line each.
 
-    Held: recipe and changes are those of this module; no run stands twice; ACC, NMI, ARI, purity
-    and the number of clusters are those of the clusters. (Probes would take the training.)
+    Checked: recipe and changes are those of this module; no run occurs twice; ACC, NMI, ARI,
+    purity and the number of clusters follow from the clusters. (Probes would need the training.)
     """
     study = STUDIES[name]
     labels, checksum = known_labels(study.data)
@@ -364,7 +364,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
         if one_run["changed"] != meant:
             wrong.append(f"{which}: ran with {one_run['changed']}, means {meant}")
         if (title, seed) in seen:
-            wrong.append(f"{which}: stands there twice")
+            wrong.append(f"{which}: occurs twice")
         seen.add((title, seed))
         clusters = torch.tensor([SYMBOLS.index(c) for c in one_run["clusters"]])
         if len(clusters) != len(labels):
@@ -385,7 +385,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def wrong_ablations(folder: Path = FOLDER) -> list[str]:
-    """What is wrong with the files of a folder."""
+    """The faults of the files in a folder."""
     paths = sorted(folder.glob("*.json"))
     unknown = [f"{path.name} is of no study" for path in paths if path.stem not in STUDIES]
     known = [path for path in paths if path.stem in STUDIES]
@@ -396,9 +396,9 @@ def wrong_ablations(folder: Path = FOLDER) -> list[str]:
 
 
 def difference(found: dict[str, Any], variant: str, metric: str) -> tuple[float, float, int]:
-    """Mean of variant less recipe over the seeds that both have, half its 95 % interval, n.
+    """Mean of variant minus recipe over the seeds of both, half its 95 % interval, n.
 
-    The interval is Student's, for pairs of the same seed; infinite for one pair.
+    The interval is Student's, paired by seed; infinite for one pair.
     """
     scores = {(r["variant"], r["seed"]): r["metrics"][metric] for r in found["runs"]}
     gaps = [v - scores[RECIPE, s] for (t, s), v in scores.items()
@@ -412,7 +412,7 @@ def difference(found: dict[str, Any], variant: str, metric: str) -> tuple[float,
 def word(mean: float, half: float, claim: str = "") -> str:
     """What a difference and half its interval say about a claim, "better", "worse" or "same".
 
-    Without a claim: "higher", "lower", or "within noise" where the interval holds 0.
+    Without a claim: "higher", "lower", or "within noise" if the interval contains 0.
     """
     told = "within noise" if abs(mean) <= half else "higher" if mean > 0 else "lower"
     if claim == "same":
@@ -424,10 +424,10 @@ def word(mean: float, half: float, claim: str = "") -> str:
 
 
 def content(name: str, folder: Path = FOLDER) -> str:
-    """The Markdown of a study; without its file, the command that would make it."""
+    """The Markdown of a study; without its file, the command that makes it."""
     found, study = read(folder / f"{name}.json"), STUDIES[name]
     if not found or not found["runs"]:
-        return f"This has not been run yet: `python book/ablations.py {name}`."
+        return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
     columns = ("ACC", "NMI", "purity", "kNN", "linear")
     lines = []
@@ -491,7 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         mine = asked.only and [v for v in asked.only if v in STUDIES[name].variants]
         count = run(name, asked.out, asked.seeds, mine)
-        print(f"{name}: {count} runs were missing and are there now")
+        print(f"{name}: added {count} missing runs")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension: no launch button while the book's public address is unknown.
+"""A Sphinx extension that removes launch buttons while the book's public address is unknown.
 
 The theme builds the Colab button from repository: url in _config.yml and stops with an error when
 that is empty.
@@ -11,7 +11,7 @@ from sphinx.config import Config
 
 
 def without_address(app: Sphinx, config: Config) -> None:
-    """Take the launch buttons out of the theme's options unless there is an address."""
+    """Remove the launch buttons from the theme's options unless there is an address."""
     if not config.html_theme_options.get("repository_url"):
         config.html_theme_options.pop("launch_buttons", None)
 

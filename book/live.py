@@ -1,11 +1,11 @@
 """`make book`: run every chapter live on a copy and build the site from what just ran.
 
-It ends with a book. Claims that do not hold in this run stay on their pages, which say so at
-their top; a chapter that could not be executed shows its committed outputs, and says so too.
+It always ends with a book. A page with claims that do not hold in this run says so at its top; a
+chapter that could not be executed shows its committed outputs, and says so too.
 
 Exit status: 0 every chapter ran, even if claims do not hold (they are printed: an unlucky draw is
-a result, and the book tells it), 1 there is no site, 2 there is one, but a chapter could not be
-executed. `make` says 2 for both.
+a result, and the book reports it), 1 there is no site, 2 there is one, but a chapter could not be
+executed. `make` turns both into 2.
 """
 
 import os
@@ -26,34 +26,32 @@ from tables import chapter_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ROOT / "_build" / "live"
-SHORT = 10  # lines of a complaint that a page shows
+SHORT = 10  # lines of an error that a page shows
 
 UNLUCKY = """\
 :::{{admonition}} On this machine {count}
 :class: warning
 
-All of this page was computed here, and of the claims in its text these do not
-hold:
+All of this page was computed here, and these claims in its text do not hold:
 
 {claims}
 
-This happens when a machine's arithmetic or a seed is an unlucky draw; how far
-apart seeds lie is told in [Recorded results](../results.md).
+This happens when a machine's arithmetic or a seed is an unlucky draw;
+[Recorded results](../results.md) show how much seeds differ.
 :::"""
 
 NOT_RUN = """\
 :::{{admonition}} On this machine this chapter could not be executed
 :class: danger
 
-Its outputs came with the book: they are those of a run elsewhere. What went
-wrong here:
+Its outputs came with the book, from a run elsewhere. What went wrong here:
 
 {complaint}
 :::"""
 
 
 def execute(name: str) -> str:
-    """Execute one chapter in a process of its own; return what it complained of."""
+    """Execute one chapter in a process of its own; return its error message, or ""."""
     command = [sys.executable, ROOT / "book" / "notebooks.py", "run", name]
     command += ["--out", LIVE / "book" / "chapters", "--results", LIVE / "results" / name]
     process = subprocess.run(
@@ -61,12 +59,12 @@ def execute(name: str) -> str:
     )
     if process.returncode == 0:
         return ""
-    # a process that was killed has no last words
+    # a killed process leaves no last words
     return process.stderr.strip() or f"{name} ended with status {process.returncode}"
 
 
 def run_chapter(name: str) -> tuple[str, list[str], str]:
-    """Run a chapter and see to its page; whatever happens to it, the other chapters go on.
+    """Run a chapter and prepare its page; whatever happens to it, the other chapters continue.
 
     Returns what to print, the claims that do not hold, and why it could not be executed.
     """
@@ -81,14 +79,14 @@ def run_chapter(name: str) -> tuple[str, list[str], str]:
         notebook = read(ROOT / "book" / "chapters" / f"{name}.ipynb")
     except Exception:  # even a damaged file must not cost the site
         notebook = new_notebook(cells=[new_markdown_cell(f"# {name}\n\nIts file is damaged.")])
-    # without the source of the cell, which stands on the page
+    # without the source of the cell, which is on the page
     told = [line for line in complaint.splitlines() if not line.startswith("    ")]
     note(notebook, name, NOT_RUN.format(complaint=block(told[-SHORT:])))
     return f"{name:<16} {time.perf_counter() - start:5.0f} s  FAILED", [], complaint
 
 
 def finish(name: str, seconds: float) -> tuple[str, list[str]]:
-    """See to the page of a chapter that ran; return what to print and claims that do not hold."""
+    """Prepare the page of a chapter that ran; return what to print and claims that do not hold."""
     lines = chapter_lines(name, seconds, LIVE / "results" / name)
     notebook = read(LIVE / "book" / "chapters" / f"{name}.ipynb")
     claims = not_held(notebook)
@@ -100,14 +98,14 @@ def finish(name: str, seconds: float) -> tuple[str, list[str]]:
 
 
 def note(notebook: NotebookNode, name: str, text: str) -> None:
-    """Make a notebook the page of a chapter, with a text below its title."""
+    """Write a notebook as the page of a chapter, with a note below its title."""
     title, _, rest = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = f"{title}\n\n{text}\n\n{rest.lstrip()}"
     write(normalised(notebook), LIVE / "book" / "chapters" / f"{name}.ipynb")
 
 
 def block(lines: list[str]) -> str:
-    """A block of code, indented: a fence could stand in one of the lines."""
+    """A block of code, indented, since one of the lines could be a fence."""
     return textwrap.indent("\n".join(lines), "    ")
 
 
@@ -116,7 +114,7 @@ def count(claims: list[str]) -> str:
 
 
 def build_site() -> str:
-    """Build _build/html from the live copies; return what went wrong."""
+    """Build _build/html from the live copies; return the errors, or ""."""
     command = [Path(sys.executable).parent / "jupyter-book", "build", LIVE / "book"]
     command += ["--path-output", ROOT, "--all", "-q"]
     process = subprocess.run(command, capture_output=True, text=True)

@@ -1,10 +1,10 @@
-"""Stamp, run and check the chapters: the only way in which a committed notebook changes.
+"""Stamp, run and check the chapters: committed notebooks change in no other way.
 
 python book/notebooks.py stamp              write the set-up cell and the metadata
 python book/notebooks.py run [NAMES]        execute from a fresh kernel and normalise, in place
     --out DIR                               or write the executed chapters there
     --profile P --results DIR               with these parameters
-python book/notebooks.py check              are stamps, tables and recorded results in order?
+python book/notebooks.py check              are stamps, tables and recorded results up to date?
 python book/notebooks.py results            write the tables of recorded results: README.md,
                                             results.md, ablations.md, speed.md, and outputs
                                             in the chapters
@@ -67,7 +67,7 @@ if "google.colab" in sys.modules:
 
 
 def address() -> dict[str, str]:
-    """Return the public repository as _config.yml names it; the url is empty while unknown."""
+    """Return the public repository from _config.yml; the url is empty while unknown."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
     return {"url": config["url"].rstrip("/"), "branch": config["branch"]}
 
@@ -89,8 +89,8 @@ def badge(name: str, url: str, branch: str) -> str:
     repository = url.removeprefix("https://github.com/").removesuffix(".git")
     link = "https://colab.research.google.com/github/"
     link += f"{repository}/blob/{branch}/book/chapters/{name}.ipynb"
-    # the book has a launch button of its own: this line serves readers of the bare notebook, and
-    # as text it makes no request to another server when the page opens
+    # the book has a launch button of its own: this line is for readers of the bare notebook, and a
+    # badge image would make a request to another server when the page opens
     return f'<a class="{BADGE}" href="{link}">Open this chapter in Colab</a>'
 
 
@@ -107,7 +107,7 @@ def chapters(book: Path = CHAPTERS.parent) -> dict[str, Path]:
 
 
 def paths(names: list[str]) -> list[Path]:
-    """Return the chapters with these names (all without any), in order."""
+    """Return the chapters with these names (by default all), in order."""
     known = chapters()
     names = [Path(name).stem for name in names] or list(known)
     for name in names:
@@ -122,7 +122,7 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook in one step: a reader sees the old one or the new one, never half."""
+    """Write a notebook atomically: a reader sees the old one or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     partial.write_text(nbformat.writes(notebook), encoding="utf-8")
@@ -130,7 +130,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def stamped(notebook: NotebookNode, name: str, url: str, branch: str) -> NotebookNode:
-    """Return a copy with the set-up cell, the badge and the metadata that the book wants."""
+    """Return a copy with the book's set-up cell, badge and metadata."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata = nbformat.from_dict(
         {
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         other = [stem for stem, one in known.items() if normalised(retold(one)) != normalised(one)]
         if other := pages.stale() + other:
             print(
-                f"tables that are not those of the recorded results: {', '.join(other)}; "
+                f"tables that differ from the recorded results: {', '.join(other)}; "
                 "run `make results`",
                 file=sys.stderr,
             )

@@ -1,4 +1,4 @@
-"""The pages with recorded results or a list of modules: between their marks stands what files say.
+"""The pages with results or module lists: the text between their marks comes from files alone.
 
 The marks are comments, `<!-- ablations: scan-digits start -->` and the same with `end`.
 """
@@ -28,11 +28,11 @@ PAGES: dict[Path, tuple[str, Callable[[str], str]]] = {
     ROOT / "book" / "speed.md": ("timings", timings.content),
     ROOT / "book" / "api.md": ("modules", modules),
 }
-"""The kind of a page's marks, and what belongs between those with a name."""
+"""For each page, the kind of its marks and a function from a mark's name to the text inside."""
 
 
 def filled(text: str, kind: str, content: Callable[[str], str]) -> str:
-    """Return the text with what stands between the marks of a kind replaced by `content(name)`."""
+    """Return the text with the parts between marks of a kind replaced by `content(name)`."""
 
     def part(match: re.Match[str]) -> str:
         mark, name = match[1], match[2] or ""
@@ -54,5 +54,5 @@ def write() -> None:
 
 
 def stale() -> list[str]:
-    """Return the names of the pages whose tables are not those of the files."""
+    """Return the names of the pages whose tables differ from the files."""
     return [path.name for path in PAGES if current(path) != path.read_text()]

@@ -1,4 +1,4 @@
-"""Take the picture of a chapter that README.md shows: python book/picture.py (after a build)."""
+"""Take the screenshot of a chapter in README.md: python book/picture.py (after a build)."""
 
 import argparse
 import shutil

@@ -1,21 +1,21 @@
-"""Run a chapter so that its numbers can be believed: checked, kept, gone on with, done once.
+"""Run a chapter so that its numbers can be trusted: checked, kept, resumed, run once.
 
 python book/record.py scan -p profile gpu -p dataset mnist -p seed 1
     --runs DIR    where the run folders are (default: runs)
-    --again       remove what the run's folder holds and begin anew
-    --publish     a finished run: its result into book/results and, of seed 0 and up to 1 MB, its
-                  network into dcl/weights; `python book/notebooks.py results` writes the tables
+    --again       empty the run folder and start over
+    --publish     a finished run: copy its result to book/results and, for seed 0 and up to 1 MB,
+                  its network to dcl/weights; `python book/notebooks.py results` writes the tables
 
-papermill runs the chapter; the folder, runs/scan-mnist-gpu-seed1, then holds
+papermill runs the chapter; the run folder, runs/scan-mnist-gpu-seed1, then holds
 
-    notebook.ipynb    the chapter as executed (unfinished.ipynb until it is)
-    metrics.jsonl     a line for each epoch, as training goes on (of LSD-C's pretext: pretext/)
+    notebook.ipynb    the executed chapter (unfinished.ipynb until it is complete)
+    metrics.jsonl     a line per epoch, written during training (LSD-C's pretext: in pretext/)
     manifest.json     command, revision, parameters, data, versions, machine, seconds, memory, state
-    results/          the files that the chapter wrote at its end, one for each method
-    *.pt, pretext/    checkpoints; of a second method, such as IDEC in the chapter of DEC, idec/
-    model.safetensors the trained network, once it was published
+    results/          the files that the chapter wrote at its end, one per method
+    *.pt, pretext/    checkpoints; those of a second method, such as IDEC in dec, are in idec/
+    model.safetensors the trained network, once published
 
-Interrupted anywhere, the same command goes on; a finished run is not run again. Exit codes: 0 done,
+After an interruption the same command resumes; a finished run is not run again. Exit codes: 0 done,
 1 the chapter failed, 2 refused before any work, 130 interrupted from the keyboard.
 """
 
@@ -50,12 +50,12 @@ from notebooks import CHAPTERS, ROOT, read, tags
 
 Parameters = dict[str, Any]
 Manifest = dict[str, Any]
-OWN = {"run_dir": "--runs names the folder above it", "results_dir": "it lies in the run's folder"}
+OWN = {"run_dir": "--runs names the folder above it", "results_dir": "it is in the run folder"}
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 SMALL = 2**20  # bytes of a network that travels with the book
 BEAT = 5.0  # seconds between two entries of the time so far
 
-# ---------------------------------------------------------------- what is asked for
+# ---------------------------------------------------------------- the request
 
 
 def chapters() -> list[str]:
@@ -64,14 +64,14 @@ def chapters() -> list[str]:
 
 
 def defaults(chapter: str) -> Parameters:
-    """The parameters of a chapter and their values, from its cell."""
+    """The parameters of a chapter and their default values, from its cell."""
     (cell,) = [c for c in read(CHAPTERS / f"{chapter}.ipynb").cells if "parameters" in tags(c)]
     lines = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
     return {node.targets[0].id: ast.literal_eval(node.value) for node in lines}  # type: ignore[attr-defined]
 
 
 def parameters(chapter: str, given: list[tuple[str, str]]) -> Parameters:
-    """All parameters of a run. ValueError or TypeError for a name or value that cannot be."""
+    """All parameters of a run. ValueError or TypeError for an invalid name or value."""
     found = defaults(chapter)
     for name, text in given:
         if name in OWN:
@@ -84,12 +84,12 @@ def parameters(chapter: str, given: list[tuple[str, str]]) -> Parameters:
     check_parameters(found)
     kind, _, place = found["dataset"].partition(":")
     if kind == "folder" and not Path(place).expanduser().is_dir():
-        raise ValueError(f"dataset must name a folder that is there; got {found['dataset']!r}")
+        raise ValueError(f"dataset must name an existing folder; got {found['dataset']!r}")
     return found
 
 
 def command(chapter: str, values: Parameters) -> str:
-    """What to type for this run: profile, seed, and what differs from the chapter's own."""
+    """The command for this run: profile, seed, and what differs from the chapter's defaults."""
     own, always = defaults(chapter), ("profile", "seed")
     told = {k: v for k, v in values.items() if k in always or (k not in OWN and v != own[k])}
     words = [f"-p {name} {shlex.quote(str(value))}" for name, value in told.items()]
@@ -100,7 +100,7 @@ def command(chapter: str, values: Parameters) -> str:
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """The manifest of a run's folder, {} before the first attempt."""
+    """The manifest of a run folder, {} before the first attempt."""
     path = folder / "manifest.json"
     try:
         return json.loads(path.read_bytes()) if path.exists() else {}
@@ -109,16 +109,16 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest; its seconds are those of all attempts."""
+    """Write the manifest; its seconds are the total of all attempts."""
     manifest["seconds"] = round(sum(a["seconds"] for a in manifest["attempts"]), 1)
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
 @contextmanager
 def only_one(folder: Path, patience: float = 20.0):
-    """Be the only run in a folder: RuntimeError while another command is at it.
+    """Be the only run in a folder: RuntimeError while another command uses it.
 
-    The kernel of a killed command ends a second after it: it is waited for.
+    The kernel of a killed command ends a second after it, so wait for that.
     """
     checkpoint.folder(folder)
     lock = FileLock(folder / ".record.lock", timeout=0)
@@ -144,15 +144,15 @@ def only_one(folder: Path, patience: float = 20.0):
 
 @contextmanager
 def attempt(folder: Path, manifest: Manifest):
-    """Count the seconds of an attempt, every few of them on disk: a kill leaves them there.
+    """Count the seconds of an attempt, writing them to disk every few so that they survive a kill.
 
-    Inside the block the manifest belongs to the clock, and nobody else writes it.
+    Inside the block only the clock's thread writes the manifest.
     """
     mine: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": versions()["revision"],
         "seconds": 0.0,
-        "ended": "killed",  # until it can say something else
+        "ended": "killed",  # until the attempt ends otherwise
     }
     manifest["attempts"].append(mine)
     began, over = time.perf_counter(), threading.Event()
@@ -175,12 +175,12 @@ def attempt(folder: Path, manifest: Manifest):
 
 
 def epochs(folder: Path) -> int:
-    """How many epochs the logs of a run hold."""
+    """The number of epochs in the logs of a run."""
     return sum(len(read_log(place)) for place in folder.rglob("metrics.jsonl"))
 
 
 def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
-    """Run the chapter in its folder, or go on there, and return the manifest.
+    """Run the chapter in its folder, or resume there, and return the manifest.
 
     Raises papermill's PapermillExecutionError when a cell fails.
     """
@@ -224,7 +224,7 @@ def run(chapter: str, values: Parameters, folder: Path) -> Manifest:
 
 
 def found(folder: Path) -> Manifest:
-    """What the folder of a run says about its data, its epochs and, at the end, its results."""
+    """A run folder's data, epochs and, at the end, results, for the manifest."""
     about: Manifest = {"epochs": epochs(folder)}
     if (folder / "config.json").exists():
         about["data"] = json.loads((folder / "config.json").read_bytes())["data"]
@@ -244,9 +244,9 @@ def found(folder: Path) -> Manifest:
 def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
     """Copy the result of a finished run, and its network if it is small; returns the files.
 
-    The network comes out of the checkpoints, and must give the clusters that the chapter stored.
-    Raises ValueError where there is no result, where it does not, or where `recorded` holds one
-    of another configuration.
+    The network is rebuilt from the checkpoints and must reproduce the clusters that the chapter
+    stored. Raises ValueError if it does not, if there is no result, or if `recorded` holds one of
+    another configuration.
     """
     manifest = manifest_of(folder)
     if manifest.get("state") != "finished" or not manifest.get("results"):
@@ -258,7 +258,7 @@ def into_the_book(folder: Path, recorded: Path, weights: Path) -> list[Path]:
 def _published(folder: Path, name: str, recorded: Path, weights: Path) -> list[Path]:
     manifest = manifest_of(folder)
     result, values = json.loads((folder / "results" / name).read_bytes()), manifest["parameters"]
-    if values["dataset"].startswith("folder:"):  # where it was is nobody's business
+    if values["dataset"].startswith("folder:"):  # the path is private
         values = {**values, "dataset": f"folder:{result['data']}"}
     network = _network(folder, manifest, result)
     about = {"bytes": network.stat().st_size, "sha256": sha256(network)}
@@ -268,7 +268,7 @@ def _published(folder: Path, name: str, recorded: Path, weights: Path) -> list[P
         "weights": about,
     }
     made = [results.put(result, recorded / name)]
-    if about["bytes"] <= SMALL and result["seed"] == 0:  # one of each is enough to look at
+    if about["bytes"] <= SMALL and result["seed"] == 0:  # one of each is enough
         weights.mkdir(exist_ok=True)
         made.append(weights / f"{made[0].stem}.safetensors")
         shutil.copyfile(network, made[1])
@@ -281,14 +281,14 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     name = values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
     trained, _, scored = result["split"].partition(" -> ")
     place = pick_device(values["device"])
-    # all of it, or the part that the chapter took
+    # all of it, or the subset that the chapter drew
     train_set = load(name, trained).subset(result["training"]["images"]).to(place)
     config = unflat(methods.method(method).Config, result["config"])
-    if result["method"] != method:  # a second result, such as that of idec in the chapter of dec,
-        pretext, folder = folder / "pretext", folder / result["method"]  # has a folder in that of
-        if pretext.exists() and not (folder / "pretext").exists():  # the run, and the same pretext
+    if result["method"] != method:  # a second method, such as idec in the chapter dec, has a
+        pretext, folder = folder / "pretext", folder / result["method"]  # folder of its own in the
+        if pretext.exists() and not (folder / "pretext").exists():  # run's, and the same pretext
             shutil.copytree(pretext, folder / "pretext", ignore=shutil.ignore_patterns(".lock"))
-    # all epochs are in the checkpoints: none is trained again
+    # all epochs are in the checkpoints, so none is trained again
     model = methods.method(method).fit(train_set.images, config, run_dir=folder)
     clusters, _ = fitted(model, method, train_set.images)
     path = folder / "model.safetensors"
@@ -298,7 +298,7 @@ def _network(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     data = load(name, scored).to(place) if scored else train_set
     same = predict(again.model, data.images).tolist()
     if "clusters" in result and same != result["clusters"]:
-        raise ValueError(f"{path} must give the clusters that were recorded, and gives others")
+        raise ValueError(f"{path} must give the recorded clusters; it gives others")
     return path
 
 
@@ -339,20 +339,20 @@ def _run(chapter: str, values: Parameters, folder: Path, again: bool) -> int:
     if again:
         for entry in folder.iterdir():
             if entry.name != ".record.lock":
-                linked = entry.is_symlink()  # to another disk, whose folder stays as it is
+                linked = entry.is_symlink()  # to another disk, whose folder is kept
                 shutil.rmtree(entry) if entry.is_dir() and not linked else entry.unlink()
     manifest = manifest_of(folder)
     if manifest.get("state") == "finished":
-        print(f"{folder} is finished and is not run again (--again does): {_line(folder)}")
+        print(f"{folder} is finished; --again runs it again: {_line(folder)}")
         return DONE
     if there := epochs(folder):
-        print(f"{folder} goes on after {there} epochs", flush=True)
+        print(f"{folder} resumes after {there} epochs", flush=True)
     else:
-        print(f"{folder} begins; its epochs are told in metrics.jsonl there", flush=True)
+        print(f"{folder} starts; it logs each epoch to metrics.jsonl", flush=True)
     try:
         manifest = run(chapter, values, folder)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except PapermillExecutionError as error:
         print(f"{chapter} failed: {error.ename}: {error.evalue}", file=sys.stderr)

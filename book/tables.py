@@ -1,7 +1,7 @@
 """The recorded results as the book shows them, made from book/results/*.json and nothing else.
 
-README.md and results.md (see `pages`); in the chapters the outputs of the cells below "Recorded
-results", which read those files alone and so can be made without running a chapter.
+In README.md and results.md (see `pages`), and in the chapters as outputs of the cells below
+"Recorded results", which read only those files and so are made without running a chapter.
 """
 
 import copy
@@ -37,13 +37,13 @@ PUBLISHED = {
     ("dac", "mnist"): "ACC .981: last epoch of the author's log, all 70,000 images",
     ("swav", "cifar10"): "linear .892: ResNet-18 of solo-learn, 1000 epochs",
 }
-"""What others print, by method and beginning of the data's name; read there, not remembered."""
+"""What others report, by method and prefix of the data set's name; looked up, not remembered."""
 
 # ---------------------------------------------------------------- tables
 
 
 def groups(rows: list[results.Result]) -> dict[tuple[str, str, str], list[results.Result]]:
-    """Results by (data, split, profile): what may stand in one table."""
+    """Results by (data, split, profile): the rows of one table."""
     found: dict[tuple[str, str, str], list[results.Result]] = {}
     for row in sorted(rows, key=lambda r: (r["data"], r["split"], r["profile"])):
         found.setdefault((row["data"], row["split"], row["profile"]), []).append(row)
@@ -51,7 +51,7 @@ def groups(rows: list[results.Result]) -> dict[tuple[str, str, str], list[result
 
 
 def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
-    """Return a table for each set, split and profile of the results in a folder.
+    """Return a table for each data set, split and profile of the results in a folder.
 
     whole: with machine and commands below each.
     """
@@ -66,10 +66,10 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
 
 
 def _which(row: results.Result, split: str) -> str:
-    """In words, which images were learned from and which were scored."""
+    """Which images were trained on and which were scored, in words."""
     trained, _, scored = split.partition(" -> ")
     if scored:
-        if "training" in row:  # results of older revisions have it not
+        if "training" in row:  # earlier revisions did not record it
             trained = f"{row['training']['images']:,} images of {trained}"
         which = f"trained on {trained}, scored on the {row['images']:,} images of {scored}"
     else:
@@ -131,9 +131,9 @@ def _origin(rows: list[results.Result]) -> str:
 
 
 def retold(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy whose outputs below "Recorded results" are made from book/results anew.
+    """Return a copy whose outputs below "Recorded results" are made anew from book/results.
 
-    The cells run one after the other in this process: all that they need is `results`.
+    The cells run one after the other in this process; they need only `results` and `methods`.
     """
     notebook, inside = copy.deepcopy(notebook), False
     names: dict[str, Any] = {"results": results, "methods": methods.methods()}
@@ -176,11 +176,11 @@ def known_labels(name: str) -> tuple[torch.Tensor, str]:
 
 
 def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
-    """What is wrong with the results in a folder, a line for each fault.
+    """The faults of the results in a folder, one line each.
 
-    A file is called after what it holds; baselines that do not depend on the method are the same
-    in all files; the scores of the embedded sets are those of the clusters that it holds. (Other
-    sets may not be on this machine; `wrong_probes` does more, and takes seconds.)
+    Checked: a file's name matches its content; baselines that do not depend on the method are
+    equal in all files; on the embedded data sets the scores are those of the file's clusters.
+    (Other data sets may not be on this machine; `wrong_probes` checks more, and takes seconds.)
     """
     faults = []
     first: dict[tuple[Any, ...], tuple[str, dict[str, float]]] = {}
@@ -195,7 +195,7 @@ def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
                 faults.append(f"{path.name}: {name} is not what {file} says")
         data = row["data"] + ("-train+test" if row["split"] == "train+test" else "")
         if path.stem != f"{row['method']}-{data}-{row['profile']}-seed{row['seed']}":
-            faults.append(f"{path.name} is not called after its method, data, profile and seed")
+            faults.append(f"{path.name} is not named after its method, data, profile and seed")
         if row["data"] not in ("digits", "shapes"):
             continue
         labels, checksum = known_labels(row["data"])
@@ -223,9 +223,9 @@ def _sees(row: results.Result, network: bool) -> tuple[Any, ...]:
 
 
 def wrong_probes(folder: Path = results.COMMITTED, weights: Path = WEIGHTS) -> list[str]:
-    """What the published networks of the embedded sets do not confirm: all scores of their files.
+    """Scores that the published networks of the embedded data sets do not confirm, one line each.
 
-    kNN and linear probe as well; a few images may go the other way on another processor.
+    Includes kNN and linear probe; a few images may come out differently on another processor.
     """
     faults = []
     for path in sorted(weights.glob("*.safetensors")):
@@ -246,7 +246,7 @@ def wrong_probes(folder: Path = results.COMMITTED, weights: Path = WEIGHTS) -> l
 
 
 def chapter_lines(name: str, seconds: float, folder: Path) -> str:
-    """Return what `make book` says about a chapter that just ran: time, metrics, baselines."""
+    """Return what `make book` prints about a chapter that just ran: time, metrics, baselines."""
     text = f"{name:<16} {seconds:5.0f} s"
     for path in sorted(folder.glob("*.json")):
         row = json.loads(path.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # benchmarks is not installed, it stands beside the book
+sys.path.append(str(ROOT))  # benchmarks is not installed, it is beside the book
 
 from benchmarks import number  # noqa: E402
 from dcl.notebook.results import markdown  # noqa: E402
@@ -19,10 +19,10 @@ WIDEST = 4  # columns of a table with one column for each candidate
 
 
 def content(name: str, folder: Path = FOLDER) -> str:
-    """Return the Markdown of one benchmark; without its file, the command that would make it."""
+    """Return the Markdown of one benchmark; without its file, the command that makes it."""
     path = folder / f"{name}.json"
     if not path.exists():
-        who = "No GPU has run this yet" if name == "gpu" else "This has not been run yet"
+        who = "Not run on a GPU yet" if name == "gpu" else "Not run yet"
         return f"{who}: `python -m benchmarks {name}`."
     found = json.loads(path.read_text())
     parts = [*times(found), *sorted_out(found["claims"]), *floors(found)]
@@ -31,7 +31,7 @@ def content(name: str, folder: Path = FOLDER) -> str:
 
 
 def times(found: dict[str, Any]) -> list[str]:
-    """Return the tables of the times, those of one unit and the same candidates in one."""
+    """Return the tables of the times, one for each unit and set of candidates."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found["rows"]:
         groups.setdefault((row["unit"] or found["unit"], row["group"]), []).append(row)
@@ -45,8 +45,8 @@ def times(found: dict[str, Any]) -> list[str]:
     parts = []
     for (unit, columns), some in tables.items():
         n = sorted({row["n"] for rows in some.values() for row in rows})
-        caption = f"{unit[0].upper()}{unit[1:]}, middle of {listed(n)} rounds"
-        caption += f" ± half of what lies between the quartiles{cpu_note(some)}:"
+        caption = f"{unit[0].upper()}{unit[1:]}, median of {listed(n)} rounds"
+        caption += f" ± half the interquartile range{cpu_note(some)}:"
         side_by_side = len(some) > 1 and len(columns) < WIDEST
         parts += [caption, across(some, columns) if side_by_side else down(some)]
     return parts
@@ -83,13 +83,13 @@ def spread(row: dict[str, Any]) -> str:
 
 
 def cpu_note(groups: dict[str, list[dict[str, Any]]]) -> str:
-    """Return what the number in brackets is, where there is one."""
+    """Return what the numbers in brackets are, if there are any."""
     some = any(row["cpu"] is not None for rows in groups.values() for row in rows)
     return ", with the CPU time of all threads and processes in brackets" if some else ""
 
 
 def sorted_out(claims: list[dict[str, Any]], most: int = 16) -> list[str]:
-    """Return the table of the figures; of many, those without a bound in a folded table."""
+    """Return the table of the figures; of many, those without a bound are folded away."""
     held = [claim for claim in claims if claim["bound"]]
     rest = [claim for claim in claims if not claim["bound"]]
     if len(claims) <= most or not held or not rest:
@@ -150,7 +150,7 @@ def foot(found: dict[str, Any]) -> str:
     lines.append(f"- {', '.join(made)}")
     if missing:
         lines.append(f"- not installed: {', '.join(missing)}")
-    # folded: who reads the page wants the table, who repeats it the rest
+    # folded: readers want the table, those who repeat the measurement the rest
     return "\n".join(["<details><summary>Machine and command</summary>", "", *lines, ""]) + (
         "\n</details>"
     )

@@ -21,7 +21,7 @@ from dcl.train import Monitor, seeded
 C = TypeVar("C", contravariant=True)
 M = TypeVar("M", covariant=True)
 Run = dict[str, Any]
-"""What goes beside every training: `monitor` and `run_dir`, as `dcl.train.train` takes them."""
+"""The `monitor` and `run_dir` of a `fit`, which every `dcl.train.train` in it is given."""
 
 _claimed = ContextVar("claimed", default=False)
 
@@ -30,8 +30,8 @@ _claimed = ContextVar("claimed", default=False)
 def claimed(run_dir: str | Path | None, config: Any, data: Data, **about: Any) -> Iterator[None]:
     """Claim `run_dir`, if there is one: a `fit` within the block neither checks nor claims.
 
-    about: as `dcl.runtime.checkpoint.claim`, which raises. Settings that a method refuses, before
-    there is a checkpoint, leave the folder free for better ones.
+    about: as in `dcl.runtime.checkpoint.claim`, which raises. If the method refuses the settings
+    before there is a checkpoint, the folder stays free for others.
     """
     kept = Path(run_dir or "") / "config.json"
     fresh = run_dir is not None and not kept.exists()
@@ -67,7 +67,7 @@ class Fit(Protocol[C, M]):
 def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
     """The `fit` of a method whose algorithm is `body(images, config, encoder, run)`.
 
-    Before it: refuse what cannot be trained on (`check_fit`), claim `run_dir` for this
+    Before `body`: refuse what cannot be trained on (`check_fit`), claim `run_dir` for this
     configuration and these images, copy the encoder to their device, seed with `config.seed`.
     A `fit` within a `fit` is part of the same run: one check, one claim.
     """
@@ -103,7 +103,7 @@ def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
 def pretrain(method: ModuleType, images: Tensor, config: Any, run: Run) -> Any:
     """Step 1 of a method that begins with a pretext: its `fit` on the same images.
 
-    config: the method's own, whose `pretext` is trained with its seed; the state is kept in
+    config: the method's own; its `pretext` is trained with its `seed` and checkpointed in
     `<run_dir>/pretext`.
     """
     folder = run["run_dir"] and Path(run["run_dir"]) / "pretext"
@@ -115,9 +115,9 @@ def check_fit(images: Any, config: Any, encoder: nn.Module | None = None) -> Dat
     """Refuse what cannot be trained on, before any work; return the images as `Data`.
 
     Raises TypeError or ValueError naming the argument, what came and what was expected. With an
-    `encoder` the pretext, which is not trained then, is not looked at. Vectors (N,d) are for the
-    methods whose Config has ``takes_vectors = True``: the one place where a method says so. What
-    else depends on the number of images is up to ``config.check(n)``, where there is one.
+    `encoder` no pretext is trained, so its settings are not checked. Vectors (N,d) are only for
+    methods whose Config has ``takes_vectors = True``. A method's own checks against the number of
+    images are in ``config.check(n)``, if it has one.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if data.vectors and not getattr(config, "takes_vectors", False):

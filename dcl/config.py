@@ -1,4 +1,4 @@
-"""Settings: the stage of training, what every Config may ask of them, plain data and back."""
+"""Settings: one stage of training, the checks that every Config makes, flat dicts and back."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 
 
 def check_config(config: Any, *positive: str, **bounds: float | tuple[float, float]) -> None:
-    """Hold a configuration to its Literal fields, and named numbers to least[, below] values.
+    """Check a configuration's Literal fields, and that named numbers are >= least[, < below].
 
-    Those named in `positive` must be above 0 (a field that is None is not looked at).
+    Fields named in `positive` must be above 0 or None.
 
     Raises ValueError naming the field, what came and what was expected.
     """
@@ -37,7 +37,7 @@ class TrainConfig:
     epochs: int = 100
     batch_size: int = 256
     optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
-    """`momentum` is for sgd and larc. rmsprop forgets squared gradients at Keras' rate, .9."""
+    """`momentum` is for sgd and larc. rmsprop decays squared gradients at Keras' rate, .9."""
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
@@ -54,9 +54,9 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     """auto: float32 on a CPU; on a GPU bfloat16 from compute capability 8, else float16."""
     compile: bool = False
-    """Make one program of the encoder's layers (torch.compile), forward and backward, for the
-    steps of training; the first step of each shape waits for it, up to a minute. Heads, losses
-    and views stay as they are, and so do weights, their names and what is not training."""
+    """Compile the encoder (torch.compile), forward and backward, for the training steps; the first
+    step of each shape waits up to a minute for it. Heads, losses and views are not compiled;
+    weights, their names and everything outside training stay the same."""
 
     def __post_init__(self) -> None:
         check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)
@@ -75,7 +75,7 @@ def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> An
 def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
     """A configuration whose every stage lasts `epochs`, or `epochs(before)`, at any depth.
 
-    A number leaves a stage of 0 epochs off. Warm-up and milestones keep their share of the
+    With a number, a stage of 0 epochs stays off. Warm-up and milestones keep their share of the
     schedule. Chapter: compare.
     """
 
@@ -93,12 +93,12 @@ def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
 
 
 def with_batches(config: Any, most: int) -> Any:
-    """A configuration without batches of more than `most`. Chapter: your-images."""
+    """A configuration whose batches hold at most `most` rows. Chapter: your-images."""
     return with_stages(config, lambda s: replace(s, batch_size=min(s.batch_size, most)))
 
 
 def epochs_of(config: Any, pretext: bool = True) -> int:
-    """All epochs of a configuration, those of its pretext included if there is one to train."""
+    """All epochs of a configuration, those of its pretext included if that is trained."""
     total = 0
     for value in (getattr(config, f.name) for f in fields(config)):
         if isinstance(value, TrainConfig):
@@ -115,7 +115,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in items.items():
         if isinstance(value, dict):
             result |= flat(value, f"{prefix}{key}.")
-        elif (key, value) != ("compile", False):  # younger than runs that must compare equal
+        elif (key, value) != ("compile", False):  # older runs lack the field and must compare equal
             result[f"{prefix}{key}"] = json.loads(json.dumps(value))
     return result
 
@@ -123,9 +123,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def unflat(kind: Any, values: dict[str, Any]) -> Any:
     """The inverse of `flat`: a configuration of the dataclass `kind`.
 
-    A field that is missing takes its default. One that `kind` had once, named in its class
-    variable `gone` with the value that changes nothing, may come with that value. Raises
-    ValueError for any other that `kind` has not.
+    A missing field takes its default. A removed field, listed in the class variable `gone` with
+    its neutral value, is accepted with that value. Raises ValueError for any other unknown field.
     """
     nested: dict[str, Any] = {}
     for key, value in values.items():
@@ -147,7 +146,7 @@ def _build(kind: Any, value: Any) -> Any:
             raise ValueError(f"{kind.__module__}.Config has no field {', '.join(unknown)}")
         return kind(**{k: _build(hints[k], v) for k, v in value.items()})  # type: ignore[operator]
     if origin in (typing.Union, types.UnionType) and isinstance(value, dict):
-        # of several recipes (RotNet or SimCLR) the one that has these very fields
+        # of several Configs (RotNet's or SimCLR's) the one with exactly these fields
         return _build(
             next(o for o in options if {f.name for f in fields(o)} == value.keys()), value
         )

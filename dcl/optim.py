@@ -31,8 +31,8 @@ class LARC(torch.optim.SGD):
             group["weight_decay"] = 0.0
             if not (params := [p for p in group["params"] if p.grad is not None]):
                 continue
-            # all tensors at once, and torch.where for `if`: a kernel or, worse, a host read for
-            # each tensor would have the GPU wait
+            # all tensors at once, and torch.where instead of `if`: a kernel or, worse, a host read
+            # per tensor would make the GPU wait
             grads = [p.grad for p in params]
             p_norm = torch.stack(torch._foreach_norm(params))
             g_norm = torch.stack(torch._foreach_norm(grads))
@@ -57,7 +57,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     large = sum(p.numel() for p in weights) > 300_000
     if config.optimizer != "larc" and (large or all(p.is_cuda for p in weights)):
         # one kernel: on a GPU float16 needs no host read, on a CPU Adam takes a quarter of the
-        # time; small networks would not notice, and keep their recorded numbers to the bit
+        # time; small networks gain nothing, and without it repeat their recorded numbers exactly
         settings["fused"] = True
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, **settings)
@@ -68,8 +68,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
 def learning_rate(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate as a function of the optimiser step, counted from 0.
 
-    Linear warm-up from `warmup_lr`, then constant, cosine to `final_lr`, or steps.
-    Cosine is per step, steps are per epoch. Chapter: swav.
+    Linear warm-up from `warmup_lr`, then constant, or cosine to `final_lr`, which changes every
+    optimiser step, or the step schedule, which changes between epochs. Chapter: swav.
     """
     warmup = config.warmup_epochs * steps_per_epoch
     total = max(config.epochs * steps_per_epoch, warmup + 1)

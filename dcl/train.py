@@ -27,7 +27,7 @@ class Monitor(Protocol):
     def __call__(
         self, stage: str, epoch: int, objective: "Objective", losses: dict[str, float]
     ) -> None:
-        """Look at the objective; what it returns is ignored."""
+        """Look at the objective; the return value is ignored."""
 
 
 class Encoder(nn.Module):
@@ -42,25 +42,25 @@ class Objective(nn.Module):
     encoder: Encoder
     epoch: int = 0
     step: int = 0
-    """Epochs and optimiser steps before the present one: `train` counts, and goes on counting in a
-    resumed run. Numbers of the host: to read one from a buffer would make the GPU wait."""
+    """Epochs and optimiser steps before the current one, counted by `train`, also across resumes.
+    They live on the host: reading them from a buffer would make the GPU wait."""
     transient: tuple[str, ...] = ()
     """Buffers that belong to the training set: in a checkpoint, not in published weights."""
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Named losses of images x, float (B,C,H,W) in [0,1], which are rows i (B,) of the set.
 
-        Vectors are (B,d) and as they came, here and below. The loop minimises "loss"; every other
+        Vectors are (B,d) and unscaled, here and below. The loop minimises "loss"; every other
         entry is logged.
         """
         raise TypeError(f"{type(self).__name__} must define forward(x, i)")
 
     def embed(self, x: Tensor) -> Tensor:
-        """What is clustered, (B,D), of images x, float (B,C,H,W) in [0,1]: here the features."""
+        """Embeddings (B,D), which are clustered, of images x, float (B,C,H,W) in [0,1]."""
         return self.encoder(x)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Probabilities (B,K) of the clusters, of images x, float (B,C,H,W) in [0,1]."""
+        """Cluster probabilities (B,K) of images x, float (B,C,H,W) in [0,1]."""
         raise TypeError(f"{type(self).__name__} must define predict_proba(x)")
 
     def predict(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         return self.predict_proba(x).argmax(1)
 
     def chances(self) -> dict[str, float]:
-        """Of losses that are cross-entropies: what each costs a network that knows nothing."""
+        """The value of each loss that is a cross-entropy when the prediction is uniform."""
         return {}
 
     def before_epoch(self, epoch: int) -> None:
@@ -82,11 +82,11 @@ class Objective(nn.Module):
         return False
 
     def length(self, n: int) -> int:
-        """How many rows an epoch of a set of n serves, the same for every epoch: here n."""
+        """How many rows one epoch over a set of n serves, the same for every epoch: here n."""
         return n
 
     def order(self, n: int) -> Tensor:
-        """The rows (length,) of one epoch of a set of n, in the order in which they are served."""
+        """The rows (length,) of one epoch over a set of n, in the order they are served."""
         return torch.randperm(n)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ class Objective(nn.Module):
 
 
 def own_draws(epoch: int) -> AbstractContextManager:
-    """Random numbers of this process alone; outside of it all processes draw the same ones."""
+    """Random numbers of this process alone; outside the block all processes draw the same."""
     if dist.world_size() == 1:
         return nullcontext()
     with torch.random.fork_rng():
@@ -133,13 +133,13 @@ def train(
 ) -> History:
     """Minimise `objective` over `images` uint8 (N,C,H,W); returns one dict of mean losses an epoch.
 
-    Vectors, float32 (N,d), may stand in their place. With `run_dir`, the state after every epoch
-    is kept in `<run_dir>/<stage>.pt` and a second call goes on from there, bit for bit on one
-    machine. Raises ValueError when a batch is larger than the set, and FloatingPointError when a
-    loss stops being finite: the checkpoint of the epoch before is kept.
+    Vectors, float32 (N,d), may take their place. With `run_dir`, every epoch ends with a checkpoint
+    in `<run_dir>/<stage>.pt`, from which a second call resumes, bit for bit on the same machine.
+    Raises ValueError when a batch is larger than the set, and FloatingPointError when a loss is no
+    longer finite: the checkpoint of the epoch before is kept.
 
-    Under torchrun each process takes its share of every batch (`batch_size` is that of all
-    together) and the sum is the same step; every process must call this, and calls `monitor`.
+    Under torchrun each process takes its share of every batch (`batch_size` counts all of them),
+    and together they take the same step; every process must call this, and calls `monitor`.
     """
     world, rank = dist.world_size(), dist.rank()
     steps = objective.length(len(images)) // config.batch_size
@@ -187,7 +187,7 @@ def train(
             if (bad := -int(dist.all_max(-broke))) < steps:
                 raise _diverged(stage, epoch, bad, steps, config.lr, saved)
             history.append({"epoch": epoch, **mean, "seconds": time.perf_counter() - started})
-            try:  # the monitor first: what it draws is part of the random state that is kept
+            try:  # the monitor first: the random numbers it draws are part of the saved state
                 if monitor:
                     monitor(stage, epoch, objective, mean)
             finally:
@@ -207,7 +207,7 @@ def _make_ready(objective: Objective, device: torch.device, config: TrainConfig)
 def _diverged(
     stage: str, epoch: int, step: int, steps: int, lr: float, saved: Path | None
 ) -> FloatingPointError:
-    kept = f" The last good state, {epoch} epochs, is in {saved}." if saved and epoch else ""
+    kept = f" The checkpoint after {epoch} epochs is in {saved}." if saved and epoch else ""
     return FloatingPointError(
         f"the loss of stage {stage!r} stopped being finite at epoch {epoch}, step {step} of "
         f"{steps}; lower lr ({lr}) or check the images.{kept}"
@@ -228,7 +228,7 @@ def _save(path: Path, objective: nn.Module, optimizer: Any, scaler: Any, history
 def _resume(path: Path, objective: nn.Module, optimizer: Any, scaler: Any) -> History:
     try:
         state = checkpoint.load(path)
-    except FileNotFoundError:  # nor one before it
+    except FileNotFoundError:  # no earlier one either
         return []
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
@@ -243,10 +243,9 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     """`function` of all images, uint8 (N,C,H,W), stacked: (N, ...).
 
     `function` is a module or a method of one, and sees float (B,C,H,W) in [0,1] in eval mode, or
-    vectors (B,d) as they are; every submodule's mode is put back afterwards. batch_size 0: 512,
-    fewer above 32 px, so that the maps of a network fit into memory, and four times that on a GPU.
-    Several processes share the images out between them: every one must call this, and gets all
-    rows.
+    vectors (B,d) as they are; every submodule's mode is restored afterwards. batch_size 0: 512,
+    fewer above 32 px, so that a network's feature maps fit into memory, and four times that on a
+    GPU. Several processes share the work: each must call this, and gets all rows.
     """
     if not batch_size:
         pixels = math.prod(images.shape[2:])
@@ -257,7 +256,7 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
     for m in modules:
         m.training = False
     compiled = any(m._compiled_call_impl for m in modules)
-    # what looks at a shape once is not worth a program of its own
+    # a shape that is seen once is not worth compiling for
     by_hand = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     try:
         with by_hand:
@@ -265,8 +264,8 @@ def extract(function: Callable[[Tensor], Tensor], images: Any, batch_size: int =
             found, at = torch.empty(0), 0
             for x, i in batches(images, rows, batch_size):
                 if len(y := function(x)) != len(i):
-                    raise ValueError(f"function must give a row for each image; gave {len(y)}")
-                if not at:  # one block: thousands of small ones would riddle the heap
+                    raise ValueError(f"function must return a row per image; returned {len(y)}")
+                if not at:  # one block: thousands of small ones would fragment the heap
                     found = y.new_empty(len(rows), *y.shape[1:])
                 found[at : at + len(i)] = y
                 at += len(i)
@@ -283,10 +282,10 @@ def predict(objective: Objective, images: Any) -> Tensor:
 
 @torch.no_grad()
 def settle(module: nn.Module, images: Any, batch_size: int) -> None:
-    """Set what BatchNorm uses in prediction to the mean over batches of uint8 images (N,C,H,W).
+    """Recompute BatchNorm's running statistics as means over batches of images uint8 (N,C,H,W).
 
-    In place. A running average holds augmented images and weights of long ago; this one the
-    images, and the weights that stay. Source: Wu and Johnson 2021, arXiv 2105.07576.
+    In place. The running averages of training mix in augmented views and outdated weights; these
+    see the images, and the final weights. Source: Wu and Johnson 2021, arXiv 2105.07576.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     rates = [m.momentum for m in norms]

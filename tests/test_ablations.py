@@ -199,7 +199,7 @@ def test_a_made_up_number_is_noticed(tmp_path):
         (lambda f: f["runs"][1].update(clusters="0"), "holds clusters of 1 images"),
         (lambda f: f["runs"][1].update(variant="x"), "there is no such variant"),
         (lambda f: f["runs"][1].update(changed={}), "ran with {}"),
-        (lambda f: f["runs"].append(f["runs"][1]), "stands there twice"),
+        (lambda f: f["runs"].append(f["runs"][1]), "occurs twice"),
         (lambda f: f.update(checksum="0"), "is not of the images"),
         (lambda f: f["recipe"].update({"n_clusters": 99}), "n_clusters was 99 in the recipe"),
     ):
@@ -237,4 +237,4 @@ def test_tables_by_hand(tmp_path, tiny):
     (tmp_path / "tiny.json").write_text(json.dumps(head | {"runs": runs[:2]}))
     assert "| 1 head |  | ACC | -0.100 | 1 | one seed |" in ablations.content("tiny", tmp_path)
     missing = ablations.content("tiny", tmp_path / "none")
-    assert missing == "This has not been run yet: `python book/ablations.py tiny`."
+    assert missing == "Not run yet: `python book/ablations.py tiny`."

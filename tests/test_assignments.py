@@ -63,7 +63,7 @@ def test_labels_that_say_nothing_or_two_things(tmp_path):
     labels.write_text("file,label\n=1+1.png,x\n../up.png\nひらがな.png,\n=1+1.png,x\n")
     assert assignments.evaluate(tmp_path, labels)["compared"] == 1
     labels.write_text("file,label\n=1+1.png,x\n=1+1.png,y\n")
-    with pytest.raises(ValueError, match=r"a file one label; '=1\+1\.png' has several"):
+    with pytest.raises(ValueError, match=r"each file one label; '=1\+1\.png' has several"):
         assignments.evaluate(tmp_path, labels)
 
 

@@ -317,7 +317,7 @@ def folder(tmp_path):
 def test_the_page_has_the_numbers_of_the_files(folder):
     text = timings.content("clustering", folder)
     assert "| K = 10 | 4.00 ± 12 % | 8.00 ± <1 % |\n| K = 100 | 30.0 ± <1 % | – |" in text
-    assert "middle of 3 rounds" in text and "- ot is not installed" in text
+    assert "median of 3 rounds" in text and "- ot is not installed" in text
     assert "| one | 7.00 ± <1 % (6.00) |" in text and "CPU time of all threads" in text
     assert (
         "| **k-means** |  |  |\n| dcl / faiss | 0.750 (0.700 to 0.800) | at most 1: reached |"
@@ -330,7 +330,7 @@ def test_the_page_has_the_numbers_of_the_files(folder):
 
 
 def test_a_gpu_that_nobody_had_is_not_made_up(tmp_path):
-    said = "No GPU has run this yet: `python -m benchmarks gpu`."
+    said = "Not run on a GPU yet: `python -m benchmarks gpu`."
     assert timings.content("gpu", tmp_path) == said
 
 

@@ -329,7 +329,7 @@ def test_a_made_up_score_is_noticed(tmp_path):
         ({"clusters": row["clusters"][::-1]}, "NMI is .*, its clusters give"),
         ({"clusters": row["clusters"][1:]}, "not of the images of digits"),
         ({"checksum": "0"}, "not of the images of digits"),
-        ({"seed": 7}, "not called after"),
+        ({"seed": 7}, "not named after"),
     ):
         (tmp_path / real.name).write_text(json.dumps(row | change))
         found = wrong_results(tmp_path)

@@ -242,7 +242,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(photos, room, monkeypat
     before = threading.active_count()
     with monkeypatch.context() as patch:
         patch.setattr(type(photos), "open", opened)
-        with pytest.raises(OSError, match="0.0 MiB, can not be kept in .*No space left.*DCL_DATA"):
+        with pytest.raises(OSError, match="0.0 MiB, cannot be kept in .*No space left.*DCL_DATA"):
             read(photos)
     assert [name for name in kept(photos) if name != "lock"] == []
     assert threading.active_count() == before  # the decoders have gone home
@@ -259,7 +259,7 @@ def test_a_disk_too_small_is_told_before_any_work(photos, undecodable, monkeypat
 
 def test_a_place_that_can_not_be_written(photos):
     (photos.parent / "root").write_text("a file in the way")
-    with pytest.raises(OSError, match="can not be kept in .*root=, or raise cache_bytes"):
+    with pytest.raises(OSError, match="cannot be kept in .*root=, or raise cache_bytes"):
         read(photos)
 
 

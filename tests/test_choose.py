@@ -140,7 +140,7 @@ def test_every_doubt_is_said():
         (row(), 0.85, 5, "6 fits nearly as well"),
         (row(stability=0.8), 0.5, 5, "resampled runs disagree"),
         (row(bend=0.19), 0.5, 5, "merging bends no more than in clouds"),
-        (row(), 0.5, 9, "it is at the end of the candidates"),
+        (row(), 0.5, 9, "it is the smallest or largest candidate"),
     ):
         sure, sentence = verdict(first, second, best)
         assert sure == "weak" and words in sentence and "else 6 or 4" in sentence

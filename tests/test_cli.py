@@ -22,13 +22,13 @@ def photos(tmp_path_factory):
         (["predict", "nowhere", "digits"], "must hold a finished run"),
         (["resume", "nowhere"], "must be a run folder"),
         (["evaluate", "nowhere", "--labels", "x"], "there must be a CSV file"),
-        (["choose-k", "nothing"], "data must be a folder that is there, seen from"),
+        (["choose-k", "nothing"], "data must be an existing folder (seen from"),
         (["choose-k", "digits", "--most", "2"], "most must be at least 3"),
         (["choose-k", "digits", "--limit", "5"], "data must have at least 6 images; got 5"),
         (["choose-k", "digits", "--limit", "-3"], "limit must be at least 0; got -3"),
         (["evaluate", "nowhere", "--labels", "folders"], "there must be a CSV file"),
-        (["predict", "nowhere", "digits", "--out", os.curdir], "out must be a file"),
-        (["predict", "nowhere", "digits", "--out", os.devnull], "out must be a file"),
+        (["predict", "nowhere", "digits", "--out", os.curdir], "out must be the path of a file"),
+        (["predict", "nowhere", "digits", "--out", os.devnull], "out must be the path of a file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(args, message, capfd):
@@ -42,11 +42,8 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
         (["--recipe", "fast"], "recipe must be one of smoke"),
         (["--clusters", "1000"], "as many images as clusters, 1000; got 120"),
         (["--size", "16", "--encoder", "resnet0"], "encoder must be one of"),
-        (["--size", "16", "--device", "cuda:77"], "device must be auto, cpu or a GPU"),
-        (
-            ["--size", "16", "--config.n-neighbors", "500"],
-            "n_neighbors must be at least 1 and below 120",
-        ),
+        (["--size", "16", "--device", "cuda:77"], "device must be auto, cpu or an available GPU"),
+        (["--size", "16", "--config.n-neighbors", "500"], "at least 1 and below 120; got 500"),
         (["--size", "16", "--split", "test"], "split must be one of all; got 'test'"),
     ):
         assert fit(photos, tmp_path / "x", *more) == IMPOSSIBLE

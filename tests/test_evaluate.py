@@ -57,7 +57,7 @@ def test_labels_are_needed():
     with pytest.raises(ValueError, match="'levels' has none"):
         evaluate(Level(), three_levels(labels=False))
     one = Data(three_levels().images, torch.zeros(60, dtype=torch.int64), None, "one", "all")
-    with pytest.raises(ValueError, match="one for all"):
+    with pytest.raises(ValueError, match="at least two classes"):
         baselines(one, nn.Flatten(), 2)
 
 

@@ -361,9 +361,9 @@ def bad_files(top):
     path("bad/broken.png", "broken link").symlink_to("nowhere.png")
     path("bad/self.png", "symbolic link").symlink_to("self.png")
     path("x.jpg", "a folder, not a file").mkdir()
-    os.mkfifo(path("x.png", "no file, but a pipe"))
-    path("bad/pipe link.png", "no file, but a pipe").symlink_to(top / "x.png")
-    path("bad/null.png", "no file, but a pipe").symlink_to("/dev/null")
+    os.mkfifo(path("x.png", "a pipe, socket or device"))
+    path("bad/pipe link.png", "a pipe, socket or device").symlink_to(top / "x.png")
+    path("bad/null.png", "a pipe, socket or device").symlink_to("/dev/null")
     reasons["bad/shut"] = "folder: Permission denied"
     rgb_png(1, path("bad/shut/inner.png", ""))
     del reasons["bad/shut/inner.png"]
@@ -421,7 +421,7 @@ def test_a_socket_does_not_hang(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a socket's address is short
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("b.png")
-        assert load("folder:.").skipped == [("b.png", "no file, but a pipe, socket or device")]
+        assert load("folder:.").skipped == [("b.png", "a pipe, socket or device, not a file")]
 
 
 def test_a_folder_may_be_called_like_an_image(tmp_path):

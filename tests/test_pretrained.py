@@ -259,8 +259,8 @@ def test_what_is_no_encoder():
     with pytest.raises(TypeError, match="torch.nn.Module; got int"):
         as_encoder(3, uint8())
     for net, words in (
-        (nn.Identity(), r"for 3 images it gave \(3, 3, 20, 20\)"),
-        (nn.Flatten(0), "must give a row for each image; gave 3600"),
+        (nn.Identity(), r"for 3 images it returned \(3, 3, 20, 20\)"),
+        (nn.Flatten(0), "must return a row per image; returned 3600"),
         (nn.Conv2d(1, 4, 3), r"it raised RuntimeError.*1 channels|it raised RuntimeError"),
     ):
         with pytest.raises(ValueError, match=r"images \(B,3,20,20\) to features \(B,D\).*" + words):
@@ -271,7 +271,7 @@ def test_what_is_no_encoder():
         as_encoder(bad, uint8())
     wrong = nn.Flatten()
     wrong.out_dim = 8
-    with pytest.raises(ValueError, match="its out_dim, 8; it gave D = 1200"):
+    with pytest.raises(ValueError, match="its out_dim, 8; it returned D = 1200"):
         as_encoder(wrong, uint8())
 
 

@@ -14,7 +14,7 @@ def test_a_log_that_is_no_log_is_refused(tmp_path):
     assert read_log(path) == []
     for text in ("not json\n", "[1]\n", "{}\n", '{"stage": "scan", "epoch": 0}\n'):
         path.write_text(text)
-        with pytest.raises(ValueError, match="log.jsonl must have one JSON object a line"):
+        with pytest.raises(ValueError, match="log.jsonl must be one JSON object per line"):
             Log(run_dir=tmp_path, name="log.jsonl")
 
 

@@ -120,7 +120,7 @@ def test_a_network_of_your_own_must_be_there_again(images, tmp_path):
     assert torch.equal(Clusters.load(tmp_path / "m", encoder=fresh).assign(images).clusters, a[0])
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(256, 13))
     wrong.out_dim = 13
-    with pytest.raises(ValueError, match="path must fit its own description"):
+    with pytest.raises(ValueError, match="path must fit its own metadata"):
         Clusters.load(tmp_path / "m", encoder=wrong)
 
 

@@ -97,7 +97,7 @@ def test_a_chapter_of_two_methods_tells_of_both(tmp_path):
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(ran):
     _, folder, said = ran
-    assert any(f"goes on after {n} epochs" in said for n in (3, 4, 5)), said
+    assert any(f"resumes after {n} epochs" in said for n in (3, 4, 5)), said
     rows = read_log(folder / "metrics.jsonl")
     assert [(r["stage"], r["epoch"]) for r in rows] == [
         (stage, epoch) for stage in ("pretext", "scan", "selflabel") for epoch in (0, 1)
@@ -150,7 +150,7 @@ def test_a_finished_run_is_not_run_again_unless_told(ran, monkeypatch, capsys):
     monkeypatch.setattr(record, "run", lambda *_: pytest.fail("it was run again"))
     asked = [*ASKED, "--runs", str(folder.parent)]
     assert record.main(asked) == record.DONE
-    assert "is finished and is not run again (--again does): scan ACC " in capsys.readouterr().out
+    assert "is finished; --again runs it again: scan ACC " in capsys.readouterr().out
     after = {p: p.stat().st_mtime_ns for p in before}
     assert {p.name for p in before if before[p] != after[p]} <= {".pid", "pretext", folder.name}
 
@@ -183,7 +183,7 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
         Clusters.load(folder / "model.safetensors", checksum="0000")
     result = json.loads(text)
     kept.write_text(json.dumps(result | {"clusters": result["clusters"][::-1]}))
-    with pytest.raises(ValueError, match="must give the clusters that were recorded"):
+    with pytest.raises(ValueError, match="must give the recorded clusters"):
         record.into_the_book(folder, recorded, weights)
     kept.write_text(text)
 
@@ -199,7 +199,7 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
         ("scan -p seed -1", "seed must be 0 or more; got -1"),
         ("scan -p dataset imagenet", "dataset must be empty .*; got 'imagenet'"),
         ("scan -p dataset mnist:half", "dataset must be empty .*; got 'mnist:half'"),
-        ("scan -p dataset folder:nowhere", "dataset must name a folder that is there"),
+        ("scan -p dataset folder:nowhere", "dataset must name an existing folder"),
         ("scan -p run_dir x", r"run_dir is set by this command \(--runs"),
         ("scan -p results_dir x", "results_dir is set by this command"),
     ],

@@ -182,7 +182,7 @@ def test_an_empty_cluster_and_one_image(tmp_path):
     p = torch.eye(3)[torch.tensor([0, 0, 0, 0, 2])]
     images, _, z = case(n=5)
     html = page(tmp_path, images, p, z)
-    assert 'id="c1"' not in html and "Without pictures here: 1 (0)" in html
+    assert 'id="c1"' not in html and "No pictures shown for: 1 (0)" in html
     assert "1 images (20.0%)" not in html and "1 image (20.0%)" in html
     assert "No map" in html
 

@@ -110,7 +110,7 @@ def test_a_report_of_images_that_have_changed_is_refused(photos, tmp_path, capfd
     assert (tmp_path / "x" / "assignments.csv").read_bytes() == before
     own.rename(tmp_path / "moved")
     assert main(["resume", str(tmp_path / "x")]) == IMPOSSIBLE
-    assert f"data must be a folder that is there, seen from {os.getcwd()!r}" in (
+    assert f"data must be an existing folder (seen from {os.getcwd()!r})" in (
         capfd.readouterr().err
     )
 
@@ -183,7 +183,7 @@ def test_settings_reach_the_method_and_small_sets_get_small_batches(photos, tmp_
 
 
 def test_a_network_from_python(photos, tmp_path):
-    """An encoder that already sees, frozen: heads on features, once; and the folder works."""
+    """A pretrained encoder, frozen: heads on features, once; and the folder works."""
     data = Source(str(photos), size=16).load()
     torch.manual_seed(0)
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 8), torch.nn.Tanh())
@@ -200,5 +200,5 @@ def test_a_network_from_python(photos, tmp_path):
     assert len(calls) <= 3  # the check and the end: what was extracted is read again
     again = Clusters.load(tmp_path / "x" / "model.safetensors", encoder=own)
     assert torch.equal(again.assign(data.images).clusters, found.clusters)
-    with pytest.raises(ValueError, match="this run began in Python"):
+    with pytest.raises(ValueError, match="this run was started from Python"):
         run.resume(tmp_path / "x")

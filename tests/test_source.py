@@ -18,7 +18,7 @@ def test_a_folder_and_a_set_are_read_alike(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_is_named():
-    with pytest.raises(ValueError, match=r"data must be a folder that is there.*got 'digit'") as e:
+    with pytest.raises(ValueError, match=r"data must be an existing folder.*got 'digit'") as e:
         Source("digit").load()
     assert repr(os.getcwd()) in str(e.value)
     with pytest.raises(ValueError, match="limit must be at least 0; got -1"):

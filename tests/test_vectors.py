@@ -263,7 +263,7 @@ def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
 def test_labels_that_do_not_fit_are_refused(files, done, tmp_path, capfd):
     np.save(tmp_path / "y.npy", np.arange(7))
     for labels, message in (
-        (tmp_path / "y.npy", r"labels must be (180,), one a row; got (7,)"),
+        (tmp_path / "y.npy", r"labels must be (180,), one per row; got (7,)"),
         ("folders", "labels must name files of the run"),
         (tmp_path / "none.npy", "none.npy"),
     ):
@@ -444,15 +444,15 @@ def test_each_cluster_shows_its_nearest_and_its_doubtful_rows(tmp_path):
     assert ranks[1] == list(range(n // 2))[::-1][:10]
     assert f"<td>{sure[19]:.2f}</td><td>{away[19]:.3f}</td>" in low
     # column 21: mean 2 in the cluster, 1 in all, deviation 1; column 3: 1/20, 1/40, .156
-    assert "numbers 21 (+1.0), 3 (+0.2), 0 (+0.0)" in section
+    assert "columns 21 (+1.0), 3 (+0.2), 0 (+0.0)" in section
     assert "21 (-1.0), 3 (-0.2)" in page[page.index('id="c1"') :]
 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("collapse", "Every vector gets the same answer"),
-        ("nothing is confident", "No vector clearly belongs anywhere"),
+        ("collapse", "Every vector is in the same cluster"),
+        ("nothing is confident", "No vector clearly belongs to a cluster"),
         ("collapsed features", "All vectors look alike to the encoder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Assignments as CSV: written for every image of a run, and read with the labels of others."""
+"""Assignments as CSV: written for every image of a run, and compared with given labels."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from dcl.measure.metrics import purity, scores
 
 
 def names(data: Data) -> list[str]:
-    """The files of a folder; numbers from 0, as texts, for the rows of vectors and other sets."""
+    """The files of a folder; for vectors and other data sets the row numbers from 0, as text."""
     return data.files if data.files is not None else [str(row) for row in range(len(data))]
 
 
@@ -27,7 +27,7 @@ def table(files: Sequence[str], a: Assignment) -> bytes:
 
 
 def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """Rows under a head, as CSV; file names are spelled as the file system does."""
+    """Rows under a header, as CSV; file names keep the bytes they have on disk."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([head, *rows])
@@ -35,7 +35,7 @@ def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 
 
 def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
-    """The named columns of a CSV file. Raises FileNotFoundError, and ValueError without them."""
+    """The named columns of a CSV file. Raises FileNotFoundError, or ValueError if one is absent."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except FileNotFoundError as error:
@@ -52,10 +52,10 @@ def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
 def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     """ACC, NMI, ARI and purity of `assignments.csv`, and how many of its rows were compared.
 
-    labels: a CSV file with the columns file and label, of which files that the run does not know
-    and empty labels are left out; a .npy file with one label for each row; or "folders": an
-    image's label is the name of the folder that it lies in. Raises ValueError when no file has a
-    label, or one has two, and where a .npy file does not fit.
+    labels: a CSV file with the columns file and label, where files unknown to the run and empty
+    labels are skipped; a .npy file with one label per row; or "folders": an image's label is the
+    name of its folder. Raises ValueError when no file has a label, one has two, or a .npy file has
+    the wrong shape.
     """
     rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
     if str(labels) == "folders":
@@ -63,7 +63,7 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     elif str(labels).endswith(".npy"):
         values = np.load(labels, allow_pickle=False)
         if values.shape != (len(rows),):
-            raise ValueError(f"labels must be ({len(rows)},), one a row; got {values.shape}")
+            raise ValueError(f"labels must be ({len(rows)},), one per row; got {values.shape}")
         given = [(file, str(label)) for (file, _), label in zip(rows, values.tolist())]
     else:
         given = [(file, label) for file, label in read_csv(labels, "file", "label")]
@@ -71,7 +71,7 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     known = dict(pairs)
     if len(pairs) > len(known):
         twice = next(file for file, label in sorted(pairs) if known[file] != label)
-        raise ValueError(f"labels must give a file one label; {twice!r} has several")
+        raise ValueError(f"labels must give each file one label; {twice!r} has several")
     both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
     if not both:
         raise ValueError(f"labels must name files of the run; none of {len(known)} does")

@@ -3,7 +3,7 @@
     dcl list                                        the methods
     dcl fit scan --data ./photos --clusters 20 --out runs/photos
     dcl predict runs/photos ./new-photos            which cluster is a new image in?
-    dcl report runs/photos                          the page again
+    dcl report runs/photos                          write the report again
     dcl evaluate runs/photos --labels labels.csv    against labels that you have after all
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
@@ -12,9 +12,9 @@
 vectors.npy holds floats (N,d). `dcl COMMAND --help` explains a command, `dcl fit METHOD --help`
 every setting of a method. On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
 
-Exit codes: 0 done; 2 what was asked for cannot be done, and the message says why; 3 done, but a
-warning light is on in the report; 130 interrupted, and `dcl resume` goes on. torchrun ends with 0
-also for 3, and with 1 for all others.
+Exit codes: 0 done; 2 the request cannot be carried out, and the message says why; 3 done, but a
+warning light is on in the report; 130 interrupted, `dcl resume` continues. Under torchrun 3 becomes
+0, and every other failure 1.
 """
 
 import os
@@ -39,7 +39,7 @@ from dcl.runtime.files import write_atomic
 
 
 def resume(out: Positional[Path]) -> int:
-    """Go on with an interrupted run, where its last whole epoch ended.
+    """Continue an interrupted run after its last complete epoch.
 
     Args:
         out: The run folder.
@@ -57,29 +57,29 @@ def predict(
 ) -> int:
     """The clusters of new images, as CSV: file, cluster, confidence, distance to the prototype.
 
-    A large distance means: like nothing in the training, however high the confidence.
+    A large distance means: unlike anything in the training set, however high the confidence.
 
     Args:
         folder: The run folder, or a network in the package (dcl list names them).
-        data: A folder of images, the name of a set, or a .npy file, as in training.
-        out: A file to write; else the lines go to the standard output.
-        split: Part of a set that has parts.
+        data: A folder of images, the name of a data set, or a .npy file, as in training.
+        out: The file to write; by default the lines go to standard output.
+        split: Of a data set that has several: train, test, train+test.
         device: auto, cpu, cuda.
     """
     if out and out.exists() and not out.is_file():
-        raise ValueError(f"out must be a file, or a place for one; got {str(out)!r}")
+        raise ValueError(f"out must be the path of a file; got {str(out)!r}")
     clusters = run.clusters(folder, device=device)
     if clusters.vectors != is_vectors(data):
         kind = "a .npy file of vectors (N,d)" if clusters.vectors else "images"
         raise ValueError(f"data must be {kind}, as in training; got {data!r}")
-    *_, height, width = 0, *clusters.shape  # (d,) of vectors, which have no side
+    *_, height, width = 0, *clusters.shape  # (d,) for vectors, which have no side
     new = Source(data, split, height if height == width else 0).load()
     found = clusters.assign(new.images.to(pick_device(device)))
     for file, reason in new.skipped or ():
         say(f"skipped {file}: {reason}")
     lines = assignments.table(assignments.names(new), found)
     if out and dist.rank() == 0:
-        write_atomic(out.resolve(), lines)  # through a link, not in its place
+        write_atomic(out.resolve(), lines)  # follows a link instead of replacing it
     elif not out:
         sys.stdout.buffer.write(lines)
         sys.stdout.flush()
@@ -87,7 +87,7 @@ def predict(
 
 
 def report(folder: Positional[Path], device: str = "auto") -> int:
-    """Make report.html again, from the trained network and the images.
+    """Write report.html again, from the trained network and the images.
 
     Args:
         folder: The run folder.
@@ -98,14 +98,14 @@ def report(folder: Positional[Path], device: str = "auto") -> int:
 
 
 def evaluate(folder: Positional[Path], labels: str) -> int:
-    """ACC, NMI, ARI and purity of a run against labels; they were not used before.
+    """ACC, NMI, ARI and purity of a run against labels, which training never saw.
 
-    In a CSV file the columns are file and label; file is the number of the row, from 0, where
-    there are no files. A .npy file has a label for each row.
+    A CSV file has the columns file and label; without files, file is the row number, from 0. A
+    .npy file has one label per row.
 
     Args:
         folder: The run folder.
-        labels: A CSV file, a .npy file, or folders: the folder of each image.
+        labels: A CSV file, a .npy file, or the word folders: an image's label is its folder's name.
     """
     for name, value in assignments.evaluate(folder, labels).items():
         print(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}")
@@ -122,16 +122,16 @@ def choose_k(
     seed: int = 0,
     device: str = "auto",
 ) -> int:
-    """How many clusters? A sweep of k-means on fixed features, and how sure it is.
+    """How many clusters? A sweep of k-means on fixed features, and how clear its answer is.
 
     Args:
-        data: A folder of images, a set's name, a .npy file, or a run folder (its features).
+        data: A folder of images, a data set's name, a .npy file, or a run folder (its features).
         encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
-        size: Side in pixels to which images are brought.
-        split: Part of a set that has parts.
-        limit: So many images at most, chosen at random; 0: all.
-        most: The largest number that is tried.
-        seed: Of the resampling.
+        size: Images are resized to this many pixels a side.
+        split: Of a data set that has several: train, test, train+test.
+        limit: Use at most this many images, chosen at random; 0: all.
+        most: The largest number of clusters to try.
+        seed: Seed of the resampling.
         device: auto, cpu, cuda.
     """
     print(run.choose(data, encoder, size, split, limit, most, seed, device))
@@ -167,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _main(list(sys.argv[1:] if args is None else args))
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`, which has read enough; nor may the end of Python fail
+    except BrokenPipeError:  # `| head` has read enough; Python's flush at exit must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
@@ -200,5 +200,5 @@ def _main(args: list[str]) -> int:
 
 
 def _unless_launched(code: int) -> int:
-    # torchrun takes every code but 0 for a process that has died
+    # to torchrun every code but 0 is a process that has died
     return OK if code == WARNING and dist.launched() else code

@@ -1,4 +1,4 @@
-"""`dcl fit METHOD`: the arguments, every setting of the method, and what is told at the end."""
+"""`dcl fit METHOD`: the arguments, every setting of the method, and the summary at the end."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
 
-SMALLEST = 8  # pixels: of fewer the networks leave none
+SMALLEST = 8  # pixels: the networks would downsample fewer to nothing
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -32,24 +32,24 @@ class Fit:
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
-    """How many clusters; 0: as many as the recipe says. Unsure? dcl choose-k."""
+    """The number of clusters; 0: the recipe's. Unsure? dcl choose-k."""
     recipe: str = "auto"
-    """The recipe that the settings below start from. auto: that of the data set, or of the most
-    similar one; with an encoder frozen, where the method has it; for photographs cifar10 on a GPU
-    and photos, a small network, on a CPU."""
+    """The recipe from which the settings below start. auto: the one for the data set, or for the
+    most similar one; with an encoder "frozen", where the method has it; for photographs "cifar10"
+    on a GPU and "photos", a small network, on a CPU."""
     encoder: str = ""
-    """A network that already sees, such as resnet50 or resnet50:weights.pth. For a few hundred or
-    thousand photographs nothing trained from scratch is good. It is fine-tuned, unless the
-    recipe is frozen: then heads are trained on its features."""
+    """A pretrained network, such as resnet50 or resnet50:weights.pth. A few hundred or thousand
+    photographs are too few to train from scratch. It is fine-tuned, unless the recipe is frozen:
+    then only heads are trained, on its features."""
     size: int = 0
-    """Side in pixels to which images are brought. 0: 224 with an encoder, else 32; a named set
-    keeps its own."""
+    """Images are resized to this many pixels a side. 0: 224 with an encoder, else 32; a named data
+    set keeps its own size."""
     split: str = ""
-    """Part of a set that has parts: train, test, train+test."""
+    """Of a data set that has several: train, test, train+test."""
     limit: int = 0
-    """So many images at most, chosen at random; 0: all."""
+    """Use at most this many images, chosen at random; 0: all."""
     epochs: int = 0
-    """Epochs of every stage; 0: as the recipe says."""
+    """Epochs of every stage; 0: the recipe's."""
     seed: int = 0
     """The same seed on the same machine gives the same clusters."""
     device: str = "auto"
@@ -62,7 +62,7 @@ def fit(args: Sequence[str]) -> int:
     """Cluster images: dcl fit METHOD --data ./photos --clusters 20 --out runs/photos."""
     known = methods.methods()
     if not args or args[0] in ("-h", "--help"):
-        print(fit.__doc__, f"\nMETHOD is one of {', '.join(known)}; dcl list tells them apart,")
+        print(fit.__doc__, f"\nMETHOD is one of {', '.join(known)}; dcl list describes them,")
         print("dcl fit METHOD --help shows every setting.")
         return OK if args else IMPOSSIBLE
     name, rest = args[0], [*args[1:]]
@@ -115,12 +115,12 @@ def _writable(out: Path) -> Path:
     there = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK):
         link = f" but a link to {os.path.realpath(there)!r}" if there.is_symlink() else ""
-        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is none{link}")
+        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is not{link}")
     return out
 
 
 def peek(args: Sequence[str], flag: str, default: str = "") -> str:
-    """The value of a flag that decides about the defaults of the others."""
+    """The value of a flag on which the defaults of the others depend."""
     found = default
     for arg, after in zip(args, [*args[1:], default]):
         if arg.startswith(flag + "="):
@@ -138,8 +138,8 @@ def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple
     settings = ("config", module.Config, field(default_factory=lambda: config))
     whole = make_dataclass("Fit", [settings], bases=(Fit,), kw_only=True)
     title = (module.__doc__ or "").split("\n")[0]
-    text = f"{title}\n\nSettings of the method begin with --config; shown is recipe {chosen!r}."
-    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the kind that the recipe has
+    text = f"{title}\n\nThe method's settings begin with --config; defaults: recipe {chosen!r}."
+    # a pretext that may be of two kinds (RotNet or SimCLR) keeps the recipe's kind
     keep = (tyro.conf.AvoidSubcommands,)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate subcommand name")
@@ -155,14 +155,14 @@ def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple
 
 
 def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object]) -> int:
-    """Do the work of a run, with a bar; returns the exit code."""
+    """Do the work of a run, with a progress bar; returns the exit code."""
     bar = Bar(epochs_of(config, pretext))
     bar.skip(len(read_log(out / "log.jsonl")))
     try:
         work(bar)
     except KeyboardInterrupt:
         bar.close()
-        say(f"interrupted; this goes on: dcl resume {out}")
+        say(f"interrupted; to continue: dcl resume {out}")
         return INTERRUPTED
     finally:
         bar.close()
@@ -170,7 +170,7 @@ def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object])
 
 
 def tell(out: Path) -> int:
-    """The sizes of the clusters and the warning lights, from what the run has left."""
+    """Print the cluster sizes and warning lights of a finished run; returns the exit code."""
     if dist.rank():
         return OK
     lines, lights = run.summary(out)

@@ -1,4 +1,4 @@
-"""Trained clusters to take along: one safetensors file, read without running any code from it."""
+"""Trained clusters as one safetensors file, which is read without running any code from it."""
 
 import copy
 import hashlib
@@ -23,33 +23,33 @@ from dcl.train import Objective, extract
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights
 WEIGHTS = Path(dcl.__file__).resolve().parent / "weights"
-"""Small trained networks; the recorded result of the same name says what each is."""
+"""Small trained networks; the recorded result of the same name describes each."""
 
 
 class Assignment(NamedTuple):
-    """Where images, or vectors, belong."""
+    """The clusters of images, or of vectors."""
 
     clusters: Tensor  # (N,) int64
     confidence: Tensor  # (N,) the probability of that cluster, 1/K to 1
     distance: Tensor  # (N,) 1 - cosine to the cluster's prototype, 0 to 2
     probabilities: Tensor  # (N,K)
-    vectors: Tensor  # (N,D) what is clustered
+    vectors: Tensor  # (N,D) the embeddings, which are clustered
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """A fitted model and what it takes to use it again. Chapter: your-images."""
+    """A fitted model, with all that is needed to use it again. Chapter: your-images."""
 
     model: Objective
     method: str
     config: Any
     shape: tuple[int, ...]
-    """(C,H,W) of the images it was trained on, and of those that it can assign; (d,) of vectors."""
+    """(C,H,W) of the images it was trained on, and can assign; (d,) for vectors."""
     encoder: str = ""
     """Empty: the method's own; else the architecture of `dcl.nets.pretrained`, as name@size;
-    "module" for a network that came from Python."""
+    "module" for a torch module of your own."""
     prototypes: Tensor = torch.empty(0)
-    """(K,D) of length 1: the embedding of the image that stands for each cluster."""
+    """(K,D), unit vectors: the embedding of each cluster's prototype, which is an image."""
 
     @property
     def n_clusters(self) -> int:
@@ -58,14 +58,14 @@ class Clusters:
 
     @property
     def vectors(self) -> bool:
-        """Whether it was trained on vectors (N,d), and no images."""
+        """Whether it was trained on vectors (N,d), not on images."""
         return len(self.shape) == 1
 
     def assign(self, images: Tensor) -> Assignment:
         """Cluster, confidence and distance of images uint8 (N,C,H,W), on the CPU.
 
-        Of vectors, float32 (N,d), where these were trained on. Raises ValueError for another
-        kind, or when they have another (C,H,W) or (d,) than in training.
+        Or of vectors, float32 (N,d), if it was trained on vectors. Raises ValueError when dtype,
+        (C,H,W) or (d,) differ from those in training.
         """
         kind, name = (torch.float32, "vectors") if self.vectors else (torch.uint8, "images")
         if tuple(images.shape[1:]) != self.shape or images.dtype != kind:
@@ -85,7 +85,7 @@ class Clusters:
         return Assignment(clusters, confidence, distance.clamp(min=0), p, z)
 
     def save(self, path: str | Path, **more: str) -> None:
-        """Write everything into one safetensors file, atomically; `more` into its description."""
+        """Write everything into one safetensors file, atomically; `more` goes into its metadata."""
         from safetensors.torch import save
 
         state = {
@@ -107,11 +107,11 @@ class Clusters:
     def load(
         cls, path: str | Path, *, encoder: nn.Module | None = None, checksum: str | None = None
     ) -> "Clusters":
-        """Read what `save` wrote, or a network of `shipped` by its name. Nothing in it is run.
+        """Read what `save` wrote, or a network in the package by name (`shipped`). Runs no code.
 
-        `encoder`: the network that was handed to `fit`, where it was one of your own; checksum: the
-        file's sha256, of one that came over a network; recorded results tell it ("weights").
-        Raises FileNotFoundError, and ValueError for a file that is damaged or is something else.
+        `encoder`: the network that was passed to `fit`, if it was your own; checksum: the sha256
+        that the file must have, such as the "weights" of a recorded result. Raises
+        FileNotFoundError, and ValueError for a file that is damaged or of another kind.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -146,20 +146,20 @@ class Clusters:
         like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
         model: Objective = module.model(like, config, copy.deepcopy(encoder))
         prototypes = tensors.pop(PROTOTYPES)
-        if "centroids" in tensors:  # their name until the networks of November 2026
+        if "centroids" in tensors:  # their name in networks before November 2026
             tensors["clusters.centroids"] = tensors.pop("centroids")
         own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {
             *model.transient
         }
         if own != tensors.keys():
             raise ValueError(
-                f"path must fit its own description; {path} lacks {sorted(own - tensors.keys())} "
+                f"path must fit its own metadata; {path} lacks {sorted(own - tensors.keys())} "
                 f"and has {sorted(tensors.keys() - own)} too many"
             )
         try:
             model.load_state_dict(tensors, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"path must fit its own description; {path}: {error}") from error
+            raise ValueError(f"path must fit its own metadata; {path}: {error}") from error
         model.requires_grad_(False).eval()
         return cls(model, about["method"], config, shape, about["encoder"], prototypes)
 
@@ -178,7 +178,7 @@ def sha256(path: str | Path) -> str:
 def fitted(
     model: Objective, name: str, images: Tensor, encoder: str = ""
 ) -> tuple[Clusters, Assignment]:
-    """A model that `fit` has returned as `Clusters`, and where the images it was trained on belong.
+    """A model that `fit` has returned as `Clusters`, and the assignment of its training images.
 
     Uses no labels. `encoder` as in `Clusters`.
     """

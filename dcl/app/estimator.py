@@ -1,4 +1,4 @@
-"""The methods behind the interface that users of scikit-learn can guess."""
+"""The methods as an estimator of scikit-learn."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +25,18 @@ from dcl.runtime.device import pick_device
 class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
     """Deep clustering as an estimator: fit, predict, transform, score, save, load.
 
-    Images, X everywhere: uint8 arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3;
-    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`. Vectors, for methods
-    that take them (method="dec"): floats (N,d) of any range, taken as they are, or the path of a
-    .npy file of such. Whole numbers (N,d) are refused: pixels would have to be divided by 255, or
-    given as images, counts and categories scaled in a way that only you know.
+    X is images everywhere: uint8 arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3;
+    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`. Or vectors, for methods
+    that take them (method="dec"): floats (N,d) of any range, used as they are, or the path of a
+    .npy file of them. Integers (N,d) are refused: divide pixels by 255 or give them as images, and
+    scale counts and categories as their meaning demands.
 
-    Parameters: method, a file of `dcl.methods`; n_clusters; recipe, its name: "auto" is frozen
+    Parameters: method, a module of `dcl.methods`; n_clusters; recipe, its name: "auto" is frozen
     with an encoder where the method has it, else cifar10 on a GPU and photos on a CPU; encoder, a
-    name for `dcl.nets.pretrained` or a torch module; size, the side in pixels to which a folder's
-    images are brought (None: 224 with an encoder, else 32); epochs of every stage (None: the
-    recipe's); config, a whole Config that replaces recipe and epochs; device; random_state, an
-    integer; run_dir, a folder in which an interrupted fit goes on and the report is left.
+    name for `dcl.nets.pretrained` or a torch module; size, in pixels, to which a folder's images
+    are resized (None: 224 with an encoder, else 32); epochs of every stage (None: the recipe's);
+    config, a whole Config that replaces recipe and epochs; device; random_state, an integer;
+    run_dir, a run folder, from which an interrupted fit resumes.
 
     After fit: ``labels_`` (N,) int, ``probabilities_`` (N,K), ``n_features_in_`` (numbers per
     image, or d), ``clusters_`` (`dcl.app.clusters.Clusters`). Labels never enter fit; y is there
@@ -70,7 +70,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Cluster images or vectors. Raises TypeError or ValueError naming the parameter."""
-        methods.method(self.method)  # which names the known ones
+        methods.method(self.method)  # its error names the known ones
         data, name = self._data(X), self.recipe
         if name == "auto":
             place, learned = pick_device(self.device).type, bool(self.encoder)
@@ -93,11 +93,11 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         return self._assign(X).clusters.numpy()
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (N,K); only SCAN's and LSD-C's heads were trained to give them."""
+        """Probabilities (N,K); only the heads of SCAN and LSD-C are trained to predict them."""
         return self._assign(X).probabilities.numpy()
 
     def transform(self, X: Any) -> np.ndarray:
-        """The vectors (N,D) that are clustered."""
+        """The embeddings (N,D), which are clustered."""
         return self._assign(X).vectors.numpy()
 
     def score(self, X: Any, y: Any) -> float:
@@ -145,7 +145,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
 def images_of(X: Any) -> Tensor:
     """Arrays or tensors as uint8 (N,C,H,W), or as float32 vectors (N,d): see `DeepClusterer`.
 
-    Raises TypeError for other kinds of numbers, ValueError for other shapes and ranges.
+    Raises TypeError for other dtypes, ValueError for other shapes and ranges.
     """
     if np.ndim(X) == 2:
         return vectors_of(X)

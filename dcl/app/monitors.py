@@ -1,4 +1,4 @@
-"""What is told after each epoch: the log, the time left, curves for TensorBoard."""
+"""Monitors, called after each epoch: the log, the time left, curves for TensorBoard."""
 
 import importlib.util
 import json
@@ -21,9 +21,9 @@ class Log:
 
     `also(objective)` returns further numbers to show, such as the accuracy against labels that
     the caller holds and `fit` never sees; it is called on the printed epochs only. every: 0 prints
-    nothing. With `run_dir` the history is kept in its file `name`, one JSON line for each epoch in
-    the order of training, and that of an interrupted run goes on: an epoch that is trained again,
-    after a crash, replaces its line.
+    nothing. With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the
+    order of training, and a resumed run continues it: an epoch that is trained again, after a
+    crash, replaces its line.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Log:
         kept = read_log(self.path) if self.path else []
         self.rows = {(row["stage"], row["epoch"]): row for row in kept}
         self.before = sum(row["seconds"] for row in kept)
-        """Seconds of the epochs that were in `run_dir`, trained by an earlier process."""
+        """Seconds of the epochs already in `run_dir`, trained by an earlier process."""
         self.started = time.perf_counter()
 
     @property
@@ -69,9 +69,9 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[Row]:
-    """The lines of a log, one dict for each epoch; none when there is no such file.
+    """The lines of a log, one dict per epoch; none when there is no such file.
 
-    Raises ValueError for a file that is something else.
+    Raises ValueError for a file of another kind.
     """
     lines = Path(path).read_text().splitlines() if Path(path).exists() else []
     try:
@@ -80,7 +80,7 @@ def read_log(path: str | Path) -> list[Row]:
             raise ValueError("an epoch lacks its stage, number or loss")
         return rows
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must have one JSON object a line; {error}: remove it") from error
+        raise ValueError(f"{path} must be one JSON object per line; {error}: remove it") from error
 
 
 def all_of(*monitors: Monitor | None) -> Monitor:
@@ -103,13 +103,13 @@ class Bar:
     def __call__(
         self, stage: str, epoch: int, objective: Objective, losses: dict[str, float]
     ) -> None:
-        """One epoch on."""
+        """Advance by one epoch."""
         self.bar.set_description(stage)
         self.bar.set_postfix(loss=f"{losses['loss']:.3f}")
         self.bar.update()
 
     def skip(self, epochs: int) -> None:
-        """Epochs that an earlier process has done."""
+        """Count epochs that an earlier process has trained."""
         self.bar.update(epochs)
         self.bar.unpause()
 
@@ -124,7 +124,7 @@ class Reading:
     bar: Any = None
 
     def __call__(self, done: int, of: int) -> None:
-        """`done` files have been read, `of` there are."""
+        """`done` files have been read, out of `of`."""
         if self.bar is None:
             self.bar = _bar(of, "image")
             self.bar.set_description("reading")
@@ -141,7 +141,7 @@ def _bar(total: int, unit: str) -> Any:
 
 
 def tensorboard(folder: Path) -> Monitor:
-    """A monitor that writes each loss as a curve for TensorBoard. ValueError without it."""
+    """A monitor that writes each loss as a curve. Raises ValueError if TensorBoard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard must be installed for --tensorboard: pip install tensorboard")
     from torch.utils.tensorboard import SummaryWriter

@@ -44,12 +44,12 @@ def report(
     about: Mapping[str, Any] | None = None,
     own_advice: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one HTML page, atomically, and return its path. It asks for nothing from elsewhere.
+    """Write one HTML page, atomically, and return its path. The page loads nothing else.
 
     images uint8 (N,C,H,W), of which only the rows that are drawn are read, so a memory map will do;
-    or vectors, float32 (N,d), of which tables take the place of pictures; probabilities (N,K) with
-    rows that sum to 1; features (N,D); files: N names, else images go by their number; log: one
-    mapping per epoch; about: facts for a table; own_advice: what the method adds to
+    or vectors, float32 (N,d), shown in tables instead of pictures; probabilities (N,K) with rows
+    that sum to 1; features (N,D); files: N names, else images go by number; log: one mapping per
+    epoch; about: facts for a table; own_advice: what the method adds to
     `dcl.measure.health.ADVICE`. Every text is escaped. Raises ValueError for other
     shapes and lengths, TypeError for other vectors. Chapter: your-images.
     """
@@ -96,7 +96,7 @@ def report(
 
 
 def _printable(value: object) -> object:
-    """Any value of the page, with what cannot be printed written out; its own HTML stays."""
+    """A value of the page, its unprintable characters written as escapes; the page's HTML stays."""
     if isinstance(value, Markup) or str(value).isprintable():
         return value
     joiners = "\u200c\u200d"  # part of correct spelling in several scripts
@@ -119,7 +119,7 @@ def _drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
     import matplotlib.pyplot as plt
 
     data = io.BytesIO()
-    if size:  # of the chapters' figures, so that words stay large on a telephone
+    if size:  # smaller than in the chapters, so that words stay legible on a telephone
         drawing.set_size_inches(*size)
     drawing.savefig(data, format="png", dpi=150)
     plt.close(drawing)
@@ -127,14 +127,14 @@ def _drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
 
 
 def confidence_histogram(probabilities: Tensor, noun: str = "image") -> Any:
-    """How sure each assignment is: a histogram of the largest of each row's (N,K) numbers."""
+    """A histogram of confidence, the largest probability of each row (N,K)."""
     p = probabilities.float().numpy()
     drawing, axes = plots.canvas(1, 1, (6.0, 2.4))
     ax = axes[0, 0]
     ax.hist(p.max(1), bins=25, range=(0, 1), rwidth=0.9, color=plots.COLOURS[0])
     ax.axvline(1 / p.shape[1], color=plots.COLOURS[5], linestyle="--", linewidth=1.2)
     ax.set_xlim(0, 1)
-    ax.set_xlabel(f"largest probability (dashed: 1/{p.shape[1]}, a guess)")
+    ax.set_xlabel(f"largest probability (dashed: uniform, 1/{p.shape[1]})")
     ax.set_ylabel(f"{noun}s")
     return drawing
 

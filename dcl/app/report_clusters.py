@@ -13,13 +13,13 @@ from dcl.measure.baselines import prototypes
 from dcl.measure.health import Health
 
 SECTIONS = 100
-"""Clusters that get a section, the largest ones; the others are only listed."""
+"""How many clusters, the largest, get a section; the others are only listed."""
 
 PICTURES, ROWS = 8, 10
 """How many typical images, or vectors, a section shows, and as many doubtful ones."""
 
 APART = 5
-"""Columns of the vectors that are named for what sets a cluster apart."""
+"""How many columns of the vectors are named that set a cluster apart."""
 
 
 class Cluster(NamedTuple):
@@ -29,11 +29,11 @@ class Cluster(NamedTuple):
     size: int
     confidence: float  # mean over the members
     prototype: int
-    typical: list[int]  # the surest images but for the prototype; the vectors nearest to it
-    doubtful: list[int]  # of the other members the least sure, the least first
-    sheet: list[int]  # members evenly spaced from sure to unsure
+    typical: list[int]  # the most confident images besides the prototype; the vectors nearest to it
+    doubtful: list[int]  # the least confident of the other members, in rising order
+    sheet: list[int]  # members evenly spaced from the most to the least confident
     distance: dict[int, float]  # vectors: of each member to the prototype, by cosine
-    apart: list[tuple[int, float]]  # vectors: column, deviations of its mean from that of all
+    apart: list[tuple[int, float]]  # vectors: column, its mean minus the overall one, in deviations
 
 
 def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
@@ -60,7 +60,7 @@ def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
             away = (1 - unit @ F.normalize(z[prototype].float(), dim=0)).clamp(min=0)
             typical = [members[i] for i in away.argsort(stable=True).tolist()][:most]
             distance = dict(zip(members, away.tolist()))
-            # a column of equal numbers tells nothing apart
+            # a constant column sets nothing apart
             shift = torch.where(deviation > 0, (images[members].mean(0) - mean) / deviation, 0.0)
             first = shift.abs().argsort(descending=True, stable=True)[:APART].tolist()
             apart = [(column, float(shift[column])) for column in first]
@@ -74,14 +74,14 @@ def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
 
 
 class Picture(NamedTuple):
-    """A picture that stands in the page itself, and its width there in pixels."""
+    """A picture embedded in the page, and its width there in pixels."""
 
     uri: str
     width: int
 
 
 def picture(data: io.BytesIO, kind: str, width: int) -> Picture:
-    """The bytes of a picture, png or jpeg, written as an address that needs no file."""
+    """The bytes of a picture, png or jpeg, as a data URI."""
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", width)
 
 
@@ -90,8 +90,8 @@ def contact_sheet(
 ) -> Picture:
     """Rows of images uint8 (N,C,H,W) as one picture.
 
-    Each is kept at its size, or made smaller until its longer side has `most` pixels; on the page
-    it is `show` pixels wide. Grey sets become PNG, colours JPEG.
+    Each keeps its size, or is shrunk until its longer side has `most` pixels; on the page it is
+    `show` pixels wide. Grey images become PNG, colour images JPEG.
     """
     from PIL import Image
 

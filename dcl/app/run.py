@@ -1,8 +1,8 @@
 """A run folder: what a fit leaves behind, and everything that starts from it.
 
     config.json        settings, data and checksum of the run
-    log.jsonl          one line for each epoch
-    checkpoint/        where an interrupted run goes on
+    log.jsonl          one line per epoch
+    checkpoint/        from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why
@@ -58,13 +58,13 @@ def fit(
     device: str = "auto",
     monitor: Monitor | None = None,
 ) -> tuple[Clusters, Assignment]:
-    """Cluster images or vectors and leave a run folder at `out`; go on with the one that is there.
+    """Cluster images or vectors and leave a run folder at `out`; resume the run that is there.
 
-    method: a file of `dcl.methods`, `config` its Config; source: where the data came from, for
+    method: a module of `dcl.methods`, `config` its Config; source: where the data came from, for
     `resume`; encoder: a name for `dcl.nets.pretrained.pretrained`, or a module that maps images to
-    (B,D). Without `out` nothing is written. Labels that the data have are not used. Raises
-    ValueError when a method that needs images gets vectors, or `out` holds a run of other settings
-    or other images; RuntimeError when another process writes into it. Chapter: your-images.
+    (B,D). Without `out` nothing is written. Labels in the data are not used. Raises ValueError
+    when a method that needs images gets vectors, or `out` holds a run with other settings or
+    images; RuntimeError when another process is writing to it. Chapter: your-images.
     """
     module = methods.method(method)
     if data.vectors:
@@ -100,8 +100,8 @@ def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, st
     if not encoder:
         return None, "", ""
     if data.vectors:
-        raise ValueError(f"encoder must be a torch module for vectors; {encoder!r} sees images")
-    small = 64  # below, the network sees enlarged images: it has learned from objects of 224 px
+        raise ValueError(f"encoder must be a torch module for vectors; {encoder!r} takes images")
+    small = 64  # smaller images are enlarged: the network was trained on 224 px
     found = pretrained(encoder, size=data.size if data.size >= small else 224)
     return found, f"{found.spec}@{found.size}", encoder
 
@@ -165,23 +165,23 @@ def settings(out: str | Path) -> Settings:
         config = unflat(methods.method(name).Config, inner)
         return Settings(name, source, config, flat["encoder"], kept["device"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or not of a run ({error})") from error
+        raise ValueError(f"{path} is damaged or not a run's ({error})") from error
 
 
 def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters, Assignment]:
-    """Go on with an interrupted run, with the settings and the images that it began with."""
+    """Resume an interrupted run with the settings and images that it started with."""
     s = settings(out)
     if s.encoder.startswith("module") or not s.source.data:
         raise ValueError(
-            "resume needs data and encoder by name; this run began in Python: call "
-            "dcl.app.run.fit again with the same arguments and it goes on"
+            "resume needs data and encoder by name; this run was started from Python: to resume "
+            "it, call dcl.app.run.fit again with the same arguments"
         )
     return fit(s.method, s.source.load(), s.config, out, source=s.source, encoder=s.encoder,
                device=s.device, monitor=monitor)  # fmt: skip
 
 
 def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
-    """The trained model of a run folder, on a device. FileNotFoundError before it is finished.
+    """The trained model of a run folder, on a device. FileNotFoundError if it is unfinished.
 
     `out` may also name a network in the package, see `dcl.app.clusters.shipped`.
     """
@@ -216,12 +216,12 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
 def rewrite(out: str | Path, *, device: str = "auto") -> None:
     """Write the assignments and the report of a finished run again, from its model and images.
 
-    Raises ValueError when they are not the images any more that the run was made from.
+    Raises ValueError when the images are no longer those of the run.
     """
     s, found = settings(out), clusters(out, device=device)
     data = s.source.load()
     kept = json.loads((Path(out) / "config.json").read_bytes())["data"]["checksum"]
-    if replace(data, labels=None).checksum != kept:  # the assignments there would be written over
+    if replace(data, labels=None).checksum != kept:  # or the run's assignments would be overwritten
         raise ValueError(f"data must be the images of the run; {s.source.data} has changed")
     assignment = found.assign(data.images.to(pick_device(device)))
     if dist.rank() == 0:
@@ -233,11 +233,11 @@ def choose(
     data: str, encoder: str = "", size: int = 0, split: str = "", limit: int = 0, most: int = 20,
     seed: int = 0, device: str = "auto",
 ) -> Choice:  # fmt: skip
-    """How many clusters, of a folder, a named set, vectors, or a run folder by what it clusters.
+    """How many clusters are in a folder, a data set, vectors, or the embeddings of a run folder.
 
-    encoder: as in `fit`, its features being computed once and kept below `data_root`; "pixels"; or
-    nothing: then SimCLR is trained twice, on 4,000 images at most, and both embeddings count.
-    Vectors count as they are. Raises as `choose_k`. Chapter: your-images.
+    encoder: as in `fit`, its features being computed once and cached in `data_root`; "pixels"; or
+    empty: then SimCLR is trained twice, on at most 4,000 images, and both embeddings count.
+    Vectors are used as they are. Raises as `choose_k`. Chapter: your-images.
     """
     place = pick_device(device)
     if most < 3:
@@ -249,7 +249,7 @@ def choose(
     learned = encoder not in ("", "pixels")
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)
     images = Source(data, split, side(data, size, learned), most_images).load()
-    if len(images) < (fewest := 6):  # half of them, for 2 and 3
+    if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
         raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
     if learned:
         network, _, _ = _encoder(encoder, images)

@@ -1,4 +1,4 @@
-"""Where the images or vectors of a run come from, so that it can be written down and read again."""
+"""Where the images or vectors of a run come from, in words that a run folder can keep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ def side(data: str, size: int, encoder: bool) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """The images or vectors of a run, by words that can be written down."""
+    """Names the images or vectors of a run."""
 
     data: str
-    """A folder, the name of a set, or a .npy file of vectors."""
+    """A folder, the name of a data set, or a .npy file of vectors."""
     split: str = ""
-    """Empty: the first that there is."""
+    """Empty: the first."""
     size: int = 0
-    """Side in pixels to which images are brought; 0: as they are."""
+    """Images are resized to this many pixels a side; 0: kept as they are."""
     limit: int = 0
-    """So many images at most, a random choice; 0: all."""
+    """At most this many images, chosen at random; 0: all."""
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
-        """The images or vectors. `progress` and what is raised as for `dcl.data.load`."""
+        """The images or vectors. `progress` and errors as in `dcl.data.load`."""
         folder = Path(self.data).expanduser()
         name = f"folder:{folder}" if folder.is_dir() else self.data
         if name not in SPLITS and not name.startswith("folder:") and not is_vectors(name):
             raise ValueError(
-                f"data must be a folder that is there, seen from {str(Path.cwd())!r}, a .npy file "
-                f"of vectors, or the name of a set, {', '.join(SPLITS)}; got {name!r}"
+                f"data must be an existing folder (seen from {str(Path.cwd())!r}), a .npy file of "
+                f"vectors, or the name of a data set, {', '.join(SPLITS)}; got {name!r}"
             )
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0; got {self.limit}")

@@ -1,1 +1,1 @@
-"""Grouping rows: k-means, Sinkhorn, neighbours, pairs."""
+"""Grouping rows: k-means, Sinkhorn, nearest neighbours, pairs."""

@@ -1,14 +1,14 @@
-"""Equal say for clusters of unequal size: by drawing images, or by weighing them."""
+"""Equal weight for clusters of unequal size: by sampling images, or by weighting them."""
 
 import torch
 from torch import Tensor
 
 
 def uniform_order(labels: Tensor) -> Tensor:
-    """Rows (N,) in which each cluster in use of labels (N,) has the same expected share.
+    """Rows (N,) in which each non-empty cluster of labels (N,) has the same expected share.
 
-    From each, N // clusters + 1 rows, with replacement where it has no more than that; shuffled
-    and cut to N. Source: DeepCluster section 3.3, "trivial parametrization". Chapter: deepcluster.
+    From each cluster N // clusters + 1 rows, with replacement if it has no more; shuffled and cut
+    to N. Source: DeepCluster section 3.3, "trivial parametrization". Chapter: deepcluster.
     """
     sizes = [size for size in labels.bincount().tolist() if size]
     each = len(labels) // len(sizes) + 1
@@ -22,10 +22,10 @@ def uniform_order(labels: Tensor) -> Tensor:
 
 
 def cluster_weights(labels: Tensor) -> Tensor:
-    """N / (clusters in use * size of the image's cluster): labels (N,) -> (N,), mean 1.
+    """N / (non-empty clusters * size of the image's cluster): labels (N,) -> (N,), mean 1.
 
     In expectation the same as `uniform_order`. Chapter: deepcluster.
     """
-    # each cluster's size, as `bincount`, which would make the GPU wait in every step
+    # the clusters' sizes, without `bincount`, which would make the GPU wait in every step
     sizes = torch.zeros_like(labels).scatter_add_(0, labels, torch.ones_like(labels))
     return len(labels) / ((sizes > 0).sum() * sizes[labels])

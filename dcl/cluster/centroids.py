@@ -1,4 +1,4 @@
-"""Clusters made of embeddings when training is over: k-means, and who is near which centroid."""
+"""Clusters of the embeddings after training: k-means, and similarity to its centroids."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from dcl.cluster.kmeans import kmeans
 
 
 class Centroids(nn.Module):
-    """K centroids (K,D), spherical or not, of the best of ten starts of k-means."""
+    """K centroids (K,D) of k-means, spherical or not: the best of ten starts."""
 
     centroids: Tensor
 
@@ -23,7 +23,7 @@ class Centroids(nn.Module):
         self.centroids.copy_(found.centroids)
 
     def forward(self, z: Tensor) -> Tensor:
-        """How near rows z (B,D) are to each centroid, (B,K): cosine, or minus squared distance.
+        """Similarity (B,K) of rows z (B,D) to the centroids: cosine, or minus squared distance.
 
         Raises ValueError before `fit`.
         """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dcl.runtime.dist import all_gather_rows, all_sum, shard
 
-BUDGET = 2**22  # entries of the block that is held at once on a CPU, 16 MB; on a GPU 16 times that
+BUDGET = 2**22  # entries of a block held in memory on a CPU, 16 MB; on a GPU 16 times that
 SPLIT = 1 / 1024  # relative perturbation of a split centroid (faiss)
 
 
@@ -30,13 +30,13 @@ def kmeans(
     spherical: bool = False,
     init: str | Tensor = "k-means++",
 ) -> KMeansResult:
-    """Cluster the rows of x; the best of `n_init` starts, each run until assignments stand still.
+    """Cluster the rows of x; the best of `n_init` starts, each run until assignments are stable.
 
     x (N,D) float, finite; computed in float32 on x's device, never holding N x K distances.
     `init`: "k-means++" (greedy, as in scikit-learn), "random" (K different rows) or centroids
-    (K,D). `spherical`: rows and centroids have length 1 and the dot product decides.
+    (K,D). `spherical`: rows and centroids are unit vectors, compared by their dot product.
     An empty cluster takes half of another one (see `split_empty`); clusters can still be empty
-    at the end when x has fewer than K different rows. Randomness: torch's default generator.
+    at the end when x has fewer than K distinct rows. Randomness: torch's default generator.
     Raises ValueError: K outside 2..N, NaN, shapes, unknown init.
     DeepCluster (Caron et al. 2018), Eq. 2; chapters metrics and deepcluster.
     """
@@ -59,8 +59,8 @@ def kmeans(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().float()
         x = F.normalize(x, dim=1) if spherical else x
-        # Distances are differences of large numbers when the data sit far from the origin, so
-        # they are measured from the mean. (The angle of spherical k-means has no such freedom.)
+        # Distances are differences of large numbers when the data are far from the origin, so the
+        # mean is subtracted. (The angles of spherical k-means allow no such shift.)
         origin = x.new_zeros(x.shape[1]) if spherical else x.mean(0)
         best: KMeansResult | None = None
         for _ in range(n_init):
@@ -73,10 +73,10 @@ def kmeans(
 def lloyd(
     x: Tensor, origin: Tensor, k: int, iterations: int, spherical: bool, init: str | Tensor
 ) -> KMeansResult:
-    """One start of `kmeans`: assign and average in turn until the assignment stands still.
+    """One start of `kmeans`: assign and average in turn until the assignments are stable.
 
-    x (N,D) float32 is measured from origin (D,), the centroids returned are not. Several
-    processes share the rows out between them. Source: Lloyd 1982. Chapter: metrics.
+    x (N,D) float32 is relative to origin (D,), the returned centroids are not. Several processes
+    share the rows. Source: Lloyd 1982. Chapter: metrics.
     """
     if isinstance(init, Tensor):
         c = init.to(x) - origin
@@ -103,7 +103,7 @@ def lloyd(
 
 
 def _blocks(x: Tensor, width: int = 0) -> tuple[Tensor, ...]:
-    # rows of x such that block rows x width, or else the block itself, stay within the budget
+    # blocks of rows, so that rows x width, by default the block itself, stays within the budget
     return x.split(max(1, BUDGET * (16 if x.is_cuda else 1) // (width or x.shape[1])))
 
 
@@ -119,8 +119,8 @@ def _assign(x: Tensor, c: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
 
 
 def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
-    # In float64 the order of a GPU's atomic additions does not reach the float32 result, so that
-    # a seed gives the same clusters there too.
+    # In float64 the order of a GPU's atomic additions does not reach the float32 result, so a seed
+    # gives the same clusters there too.
     kind = torch.float64 if x.is_cuda else x.dtype
     total = torch.zeros(len(sizes), x.shape[1], dtype=kind, device=x.device)
     start = 0
@@ -133,8 +133,8 @@ def _means(x: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
 def _plus_plus(x: Tensor, k: int) -> Tensor:
     # Greedy k-means++ (Arthur & Vassilvitskii 2007): draw some rows with probability
     # proportional to the squared distance to the nearest centroid so far, keep the best of them.
-    # Everything is drawn beforehand and on the CPU: the same start on every device, and a GPU
-    # that never waits for the host.
+    # All random numbers are drawn beforehand on the CPU: the same start on every device, and a
+    # GPU that never waits for the host.
     trials = 2 + int(math.log(k))
     first = int(torch.randint(len(x), ()))
     draws = torch.rand(k - 1, trials, dtype=torch.float64).to(x.device)
@@ -157,7 +157,7 @@ def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
 
     centroids (K,D) float, sizes (K,) int. The donor is drawn with probability proportional to
     size - 1; its centroid c is copied, and the two become c(1 + e) and c(1 - e), with e = 1/1024
-    of alternating sign over dimensions. The next assignment decides who goes where.
+    of alternating sign over dimensions. The next assignment divides the points between them.
     faiss's rule; DeepCluster (Caron et al. 2018), section 3.3; chapter deepcluster.
     """
     empty = (sizes == 0).nonzero().flatten().tolist()
@@ -179,7 +179,7 @@ def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
 
 
 def check_finite(x: Tensor, name: str) -> None:
-    """Raise ValueError, naming the tensor of any shape and float dtype, where it is not finite."""
+    """Raise ValueError unless x, of any shape and float dtype, is finite; the error says `name`."""
     # a sum is finite only if all its terms are, and takes a twentieth of the time
     if not (x.sum().isfinite() or x.isfinite().all()):
         raise ValueError(f"{name} must be finite; got NaN or infinity")
@@ -188,9 +188,9 @@ def check_finite(x: Tensor, name: str) -> None:
 def whiten(x: Tensor, dim: int = 256) -> Tensor:
     """PCA-whitened rows of length 1: (N,D) -> (N,d) float32, with d <= dim.
 
-    Centred, rotated to the d largest principal directions, each scaled to variance 1, then each
-    row to length 1. d is smaller than `dim` where the data have fewer directions with variance
-    (at most min(N - 1, D)): look at the returned shape.
+    Centred, projected on the d largest principal directions, each scaled to variance 1, then each
+    row to length 1. d is smaller than `dim` if the data vary in fewer directions (at most
+    min(N - 1, D)).
     Raises ValueError: shapes, NaN, dim < 1, all rows equal.
     DeepCluster (Caron et al. 2018), section 3.3, as in faiss; chapter deepcluster.
     """
@@ -200,10 +200,10 @@ def whiten(x: Tensor, dim: int = 256) -> Tensor:
 
 
 def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
-    """What `whiten` applies, for rows that were not there: mean (D,), directions (D,d) float64.
+    """The transform of `whiten`, to apply to held-out rows: mean (D,), directions (D,d) float64.
 
-    ``(x - mean) @ directions`` has variance 1/N in every direction, as faiss leaves it; with rows
-    scaled to length 1 afterwards that makes no difference. Raises as `whiten`.
+    ``(x - mean) @ directions`` has variance 1/N in every direction, as in faiss; `whiten` then
+    scales rows to length 1, so it makes no difference. Raises as `whiten`.
     """
     if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
         raise ValueError(
@@ -222,8 +222,8 @@ def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
         gram = sum((part @ part.T if wide else part.T @ part for part in parts), zero)
         value, vector = torch.linalg.eigh(gram)  # ascending
         value, vector = value.flip(0)[:dim], vector.flip(1)[:, :dim]
-        # Below float32's resolution a direction is rounding noise, and scaling it to variance 1
-        # would make that noise as loud as the data.
+        # Below float32's resolution a direction is rounding noise, which scaling to variance 1
+        # would amplify to the level of the data.
         keep = value > max(float(value[0]) * 1e-10, len(x) * 1e-14)
         if not keep.any():
             raise ValueError("x must vary; got rows that are all equal")

@@ -8,7 +8,7 @@ from dcl.cluster.kmeans import check_finite
 from dcl.runtime.dist import all_gather_rows, shard
 
 METRICS = ("cosine", "l2")
-BUDGET = 2**22  # scores that are held at once on a CPU, 16 MB; on a GPU 64 times that
+BUDGET = 2**22  # scores held in memory on a CPU, 16 MB; on a GPU 64 times that
 KEYS = 2**16  # keys that are compared at once
 DEEP = 32  # columns of a group in `_largest`
 
@@ -48,7 +48,7 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, metric: str = "cosine") ->
 def mine(z: Tensor, k: int) -> Tensor:
     """The k nearest other rows of each row of z (N,D), by cosine: indices (N,k) int64.
 
-    Several processes share the queries out between them.
+    Several processes share the queries.
     Raises ValueError unless k is between 1 and N - 1. Source: SCAN section 2.1; chapter scan.
     """
     if not 1 <= k < len(z):
@@ -69,7 +69,7 @@ def draw(neighbors: Tensor, i: Tensor) -> Tensor:
 
 
 def agreement(neighbors: Tensor, labels: Tensor) -> float:
-    """Share, 0 to 1, of mined neighbours (N,k) that have the label (N,) of their image.
+    """Fraction, 0 to 1, of mined neighbours (N,k) with the same label (N,) as their image.
 
     A diagnostic: it needs labels and so belongs to the caller, never to `fit`. Chapter scan.
     """
@@ -78,7 +78,7 @@ def agreement(neighbors: Tensor, labels: Tensor) -> float:
 
 
 def _search(q: Tensor, x: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
-    # the k largest of q.x - |x|^2/2, or of q.x, for each query (Q,k), and which keys they are of
+    # the k largest of q.x - |x|^2/2, or of q.x, for each query (Q,k), and the keys' indices
     half = (x * x).sum(1) / 2 if metric == "l2" else None
     rows = BUDGET * (64 if x.is_cuda else 1) // min(len(x), KEYS)
     values, indices = [], []

@@ -1,4 +1,4 @@
-"""Do two images belong together? What LSD-C and DAC ask, scored by cross-entropy."""
+"""Are two images in the same cluster? The pairwise cross-entropy and labels of LSD-C and DAC."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ def pair_loss(
 ) -> Tensor:
     r"""Binary cross-entropy of "the same cluster" over all pairs of rows, a scalar.
 
-    `a` (A,D), `b` (B,D): their dot products :math:`P_{ij} = a_i \cdot b_j` are what is scored.
-    Rows of probabilities (LSD-C) give the probability that two independent draws agree, rows of
-    length 1 without negative numbers (DAC) a cosine. `target` (A,B) in [0,1]; `weights` (A,B),
-    all 1 if missing: with a mean of 1 over the batch a weighted mean, 0 leaves a pair out.
+    `a` (A,D), `b` (B,D): the predictions are their dot products :math:`P_{ij} = a_i \cdot b_j`.
+    For rows of probabilities (LSD-C) that is the probability that two independent draws agree, for
+    non-negative unit vectors (DAC) the cosine. `target` (A,B) in [0,1]; `weights` (A,B), by default
+    all 1: weights with a mean of 1 make a weighted mean, a weight of 0 leaves a pair out.
 
     Sources: LSD-C section 3.1; DAC, its objective. Chapters: lsdc, dac.
     """
-    same = (a @ b.T).clamp(0, 1)  # rounding may lead above 1, and the log to NaN
+    same = (a @ b.T).clamp(0, 1)  # rounding may exceed 1, and the log give NaN
     loss = -(target * (same + eps).log() + (1 - target) * (1 - same + eps).log())
     return (loss if weights is None else weights * loss).mean()
 
@@ -46,14 +46,14 @@ def sne_labels(f: Tensor, threshold: float = 0.01, temperature: float = 1.0) -> 
     squared distance over T squared. Source: LSD-C section 3.1. Chapter: lsdc.
     """
     logits = -(torch.cdist(f, f) ** 2) / temperature**2
-    logits.fill_diagonal_(-torch.inf)  # nobody is its own neighbour
+    logits.fill_diagonal_(-torch.inf)  # no row is its own neighbour
     return ((logits.softmax(1) + logits.softmax(0)) / 2 > threshold).float().fill_diagonal_(1)
 
 
 def knn_labels(f: Tensor, k: int = 20) -> Tensor:
-    """1 where i is near to j *or* j near to i, rows of f (B,D): (B,B) of 0 and 1.
+    """1 where row i of f (B,D) is near row j *or* j is near i: (B,B) of 0 and 1.
 
-    Near: closer than the k-th smallest distance, the own one (0) counted, so k - 2 others.
+    Near: closer than the k-th smallest distance, counting the row itself (0), so k - 2 others.
     Source: LSD-C section 3.1. Chapter: lsdc.
     """
     distance = torch.cdist(f, f).fill_diagonal_(0)

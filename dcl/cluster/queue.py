@@ -1,4 +1,4 @@
-"""The newest embeddings of earlier batches, first in, first out."""
+"""A first-in, first-out queue of embeddings from earlier batches."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from dcl.runtime.dist import all_gather_rows
 class Queue(nn.Module):
     """Rows (A,length,D) of A views, the newest first; every process holds all of them.
 
-    Not averaged, not trained; in a checkpoint, but in published weights only if its owner says so.
+    Not trained; kept in checkpoints, and in published weights unless its owner lists it as
+    `transient`.
     Source: He et al. 2020 (MoCo); SwAV, section 3.1. Chapter: swav.
     """
 
@@ -20,19 +21,19 @@ class Queue(nn.Module):
     def __init__(self, views: int, length: int, dim: int):
         super().__init__()
         self.register_buffer("rows", torch.zeros(views, length, dim))
-        self.filled = 0  # a number of the host: to read a buffer would make the GPU wait
+        self.filled = 0  # on the host: reading a buffer would make the GPU wait
 
     def __len__(self) -> int:
         return self.rows.shape[1]
 
     @property
     def full(self) -> bool:
-        """Whether no row is left of the zeros it began with: counted, not read from the rows."""
+        """Whether rows have replaced all the initial zeros: counted, not read from the rows."""
         return 0 < len(self) <= self.filled
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Put the rows (A,b,D) of this batch, those of all processes, in front."""
+        """Put the batch's rows (A,b,D), gathered from all processes, in front."""
         if not len(self):
             return
         latest = all_gather_rows(rows.detach().transpose(0, 1)).transpose(0, 1)  # (A,B,D)
@@ -40,9 +41,9 @@ class Queue(nn.Module):
         self.filled += latest.shape[1]
 
     def get_extra_state(self) -> dict[str, int]:
-        """How many rows came, for the checkpoint."""
+        """The number of rows pushed, for the checkpoint."""
         return {"filled": self.filled}
 
     def set_extra_state(self, state: Any) -> None:
-        """How many rows came, from the checkpoint."""
+        """The number of rows pushed, from the checkpoint."""
         self.filled = state["filled"]

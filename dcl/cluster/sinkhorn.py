@@ -8,7 +8,7 @@ from dcl.runtime.dist import all_max, all_sum
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft codes that share the batch out evenly over the prototypes.
+    """Soft codes that distribute the batch evenly over the prototypes.
 
     scores (B,K), any float dtype and any finite values; returns (B,K) float32 whose rows sum to 1
     and whose columns sum to about B/K (exactly in the limit of many iterations). No gradient.

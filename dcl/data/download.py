@@ -1,4 +1,4 @@
-"""Where downloads are, and downloading a torchvision set once, checksummed, never half."""
+"""Where downloads are kept, and downloading a torchvision data set once, checked and complete."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where downloads are: root, else $DCL_DATA, else the checkout's data/, else ~/.cache/dcl."""
+    """Download folder: root, else $DCL_DATA, else the checkout's data/, else ~/.cache/dcl."""
     if root or os.environ.get("DCL_DATA"):
         return Path(root or os.environ["DCL_DATA"]).expanduser()
     checkout = Path(__file__).resolve().parents[2]
@@ -20,14 +20,13 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def download(name: str, dataset: Any, root: Path, folder: str) -> None:
-    """Download a set into a temporary folder inside root, then move its files into place.
+    """Download a data set into a temporary folder inside root, then move its files into place.
 
-    dataset: torchvision's class, which knows addresses and checksums; folder: where below root
-    it looks for its files. Each move is a rename, which happens wholly or not at all: an
-    interruption leaves no part of a file, and two processes at once end with the same files.
-    An archive that somebody has put into place by hand is used instead of the network. Raises
-    FileNotFoundError, which says what to do, when there is no network, a checksum is wrong, the
-    disk is full or root can not be written.
+    dataset: torchvision's class, which knows URLs and checksums; folder: where below root it looks
+    for its files. Each move is an atomic rename: an interruption leaves no partial file, and two
+    processes at once end with the same files. An archive already put into place by hand is used
+    instead of the network. Raises FileNotFoundError, which says what to do, when there is no
+    network, a checksum is wrong, the disk is full or root cannot be written to.
     """
     resources = getattr(dataset, "resources", None)  # the MNISTs: one archive for each file
     archives = [f"{folder}/{file}" for file, _ in resources] if resources else [dataset.filename]
@@ -40,7 +39,7 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
                 if (root / archive).is_file():
                     (work / archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(root / archive, work / archive)
-            socket.setdefaulttimeout(30)  # a silent network is no network
+            socket.setdefaulttimeout(30)  # a network that does not answer counts as none
             dataset(work, download=True)
             for file in sorted(work.rglob("*")):
                 place = file.relative_to(work)
@@ -50,11 +49,12 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
         reason = str(error).strip()
         raise FileNotFoundError(
-            f"{name} is not (whole) in {root / folder} and could not be downloaded: {reason}. "
+            f"{name} is missing or incomplete in {root / folder} and could not be downloaded: "
+            f"{reason}. "
             "On a connected machine run\n"
             f"    python -c \"from dcl.data import load; load('{name}', root='somewhere')\"\n"
-            f"and copy somewhere/{folder} to {root / folder}; or, if the files are elsewhere, name "
-            f"the folder that has {folder} in it by the variable DCL_DATA or by root="
+            f"and copy somewhere/{folder} to {root / folder}; or, if the files are elsewhere, set "
+            f"the variable DCL_DATA, or root=, to the folder that contains {folder}"
         ) from error
     finally:
         socket.setdefaulttimeout(patience)

@@ -1,4 +1,4 @@
-"""The images below a folder: their names in order, and what can be refused without opening."""
+"""The images below a folder: their names in order, and those refused without opening them."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ Bad = tuple[str, str]  # a file and the reason, in one line, why it has no image
 
 
 class File(NamedTuple):
-    """A file as the cache knows it: another size or time is another file."""
+    """A file as the cache identifies it: with a new size or time it is a new file."""
 
     name: str
     size: int
@@ -21,7 +21,7 @@ class File(NamedTuple):
 
 
 def listed(top: Path, parts: list[str]) -> tuple[list[File], list[Bad]]:
-    """The images below a folder, sorted part by part, and what can be refused without opening."""
+    """The images below a folder, sorted part by part, and those refused without opening them."""
     files: list[File] = []
     refused: list[Bad] = []
     for part in parts:
@@ -29,11 +29,11 @@ def listed(top: Path, parts: list[str]) -> tuple[list[File], list[Bad]]:
         for name in _names(top / part, refused, top):
             try:
                 info = os.stat(top / name)
-            except OSError as error:  # or a link to itself, or without permission
+            except OSError as error:  # also a link to itself, or no permission
                 refused.append((name, "broken link" if error.errno == 2 else one_line(error)))
                 continue
             if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                refused.append((name, "no file, but a pipe, socket or device"))
+                refused.append((name, "a pipe, socket or device, not a file"))
             elif not info.st_size:
                 refused.append((name, "empty file"))
             elif not os.access(top / name, os.R_OK):
@@ -45,7 +45,7 @@ def listed(top: Path, parts: list[str]) -> tuple[list[File], list[Bad]]:
 
 
 def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
-    """Paths relative to `top` of what looks like an image below `start`, each folder once."""
+    """Paths relative to `top` of image files, by suffix, below `start`, each folder once."""
 
     def relative(path: str) -> str:
         return Path(path).relative_to(top).as_posix()
@@ -83,10 +83,10 @@ def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be written as UTF-8; most are, and stay as they are.
+    """A file name as text that can be written as UTF-8; most names stay as they are.
 
-    Other bytes, such as an accent from another encoding, come from the system as lone surrogates,
-    which no file or page takes: each becomes a backslash, u and four digits.
+    Other bytes, such as an accent in another encoding, come from the system as lone surrogates,
+    which UTF-8 cannot hold: each becomes a backslash, u and four digits.
     """
     return name.encode("utf-8", "backslashreplace").decode()
 

@@ -1,4 +1,4 @@
-"""Images from a folder: every file below it, decoded by a few threads into one uint8 tensor."""
+"""Images from a folder: every image below it, decoded by a few threads into one uint8 tensor."""
 
 import os
 from collections import deque
@@ -17,14 +17,14 @@ from dcl.data import memmap
 from dcl.data.files import ENDINGS, Bad, File, listed, one_line, printable
 
 BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
-Progress = Callable[[int, int], object]  # called with the images done, and all
+Progress = Callable[[int, int], object]  # called with the number of images done, and of all
 
 
 Shape = tuple[int, int, int]
 
 
 class Found(NamedTuple):
-    """What a folder holds. `files` are the images' paths, in their order; `skipped` all others."""
+    """The contents of a folder. `files` are the images' paths, in order; `skipped` all others."""
 
     images: Tensor
     labels: Tensor | None
@@ -44,17 +44,17 @@ def folder(
 ) -> Found:
     """Read images uint8 (N,3,H,W), labels int64 (N,) or None, and the classes' names or None.
 
-    path: a folder; parts: the sub-folders of it to read, one after the other ([""]: itself).
-    Within a part files are sorted by their relative path; what begins with a dot is left out. If
-    every image lies in a sub-folder, these are the classes, sorted by name over all parts.
+    path: a folder; parts: the subfolders to read, one after the other ([""]: the folder itself).
+    Within a part files are sorted by their relative path; hidden files (.name) are left out. If
+    every image lies in a subfolder, the subfolders are the classes, sorted by name over all parts.
 
-    size: resize the shorter side and cut out the centre. Transparent turns white, 16 bits are
-    scaled to 8, photographs stand upright, of an animation comes the first picture.
+    size: resize the shorter side and crop the centre. Transparency becomes white, 16 bits are
+    scaled to 8, EXIF orientation is applied, of an animation the first frame is used.
 
-    Links to files and to folders are followed wherever they lead, but each folder is read once,
-    under its own name where it has one below `path`, and a link to a folder that holds `path` is
-    left alone: loops end. What can not be read is listed in `skipped`, with the reason in a line;
-    what is no text in a name is spelt out there, see `printable`.
+    Links to files and folders are followed wherever they lead, but each folder is read once, under
+    its own name if it lies below `path`, and a link to a folder that contains `path` is skipped,
+    so that loops end. What cannot be read is listed in `skipped`, with the reason in one line;
+    names that are not valid text are escaped, see `printable`.
 
     More than `cache_bytes` of pixels (default `dcl.data.memmap.budget`) are decoded once into a
     file in `place`, see `dcl.data.memmap.stored`. Raises FileNotFoundError without a folder,
@@ -131,7 +131,7 @@ def _blocks(
     refused: list[Bad],
     progress: Progress | None,
 ) -> memmap.Blocks:
-    """Pixels (B,3,H,W) of consecutive files and {file's number: reason} of those without.
+    """Pixels (B,3,H,W) of consecutive files, and {number of the file: why it has none}.
 
     Threads, because PIL decodes without holding Python's lock; as fast as processes (see
     benchmarks/results/memory.json), which would need a guarded main module.
@@ -187,7 +187,7 @@ def decode(path: Path, size: int | None) -> np.ndarray:
                 opened.draft(None, (2 * size, 2 * size))
             opened.load()
             with suppress(Exception):  # a broken tag does not spoil the pixels
-                ImageOps.exif_transpose(opened, in_place=True)  # as the camera was held
+                ImageOps.exif_transpose(opened, in_place=True)
             image: Image.Image = opened
             if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
                 deep = np.asarray(image, np.int64).clip(0, 65535)
@@ -202,6 +202,6 @@ def decode(path: Path, size: int | None) -> np.ndarray:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
     except UnidentifiedImageError as error:
-        raise ValueError("not an image, or of a kind that PIL can not read") from error
+        raise ValueError("not an image, or of a kind that PIL cannot read") from error
     except Exception as error:  # a damaged file makes PIL's readers raise nearly anything
         raise ValueError(one_line(error)) from error

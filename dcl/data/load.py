@@ -1,7 +1,7 @@
-"""Image sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32.
+"""Data sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32.
 
-`load` gives a `Data`: all images of one split in one tensor (N,C,H,W), with labels where the set
-has them, or plain vectors (N,d). Labels are for measuring; no method takes them.
+`load` returns a `Data`: all images of one split in one tensor (N,C,H,W), with labels if the data
+set has them, or plain vectors (N,d). Labels are for evaluation; no method takes them.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the c
 class Data:
     """Images of one split: uint8 (N,C,H,W) with C 1 or 3, labels int64 (N,) or None.
 
-    `images` may also be plain vectors, finite float32 (N,d), which stand wherever images do and
-    are taken as they are, whatever their range. From a folder also `files`, the relative path of
-    each image, and `skipped`, (file, reason) of each that could not be read. Raises TypeError or
+    `images` may also be plain vectors, finite float32 (N,d) of any range, which are accepted
+    wherever images are and used as they are. For a folder also `files`, the relative path of each
+    image, and `skipped`, (file, reason) for each that could not be read. Raises TypeError or
     ValueError for any other dtype, shape or length.
     """
 
@@ -87,7 +87,7 @@ class Data:
 
     @property
     def vectors(self) -> bool:
-        """Whether these are vectors (N,d) and no images: `channels` and `size` are 0 then."""
+        """Whether these are vectors (N,d), not images; `channels` and `size` are 0 then."""
         return self.images.ndim == 2
 
     @property
@@ -116,9 +116,9 @@ class Data:
         return digest.hexdigest()[:16]
 
     def subset(self, n: int, seed: int = 0) -> "Data":
-        """A random n of the images, in the set's order; the labels play no part in the choice.
+        """A random n of the images, in their original order; labels play no part in the choice.
 
-        The n images are copied into memory; all of them are the set itself.
+        The n images are copied into memory; with n = N the data set itself is returned.
         """
         if not 1 <= n <= len(self):
             raise ValueError(f"n must be between 1 and the number of images, {len(self)}; got {n}")
@@ -132,7 +132,7 @@ class Data:
         return replace(self, images=self.images[rows], labels=labels, files=files)
 
     def to(self, device: str | torch.device) -> "Data":
-        """The same set with images and labels on a device."""
+        """The same data set with images and labels on a device."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, images=self.images.to(device), labels=labels)
 
@@ -146,18 +146,18 @@ def load(
     cache_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Data:
-    """Load a set by name, the images below a folder with ``folder:PATH``, or vectors from a file.
+    """Load a data set by name, images below a folder as ``folder:PATH``, or vectors from a file.
 
-    split: one of `SPLITS` (default: the first), which may stand in the name as well, as in
+    split: one of `SPLITS` (default: the first), which may also be part of the name, as in
     ``mnist:train+test``; size: resize to size x size; root: where downloads are, see `data_root`.
     A folder whose decoded images take more than `cache_bytes` (default `dcl.data.memmap.budget`) is
     decoded once into a file below root, and `images` reads from there; progress(done, all) is
     called now and then while a folder is decoded. A name that ends in .npy is a file with one
     array of floats (N,d), which become float32 vectors without labels.
 
-    Raises ValueError for an unknown name or split, and FileNotFoundError where files are missing
-    and can not be downloaded; for a folder see `dcl.data.folder.folder`; of a .npy file also
-    TypeError for other numbers than floats. Sources: data/README.md.
+    Raises ValueError for an unknown name or split, and FileNotFoundError if files are missing and
+    cannot be downloaded; for a folder see `dcl.data.folder.folder`; for a .npy file also TypeError
+    if its numbers are not floats. Sources: data/README.md.
     """
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
@@ -186,7 +186,7 @@ def load(
 
 
 def splits(name: str) -> tuple[str, ...]:
-    """The splits that `load` knows of a name, the default first: one, where the name tells it.
+    """The splits that `load` knows for a name, the default first; just one if the name gives it.
 
     Raises ValueError for an unknown name.
     """
@@ -205,7 +205,7 @@ def splits(name: str) -> tuple[str, ...]:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy a single one
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # cat would copy a single one
 
 
 def _rows(images: Tensor) -> int:
@@ -268,7 +268,7 @@ def _torchvision(name: str, split: str, root: Path) -> Part:
     if name == "cifar10":
         return images, torch.tensor(found.targets), list(found.classes)
     # torchvision keeps only the 100 fine labels; the 20 coarse ones are in the same files, whose
-    # checksums it has just compared
+    # checksums it has just verified
     files = [root / place / file for file in (split, "meta")]
     coarse, meta = (pickle.loads(file.read_bytes(), encoding="latin1") for file in files)
     return images, torch.tensor(coarse["coarse_labels"]), list(meta["coarse_label_names"])

@@ -1,4 +1,4 @@
-"""Decoded images in a file that is read as memory: sets larger than memory, decoded once."""
+"""Decoded images in a memory-mapped file: data sets larger than memory, decoded once."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 1  # of the file and of the decoding: another number, and everything is decoded anew
+VERSION = 1  # of the file format and the decoding: with a new number all images are decoded anew
 BUDGET = 2**30
 Block = tuple[np.ndarray, dict[int, str]]  # images (B,C,H,W), and why some others are missing
 Blocks = Generator[Block, None, None]
@@ -29,7 +29,7 @@ MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by addres
 def budget(given: int | None = None) -> int:
     """Bytes of pixels that are kept in memory: given, else $DCL_CACHE_BYTES, else 1 GiB.
 
-    Raises ValueError for anything but a whole number of at least 0.
+    Raises ValueError for anything but an integer of at least 0.
     """
     name, value = "cache_bytes", BUDGET if given is None else given
     if given is None and (text := os.environ.get("DCL_CACHE_BYTES")):
@@ -48,16 +48,16 @@ def key(*parts: object) -> str:
 def stored(
     place: Path, key: str, size: int, shape: tuple[int, ...], blocks: Blocks
 ) -> tuple[Tensor, dict[int, str]]:
-    """Images uint8 (N,*shape) on top of a file, and the reasons for those that are missing.
+    """Images uint8 (N,*shape), mapped from a file, and the reasons for those that are missing.
 
     Returns what an earlier call left in `place` under the same key, without touching `blocks`;
     else writes their images one after the other, at most `size` bytes. The tensor is an ordinary
-    one: the system brings in what is read and forgets it when memory is short, and what is
-    written to the tensor stays in memory and never reaches the file. A file whose length or
-    CRC-32 is wrong is reported in a warning and made anew. One process writes at a time, the
-    others wait and share the file. Anything in `place` may be deleted between runs.
+    one: the system pages in what is read and drops it when memory is short, and what is written to
+    the tensor stays in memory and never reaches the file. A file whose length or CRC-32 is wrong
+    is reported in a warning and made anew. One process writes at a time, the others wait and share
+    the file. Anything in `place` may be deleted between runs.
 
-    Raises OSError when the file can not be written; then nothing is left of it.
+    Raises OSError when the file cannot be written; then nothing is left of it.
     """
     from filelock import FileLock
 
@@ -66,7 +66,7 @@ def stored(
     try:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / "lock"):
-            for left in place.glob("*.partial"):  # of a process that was killed: the lock is ours
+            for left in place.glob("*.partial"):  # by a process that was killed: we hold the lock
                 left.unlink()
             found = _open(place, key)  # perhaps another process has just made it
             if found is None:
@@ -75,17 +75,17 @@ def stored(
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the decoded images, {size / 2**20:.1f} MiB, can not be kept in {place}: "
-            f"{error.strerror or error}. Make room there, or name another folder by the variable "
-            "DCL_DATA or by root=, or raise cache_bytes to keep them in memory",
+            f"the decoded images, {size / 2**20:.1f} MiB, cannot be kept in {place}: "
+            f"{error.strerror or error}. Make room there, or choose another folder with the "
+            "variable DCL_DATA or root=, or raise cache_bytes to keep them in memory",
         ) from error
     if found is None:
-        raise OSError(errno.EIO, f"what was written to {place / key}.images can not be read back")
+        raise OSError(errno.EIO, f"what was written to {place / key}.images cannot be read back")
     return found
 
 
 def _open(place: Path, key: str) -> tuple[Tensor, dict[int, str]] | None:
-    """What is stored under a key; None when there is nothing, or nothing whole."""
+    """What is stored under a key; None when it is missing or damaged."""
     images, notes = place / f"{key}.images", place / f"{key}.json"
     if not images.exists() or not notes.exists():
         return None
@@ -102,7 +102,7 @@ def _open(place: Path, key: str) -> tuple[Tensor, dict[int, str]] | None:
 
 
 def _crc(path: Path) -> int:
-    """CRC-32 of a file; read, not mapped, so that it costs no resident memory."""
+    """CRC-32 of a file; read, not mapped, so that it uses no resident memory."""
     value = 0
     with path.open("rb") as file:
         while part := file.read(2**22):
@@ -113,8 +113,8 @@ def _crc(path: Path) -> int:
 def _mapped(path: Path) -> np.ndarray:
     """The bytes of a file as a private, writable array: np.memmap's mode "c", of any length.
 
-    Linux refuses a private mapping larger than memory and swap together unless it is told that
-    nobody means to write to all of it.
+    Linux refuses a private mapping larger than memory and swap together unless told to reserve
+    no space for writing to it.
     """
     with path.open("rb") as file:
         if sys.platform == "linux":
@@ -128,11 +128,11 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def forget(images: object) -> None:
-    """Give back the memory that mirrors the file under `stored` images; it is read again at need.
+    """Release the memory that caches the file of `stored` images; it is read again when needed.
 
-    The system would do so when memory is short; a process that reads on and on need not wait for
-    that. Nothing happens for other images, for those that somebody has written to, whose changes
-    are in memory only, and on systems other than Linux.
+    The system would do so when memory is short, but a long-running reader need not wait for that.
+    Does nothing for other images, for images that have been written to (the changes are only in
+    memory), and on systems other than Linux.
     """
     if not (sys.platform == "linux" and isinstance(images, Tensor)) or images.is_cuda:
         return
@@ -153,14 +153,14 @@ def _written(start: int) -> bool:
 
 
 def _write(place: Path, key: str, size: int, shape: tuple[int, ...], blocks: Blocks) -> None:
-    """Write images and notes under temporary names, then rename both: whole, or not at all."""
+    """Write images and notes under temporary names, then rename both: all or nothing."""
     if (free := shutil.disk_usage(place).free) < size:
         raise OSError(errno.ENOSPC, f"only {free / 2**20:.1f} MiB are free")
     images, notes = place / f"{key}.images.partial", place / f"{key}.json.partial"
     crc, n = 0, 0
     reasons: dict[int, str] = {}
     try:
-        # written, not mapped: a full disk is then an error and not the end of the process
+        # written, not mapped: a full disk then raises an error instead of killing the process
         with closing(blocks), images.open("wb") as file:
             for pixels, bad in blocks:
                 file.write(pixels.data)

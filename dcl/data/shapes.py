@@ -1,9 +1,9 @@
-"""A procedural image set in which shape is the class and colour is a nuisance.
+"""A procedural data set in which shape is the class and colour is a nuisance.
 
 Six shapes in random colours, sizes, places and angles. The background takes one of five hues,
 and every (shape, hue) pair has the same number of images, so that hue says nothing about the
 class: a method that clusters by colour scores zero. That is the shortcut DeepCluster's Sobel
-front end is there to close (chapter 1).
+front end is there to close (chapter deepcluster).
 
 Every byte is the same on every machine. The draws are the raw integers of numpy's PCG64, whose
 stream is frozen, and what follows uses only operations that IEEE 754 rounds in one way
@@ -69,7 +69,7 @@ def grey(rgb: np.ndarray) -> np.ndarray:
 
 
 def shapes(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the set: images uint8 (1980,3,24,24), labels int64 (1980,), hue int64 (1980,).
+    """Draw the data set: images uint8 (1980,3,24,24), labels and hue int64 (1980,).
 
     ``labels`` index `SHAPES`, ``hue`` (of the background: the nuisance) indexes `HUES`.
     """

@@ -1,4 +1,4 @@
-"""Plain vectors (N,d): what counts as such, and the file that they come from."""
+"""Plain vectors (N,d): checks, and reading them from a file."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ def check_vectors(x: Tensor) -> None:
         raise TypeError(f"vectors (N,d) must be a float32 tensor; got {x.dtype} {tuple(x.shape)}")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"vectors must be (N,d), none 0; got {tuple(x.shape)}")
-    if not torch.stack(x.aminmax()).isfinite().all():  # which sees NaN too, and copies nothing
+    if not torch.stack(x.aminmax()).isfinite().all():  # catches NaN too, and copies nothing
         bad = (~x.isfinite().all(1)).nonzero()[:, 0]
         raise ValueError(
             f"vectors must be finite; NaN or infinity in {len(bad)} of {len(x)} rows, the first "
@@ -23,10 +23,10 @@ def check_vectors(x: Tensor) -> None:
 
 
 def vectors_of(x: Any, name: str = "X") -> Tensor:
-    """An array or tensor of floats (N,d) as a float32 tensor, in the range that it has.
+    """An array or tensor of floats (N,d) as a float32 tensor, not rescaled.
 
-    Raises TypeError for whole numbers, which may be pixels, counts or categories: only who has
-    them knows their scale.
+    Raises TypeError for integers: they may be pixels, counts or categories, and only the caller
+    knows how to scale them.
     """
     x = x if isinstance(x, Tensor) else np.asarray(x)
     if not (x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"):
@@ -36,25 +36,25 @@ def vectors_of(x: Any, name: str = "X") -> Tensor:
         )
     if isinstance(x, Tensor):
         return x.float()
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused
         return torch.from_numpy(np.ascontiguousarray(x, np.float32))
 
 
 def is_vectors(data: str) -> bool:
-    """Whether words that name a set name a file of vectors: they end in .npy, as no folder does."""
+    """Whether `data`, as in `Source`, names a file of vectors: it ends in .npy and is no folder."""
     return data.endswith(".npy") and not Path(data).expanduser().is_dir()
 
 
 def read_vectors(path: Path) -> Tensor:
-    """The vectors float32 (N,d) of a .npy file with one array of floats; no code in it is run.
+    """The vectors float32 (N,d) of a .npy file with one array of floats; runs no code from it.
 
-    Raises FileNotFoundError, TypeError for other numbers, ValueError for other files.
+    Raises FileNotFoundError, TypeError for integers, ValueError for other files.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there must be a .npy file at {str(path)!r}; there is none")
     try:
         x = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:  # an array of objects, or something else altogether
+    except (ValueError, EOFError) as error:  # an array of objects, or no array at all
         raise ValueError(f"{str(path)!r} must be a .npy file of floats (N,d): {error}") from error
     if not isinstance(x, np.ndarray):  # several arrays in an archive
         raise ValueError(f"{str(path)!r} must hold one array; it is an archive of {list(x)}")

@@ -1,1 +1,1 @@
-"""Numbers about clusters and features: scores, baselines, health, plots."""
+"""Measures of clusters and features: scores, baselines, health, plots."""

@@ -1,4 +1,4 @@
-"""What a trained network is worth, and what it must beat. Labels are used here, never in `fit`."""
+"""How good a trained network is, and the baselines to beat. Uses labels, as `fit` never does."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def baselines(data: Data, encoder: nn.Module, n_clusters: int, seed: int = 0) ->
     """ACC, NMI and ARI of k-means (best of 10 starts) on pixels (or vectors), PCA and `encoder`.
 
     Each row also has the leave-one-out kNN accuracy. `encoder` is the network before training.
-    Of a larger set 10,000 images are drawn: more would take longer than many a training.
+    At most 10,000 images are used, drawn at random: more would take longer than many trainings.
     Raises ValueError when `data` has no labels. Chapter: metrics.
     """
     data = data.subset(min(len(data), 10_000), seed)
@@ -38,11 +38,11 @@ def baselines(data: Data, encoder: nn.Module, n_clusters: int, seed: int = 0) ->
 
 
 def labels_of(data: Data) -> Tensor:
-    """The labels (N,) on the CPU. Raises ValueError when there are none, or one for all."""
+    """The labels (N,) on the CPU. Raises ValueError when there are none, or all are the same."""
     if data.labels is None:
         raise ValueError(f"data must have labels to be scored against; {data.name!r} has none")
     if len(data.labels.unique()) < 2:
-        raise ValueError(f"labels must name two classes or more; {data.name!r} has one for all")
+        raise ValueError(f"labels must name at least two classes; {data.name!r} has one")
     return data.labels.cpu()
 
 
@@ -59,7 +59,7 @@ def evaluate(
     """Clustering and representation side by side, on `data`.
 
     ACC, NMI, ARI and purity of `objective.predict`; weighted kNN and linear probe of
-    `objective.encoder`. The probes learn from `reference` (a labelled training split);
+    `objective.encoder`. The probes are trained on `reference` (a labelled training split);
     without one, kNN leaves the query out and the linear probe trains on a random half
     and is tested on the other. Chapter: metrics.
     """
@@ -79,10 +79,10 @@ def evaluate(
 
 @torch.no_grad()
 def prototypes(features: Tensor, probabilities: Tensor, share: float = 0.1) -> Tensor:
-    """One image to stand for each cluster: rows (K,) int64, -1 for a cluster without members.
+    """The prototype of each cluster, an image: rows (K,) int64, -1 for an empty cluster.
 
     features (N,D), probabilities (N,K). Of the `share` of a cluster with the highest probability
-    (at least one image), the one nearest to their mean by cosine. No labels.
+    (at least one image), the image nearest to their mean by cosine. No labels.
     Source: Van Gansbeke et al. 2020 (SCAN), prototypical behaviour. Chapter: scan.
     """
     confidence, cluster = probabilities.max(1)
@@ -91,6 +91,6 @@ def prototypes(features: Tensor, probabilities: Tensor, share: float = 0.1) -> T
         members = (cluster == k).nonzero()[:, 0]
         surest = confidence[members].argsort(descending=True, stable=True)
         sure = members[surest[: max(1, round(share * len(members)))]]
-        z = F.normalize(features[sure].float(), dim=1)  # only these: the set may be large
+        z = F.normalize(features[sure].float(), dim=1)  # only these: the data set may be large
         chosen[k] = sure[(z @ z.mean(0)).argmax()]
     return chosen

@@ -1,4 +1,4 @@
-"""Is a run healthy? A few numbers, none of which needs labels, and a sentence for each failure."""
+"""Is a run healthy? A few measures that need no labels, and a sentence for each failure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,33 +13,33 @@ Row = Mapping[str, Any]
 """One epoch of a log: {"stage", "epoch", "loss", ..., "seconds", "chances"}."""
 
 ROWS = 10_000
-"""Features beyond so many rows are thinned out evenly: rank and spread do not need them all."""
+"""More feature rows than this are thinned out evenly: rank and spread do not need them all."""
 
 ADVICE = {
-    "collapse": "Every image gets the same answer. If the features have collapsed too, begin "
+    "collapse": "Every image is in the same cluster. If the features have collapsed too, begin "
     "there.",
     "giant cluster": "Look at its contact sheet first. If its pictures belong together, your "
-    "images are unequal and nothing is wrong. If not, ask for more clusters, or start from a "
+    "classes are imbalanced and nothing is wrong. If not, ask for more clusters, or start from a "
     "pretrained encoder.",
-    "dead clusters": "An empty cluster does no harm, but you asked for more groups than were "
+    "dead clusters": "An empty cluster does no harm, but you asked for more clusters than were "
     "found. Ask for fewer.",
-    "loss": "Training broke, and what follows it means nothing. Lower the learning rate ten "
-    "times; on a GPU try precision float32.",
-    "stuck": "The network has learned nothing: its answer does not depend on the image. Check on "
-    "the contact sheets that the images differ, then train longer or change the learning rate, "
-    "ten times up or down.",
-    "diverged": "The network is worse than one that knows nothing: it is confident, and wrong. "
-    "Lower the learning rate ten times.",
-    "nothing is confident": "No image clearly belongs anywhere, so take each assignment as a "
-    "guess. Train longer, ask for another number of clusters, or start from a pretrained encoder.",
+    "loss": "Training broke, and nothing after that can be trusted. Divide the learning rate by "
+    "ten; on a GPU try precision float32.",
+    "stuck": "The network has learned nothing: its output does not depend on the image. Check on "
+    "the contact sheets that the images differ, then train longer, or multiply or divide the "
+    "learning rate by ten.",
+    "diverged": "The loss is worse than that of a uniform prediction: the network is confident, "
+    "and wrong. Divide the learning rate by ten.",
+    "nothing is confident": "No image clearly belongs to a cluster, so take each assignment as a "
+    "guess. Train longer, try another number of clusters, or start from a pretrained encoder.",
     "collapsed features": "All images look alike to the encoder, and clusters of such features "
-    "cut noise. Check on the contact sheets that the images differ, lower the learning rate, or "
+    "are noise. Check on the contact sheets that the images differ, lower the learning rate, or "
     "start from a pretrained encoder.",
-    "features are not finite": "The encoder returns no numbers for some images. Lower the "
-    "learning rate ten times, or look for broken weights.",
+    "features are not finite": "The encoder returns NaN or infinity for some images. Divide the "
+    "learning rate by ten, or look for broken weights.",
 }
-"""What to do, for each warning: the key is how the warning begins. A method adds what it knows of
-its own settings, in the `advice` of its Config, under the same keys."""
+"""What to do about each warning; the key is how the warning begins. A method adds advice on its
+own settings in the `advice` of its Config, under the same keys."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Health:
     sizes: list[int]
     """Images per cluster, K numbers."""
     largest: float
-    """Share of the images in the largest cluster."""
+    """Fraction of the images in the largest cluster."""
     loss: float | None = None
     chance: float = 0.0
-    """ln K: the cross-entropy of a network that knows nothing."""
+    """ln K: the cross-entropy of a uniform prediction."""
     confidence: float | None = None
     """Mean over images of the largest probability."""
     balance: float = 0.0
     """Entropy of the mean assignment; ln K when all clusters get the same mass."""
     entropy: float | None = None
-    """Mean over images of the entropy of one assignment; 0 when every choice is hard."""
+    """Mean entropy of an image's assignment; 0 when every assignment is hard."""
     feature_rank: float | None = None
     """Effective rank: exp of the entropy of the normalised singular values."""
     feature_spread: float | None = None
@@ -90,14 +90,14 @@ def health(
     n_clusters: int | None = None,
     log: Sequence[Row] | None = None,
 ) -> Health:
-    """Look at a clustering without labels.
+    """The health of a clustering, without labels.
 
-    assignments: probabilities (N,K) with rows that sum to 1, or cluster ids (N,) int64, for which
-    `n_clusters` says how many there could be (default: the largest id + 1). features (N,D) float.
-    loss: a cross-entropy over the K clusters, to compare with ln K; leave it out for others.
-    log: one mapping per epoch; each stage's last row is compared with its "chances",
-    what the objective says that its cross-entropies cost a network that knows nothing.
-    Raises ValueError: shapes, rows that are no probabilities. Chapter metrics.
+    assignments: probabilities (N,K) with rows that sum to 1, or cluster ids (N,) int64 below
+    `n_clusters` (default: the largest id + 1). features (N,D) float.
+    loss: a cross-entropy over the K clusters, to compare with ln K; omit any other loss.
+    log: one mapping per epoch; each stage's last row is compared with its "chances", the
+    cross-entropies of a uniform prediction, see `dcl.train.Objective.chances`.
+    Raises ValueError: shapes, rows that are not probabilities. Chapter metrics.
     """
     if assignments.ndim not in (1, 2) or 0 in assignments.shape:
         raise ValueError(
@@ -147,13 +147,13 @@ def health(
     found = [*_warnings(state), *log_warnings(log or [])]
     if broken:
         found.append(f"features are not finite: {broken} of {len(labels)} rows")
-    # one light for one failure, although probabilities and log may both show it
+    # one warning per failure, even if both probabilities and log show it
     state.warnings.extend({w.split(":")[0]: w for w in found}.values())
     return state
 
 
 def stages(log: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each stage by epoch; of an epoch that a resumed run repeated, the last."""
+    """The rows of each stage by epoch; where a resumed run repeated an epoch, its last row."""
     found: dict[str, dict[int, Row]] = {}
     for row in log:
         rows = found.setdefault(str(row.get("stage", "train")), {})
@@ -162,10 +162,10 @@ def stages(log: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def log_warnings(log: Sequence[Row]) -> list[str]:
-    """What the losses of a run say: broken, stuck, or a self-labelling that nobody taught.
+    """Warnings from the losses of a run: broken, stuck, diverged, or no confident image to learn.
 
-    Stuck: every loss of the row's "chances" is at that number, or the loss is its "floor".
-    Diverged: further above that number than chance explains.
+    Stuck: every loss in the row's "chances" equals its chance, or the loss equals its "floor".
+    Diverged: one is well above its chance.
     """
     found = []
     for stage, rows in stages(log).items():
@@ -180,8 +180,8 @@ def log_warnings(log: Sequence[Row]) -> list[str]:
         known = {k: c for k, c in chances.items() if c > 0 and _finite(last[k])}
         if _finite(last.get("confident")) and last["confident"] < 0.01:
             found.append(
-                f"nothing is confident: {last['confident']:.1%} of the images taught in the last "
-                f"epoch of {stage}"
+                f"nothing is confident: {last['confident']:.1%} of the images were confident in "
+                f"the last epoch of {stage}"
             )
         elif known and all(abs(last[name] - c) < 0.01 * c for name, c in known.items()):
             found.append(f"stuck: {_against(stage, last, known, 'is')}")
@@ -192,7 +192,7 @@ def log_warnings(log: Sequence[Row]) -> list[str]:
         ):
             found.append(
                 f"stuck: loss {last['loss']:.3f} of {stage} is its floor, {last['floor']:.3f}: "
-                "nothing is left to learn, as when all images get one code"
+                "nothing is left to learn, as when all images get the same code"
             )
     return found
 
@@ -201,7 +201,7 @@ def _against(stage: str, row: Row, known: Mapping[str, float], how: str) -> str:
     name, c = next(iter(known.items()))
     return (
         f"{name} {row[name]:.3f} of {stage} {how} ln {math.exp(c):.0f} = {c:.3f}, "
-        "what a network that knows nothing gets"
+        "the value of a uniform prediction"
     )
 
 
@@ -210,7 +210,7 @@ def _finite(value: Any) -> bool:
 
 
 def advice(warning: str, own: Mapping[str, str] | None = None) -> str:
-    """What to do about a warning of `health`: the sentence of `ADVICE`, and that of a method.
+    """What to do about a warning of `health`: the advice in `ADVICE`, and the method's own.
 
     own: the `advice` of the method's Config. Raises KeyError for any other text.
     """
@@ -233,7 +233,7 @@ def _warnings(h: Health) -> list[str]:
     elif h.loss is not None and abs(h.loss - h.chance) < 0.01 * h.chance:
         found.append(
             f"stuck: loss {h.loss:.3f} is ln {h.n_clusters} = {h.chance:.3f}, "
-            "what a network that knows nothing gets"
+            "the value of a uniform prediction"
         )
     if h.entropy is not None and h.entropy > 0.95 * h.chance:
         found.append(

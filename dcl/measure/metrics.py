@@ -1,8 +1,7 @@
-"""Is it a good clustering: ACC, purity, NMI, ARI; is it a good representation: kNN, linear probe.
+"""Is the clustering good? ACC, purity, NMI, ARI. Is the representation good? kNN, linear probe.
 
 Cluster metrics take two equally long sequences of integers (tensor, array or list), class labels
-first. Names do not matter: any renaming of the clusters leaves every score as it was.
-Chapter: metrics.
+first. They do not depend on how the clusters are numbered. Chapter: metrics.
 """
 
 from collections.abc import Sequence
@@ -44,9 +43,9 @@ def _counts(labels: Ids, clusters: Ids) -> tuple[np.ndarray, np.ndarray, np.ndar
 def match(labels: Ids, clusters: Ids, *, many_to_one: bool = False) -> dict[int, int]:
     """Which class each cluster stands for: {cluster: class}.
 
-    One-to-one (Hungarian) by default: the assignment that makes most images right; with more
-    clusters than classes the rest are missing from the mapping. `many_to_one`: every cluster goes
-    to its most frequent class (ties: the lowest class).
+    One-to-one (Hungarian) by default: the matching that gets most images right; surplus clusters
+    are missing from the mapping. `many_to_one`: every cluster is matched to its most frequent
+    class (ties: the lowest class).
     Raises TypeError, ValueError as `accuracy`. Kuhn 1955; chapter metrics.
     """
     from scipy.optimize import linear_sum_assignment
@@ -60,10 +59,10 @@ def match(labels: Ids, clusters: Ids, *, many_to_one: bool = False) -> dict[int,
 
 
 def accuracy(labels: Ids, clusters: Ids) -> float:
-    """ACC in [0,1]: share of images right under the best one-to-one naming of the clusters.
+    """ACC in [0,1]: fraction of images correct under the best one-to-one matching to classes.
 
-    Any two numbers of classes and clusters. An image in a cluster without a class of its own
-    counts as wrong, and a class without a cluster is wrong throughout.
+    The numbers of classes and clusters may differ. Images of an unmatched cluster or class all
+    count as wrong.
     Raises ValueError: different lengths, empty; TypeError: not integers. Chapter metrics.
     """
     from scipy.optimize import linear_sum_assignment
@@ -74,7 +73,7 @@ def accuracy(labels: Ids, clusters: Ids) -> float:
 
 
 def purity(labels: Ids, clusters: Ids) -> float:
-    """Share of images right when each cluster takes its most frequent class (many-to-one).
+    """Fraction of images correct when each cluster takes its most frequent class (many-to-one).
 
     In [0,1], never below `accuracy`; 1 when every image is a cluster of its own: compare it only
     at equal numbers of clusters. Raises as `accuracy`. Chapter metrics.
@@ -86,8 +85,8 @@ def purity(labels: Ids, clusters: Ids) -> float:
 def nmi(labels: Ids, clusters: Ids) -> float:
     """Normalised mutual information in [0,1]: I / ((H(labels) + H(clusters)) / 2), natural log.
 
-    The arithmetic mean is the one papers since 2018 use. 1 if both have a single group. Not
-    adjusted for chance: grows with the number of clusters. Raises as `accuracy`.
+    Papers since 2018 use this arithmetic mean. 1 if both have a single group. Not adjusted for
+    chance: grows with the number of clusters. Raises as `accuracy`.
     Strehl & Ghosh 2002; chapter metrics.
     """
     table, _, _ = _counts(labels, clusters)
@@ -108,7 +107,7 @@ def nmi(labels: Ids, clusters: Ids) -> float:
 def ari(labels: Ids, clusters: Ids) -> float:
     """Adjusted Rand index: agreement on pairs of images, 0 expected by chance, 1 for equal.
 
-    Can be slightly negative (never below -1/2). 1 if both are all-in-one or both all-alone.
+    Can be slightly negative (never below -1/2). 1 if both have one group, or both only singletons.
     Raises as `accuracy`. Hubert & Arabie 1985; chapter metrics.
     """
     table, _, _ = _counts(labels, clusters)
@@ -135,8 +134,8 @@ def scores(labels: Ids, clusters: Ids) -> dict[str, float]:
 def confusion(labels: Ids, clusters: Ids, *, ordered: bool = False) -> Tensor:
     """Counts (classes, clusters) int64: row = class 0..max, column = cluster 0..max.
 
-    `ordered`: columns so that the cluster matched to class c stands in column c and the unmatched
-    ones follow; a class without a cluster gets an empty column.
+    `ordered`: the cluster matched to class c is in column c, and the unmatched ones follow; a class
+    without a cluster gets an empty column.
     Raises as `accuracy`, and ValueError for negative ids. Chapter metrics.
     """
     a, b = _pair(labels, clusters)
@@ -175,12 +174,12 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.1,
 ) -> float:
-    """Share of test images named rightly by their k nearest training images.
+    """Fraction of test images classified correctly by their k nearest training images.
 
     z (N,D) float features, y (N,) class ids. Neighbours by cosine, each votes for its class with
     weight exp(cosine / temperature). Without a test set, every image is tested against all others
-    (leave one out). k is cut to the number of images there are.
-    Raises ValueError, TypeError: shapes, NaN, k < 1, no integers. Wu et al. 2018, section 3.4;
+    (leave one out). k is at most the number of images.
+    Raises ValueError, TypeError: shapes, NaN, k < 1, not integers. Wu et al. 2018, section 3.4;
     chapter metrics.
     """
     train, labels = _features(z_train, y_train, "train")
@@ -212,7 +211,7 @@ def linear_probe(
 
     z (N,D) float, y (N,) class ids. Multinomial logistic regression on features standardised by
     the training set, penalty ``W.square().sum() / 2N`` (C = 1 in scikit-learn), full-batch L-BFGS
-    from zero: nothing in it is random. Runs on z_train's device.
+    from zero, so deterministic. Runs on z_train's device.
     Raises ValueError, TypeError: shapes, NaN, fewer than two classes. Alain & Bengio 2016;
     chapter metrics.
     """
@@ -220,7 +219,7 @@ def linear_probe(
     test, truth = _features(z_test, y_test, "test")
     classes, target = y.unique(return_inverse=True)
     if len(classes) < 2:
-        raise ValueError("y_train must hold two classes or more; got one")
+        raise ValueError("y_train must hold at least two classes; got one")
     mean, std = train.mean(0), train.std(0, correction=0)
     std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))
     train, test = (train - mean) / std, (test.to(train) - mean) / std

@@ -3,17 +3,17 @@ r"""How many clusters: a cheap sweep on fixed features, and how far to trust it.
 For every candidate k, on subsamples of the features:
 
 - **stability**: k-means is run on each subsample; the adjusted Rand index of two runs, on the
-  images that both saw, averaged over all pairs (Ben-Hur et al. 2002)
+  images they share, averaged over all pairs (Ben-Hur et al. 2002)
 - **silhouette** of these runs (Rousseeuw 1987)
 - **bend**: every image starts as its own cluster and the two cheapest to merge (Ward 1963) are
-  merged, again and again; the bend at k is the log of what the merge from k to k - 1 costs over
-  what the merge before it, from k + 1 to k, has cost. It is high where merging starts to hurt
+  merged, again and again; the bend at k is the log of the cost of the merge from k to k - 1 over
+  that of the merge before it, from k + 1 to k. It is high where merging starts to hurt
 - **balance**: entropy of the cluster sizes at k in that run, over ln k; shown, not ranked by
 
 Each of the first three is scaled over the candidates to 0..1, and their mean is the score. The
-same sweep on two clouds without clusters, a normal one and a box, both with the covariance of the
-features, says what the numbers are worth (as the gap statistic does, Tibshirani et al. 2001):
-without a silhouette above the clouds' there is no structure to count.
+same sweep on two clouds without clusters, a Gaussian and a box, both with the covariance of the
+features, shows what the numbers mean (as the gap statistic does, Tibshirani et al. 2001): unless
+the silhouette is above the clouds', there is no structure to count.
 
 No criterion finds classes: it finds groups in these features. Two ways of writing a 1 are two
 groups. Chapter: your-images.
@@ -27,26 +27,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-SAMPLE = 2500  # rows that are looked at: Ward and the silhouette grow with their square
+SAMPLE = 2500  # rows that are used: the cost of Ward and the silhouette grows with their square
 DIMENSIONS = 50  # principal directions that are kept
 SUBSAMPLES = 6
 SHARE = 0.8  # of the sample in each subsample
 EXCESS = 0.03  # silhouette above the clouds' that counts as structure
 MEASURES = ("stability", "silhouette", "bend", "balance")
-LEAD = 0.2  # in score, from the first to the second, that counts as clear
+LEAD = 0.2  # of the best score over the second that counts as clear
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the sweep measured at one k."""
+    """The measures of the sweep at one k."""
 
     k: int
     stability: float
     """0 (chance) to 1 (every subsample gives the same clusters)."""
     silhouette: float
-    """-1 to 1: how much closer the own cluster is than the next one."""
+    """-1 to 1: how much closer an image's own cluster is than the next one."""
     bend: float
-    """Log of the ratio of two successive merging costs, at least 0."""
+    """Log of the ratio of two successive merge costs, at least 0."""
     balance: float
     """0 (one cluster has nearly all) to 1 (all sizes equal)."""
     score: float = 0.0
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """The numbers of clusters in order, the table behind it, and how sure it is."""
+    """The ranked numbers of clusters, the table behind them, and how clear the choice is."""
 
     best: int
     ranked: list[int]
@@ -66,7 +66,7 @@ class Choice:
     sentence: str
     """The verdict in words."""
     cloud: list[Row]
-    """The same for the clouds without clusters: of each number the larger (score 0)."""
+    """The same for the clouds without clusters: the larger value of the two (score 0)."""
 
     def __str__(self) -> str:
         """The table, and the verdict in words."""
@@ -84,10 +84,10 @@ class Choice:
 def choose_k(z: Any, candidates: Iterable[int] = range(2, 21), *, seed: int = 0) -> Choice:
     """Rank numbers of clusters for features z (N,D) float, by the sweep that this module explains.
 
-    z: tensor or array, distances between whose rows mean something: an embedding of length 1, or
-    features of an encoder; or a list of such, different features of the same images, of whose
-    measures the mean is taken: one network's whims count less. A random 2,500 rows are looked at.
-    candidates: at least two different numbers between 2 and a half of the rows.
+    z: tensor or array whose rows have meaningful distances, such as a normalised embedding or
+    features of an encoder; or a list of them, different features of the same images, over which
+    the measures are averaged, so that one network's whims count less. At most 2,500 random rows
+    are used. candidates: at least two different numbers from 2 to half the number of rows.
     Same z and seed, same answer. Raises ValueError: shapes, NaN, rows that are all the same,
     candidates. Chapter: your-images.
     """
@@ -128,7 +128,7 @@ def _checked(z: Any) -> np.ndarray:
 
 
 def _clouds(x: np.ndarray, ks: list[int], rng: np.random.Generator) -> list[Row]:
-    """The sweep on a normal cloud and on a box with the covariance of x; the larger numbers."""
+    """The sweep on a Gaussian cloud and on a box with the covariance of x; the larger values."""
     _, scale, axes = np.linalg.svd(x, full_matrices=False)
     shape = (
         scale[:, None] * axes / math.sqrt(len(x))
@@ -138,7 +138,7 @@ def _clouds(x: np.ndarray, ks: list[int], rng: np.random.Generator) -> list[Row]
 
 
 def _joined(join: Callable[[list[float]], Any], tables: list[list[Row]]) -> list[Row]:
-    """One table of several, each measure of each k joined."""
+    """Several tables as one, with each measure at each k joined."""
     return [
         Row(rows[0].k, *(float(join([getattr(row, c) for row in rows])) for c in MEASURES))
         for rows in zip(*tables)
@@ -161,7 +161,7 @@ def _reduced(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sweep(x: np.ndarray, ks: list[int], subsamples: int, rng: np.random.Generator) -> list[Row]:
-    """One row for each k; x (N,D) is looked at through so many subsamples."""
+    """One row for each k, measured on `subsamples` random subsets of x (N,D)."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -200,7 +200,7 @@ def _agreement(labels: np.ndarray) -> float:
 def _bend(heights: np.ndarray, k: int) -> float:
     """Log-ratio of the merge from k to k - 1 and the one before it; heights: the last merge first.
 
-    Rows that are equal merge for nothing, which is bounded at a thousandth of the last merge.
+    Equal rows merge at no cost, which is bounded below by a thousandth of the last merge.
     """
     after, before = np.maximum(heights[[k - 2, k - 1]], heights[0] / 1000)
     return math.log(after / before)
@@ -219,7 +219,7 @@ def _scaled(values: list[float]) -> np.ndarray:
 def _verdict(
     first: Row, second: Row, ranked: list[int], cloud: list[Row], same: Row
 ) -> tuple[Literal["clear", "weak", "no structure"], str]:
-    """How sure, and the sentence; `same` is the clouds' row at the first's k."""
+    """How clear the choice is, and the sentence; `same` is the clouds' row at the first's k."""
     numbers = (
         f"silhouette {first.silhouette:.2f}, {same.silhouette:.2f} in clouds without clusters; "
         f"resampled runs agree to {first.stability:.2f}"
@@ -228,7 +228,7 @@ def _verdict(
         return "no structure", (
             "No number of clusters stands out: the features look like one cloud "
             f"({numbers} at k = {first.k}). Better features may help; "
-            "else choose the number by what it is for."
+            "else choose the number that suits your purpose."
         )
     doubts = []
     if first.score - second.score < LEAD:
@@ -238,7 +238,7 @@ def _verdict(
     if first.bend < max(row.bend for row in cloud):
         doubts.append("merging bends no more than in clouds without clusters")
     if ranked[0] in (cloud[0].k, cloud[-1].k):
-        doubts.append("it is at the end of the candidates")
+        doubts.append("it is the smallest or largest candidate")
     if doubts:
         others = " or ".join(str(k) for k in ranked[1:3])
         return "weak", (

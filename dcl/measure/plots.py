@@ -1,7 +1,7 @@
 """Arrays in, matplotlib figure out. matplotlib is imported when a plot is drawn, not before.
 
-Figures are transparent with mid-grey text, which reads on white and on near-black pages, and use
-colours after Okabe & Ito, told apart with any colour vision. The notebook calls `plt.show()`.
+Figures are transparent with mid-grey text, which is legible on white and near-black pages, and use
+colours after Okabe & Ito, safe for colour-blind readers. The notebook calls `plt.show()`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ COLOURS = ["#2F86C9", "#E69F00", "#009E73", "#CC79A7", "#56B4E9",
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.4)) -> Any:
-    """A transparent figure and its axes (rows, columns), with the colours of this file."""
+    """A transparent figure and its axes (rows, columns), with grey ticks, spines and labels."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -101,7 +101,7 @@ def loss_curve(
 
 
 def health_panel(health: Any) -> Any:
-    """Cluster sizes on the left, what `dcl.measure.health.health` measured on the right."""
+    """Cluster sizes on the left, the measures of `dcl.measure.health.health` on the right."""
     figure, axes = canvas(1, 2, (6.8, 2.9))
     left, right = axes[0]
     sizes = np.sort(np.asarray(health.sizes))[::-1]
@@ -135,7 +135,7 @@ def _number(value: float | None, reference: float | None = None) -> str:
 
 
 def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
-    """Counts (classes, clusters) as a heat map, each row in shares of its class."""
+    """Counts (classes, clusters) as a heat map, coloured by fraction of the class."""
     m = _array(matrix).astype(float)
     if m.ndim != 2:
         raise ValueError(f"matrix must be (classes, clusters); got {m.shape}")
@@ -164,8 +164,8 @@ def embedding(
 ) -> Any:
     """Features (N,D) as a map on the plane, coloured by labels (N,): "pca" or "t-sne" (seeded).
 
-    Draws `points` rows at most, evenly spaced. Distances between far groups of a t-SNE map mean
-    nothing.
+    Draws at most `points` rows, evenly spaced. Distances between distant groups of a t-SNE map
+    mean nothing.
     """
     from sklearn.decomposition import PCA
 
@@ -198,7 +198,7 @@ def embedding(
 
 
 def prototypes(images: Any, clusters: Any, confidence: Any, each: int = 8, rows: int = 12) -> Any:
-    """The most confident images of each cluster: one row per cluster, surest first, from the left.
+    """The most confident images of each cluster: one row per cluster, in falling confidence.
 
     images (N,C,H,W), clusters (N,) int, confidence (N,) float (any number that orders images).
     """

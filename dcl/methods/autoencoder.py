@@ -1,4 +1,4 @@
-r"""Autoencoder: a code of ten numbers from which the image can be drawn again; DEC's pretext.
+r"""Autoencoder: a code of ten numbers from which the image can be reconstructed; DEC's pretext.
 
 Xie, Girshick, Farhadi: Unsupervised Deep Embedding for Clustering Analysis, ICML 2016,
 arXiv 1511.06335, section 3.2; stacked denoising autoencoders are from Vincent et al. 2010.
@@ -28,7 +28,7 @@ All squared errors are means, over images and over the numbers of each.
 - the paper scales as in step 1; its code multiplies MNIST's pixels by .02, which gives 2.9 instead
   of one: `scale=5.1` for images in [0,1]
 - biases have the learning rate of the weights (released: twice), momentum is constant (released:
-  it rises over 1,000 steps), and the rate falls at the end of the nearest epoch
+  it rises over 1,000 steps), and the learning rate drops at the nearest end of an epoch
 - step 2 may be left out, as in later re-implementations, which found it no better
 """
 

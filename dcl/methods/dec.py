@@ -28,8 +28,8 @@ The cluster of an image is the largest q; there is no k-means at the end.
 
 **Differences**
 
-- batches are drawn at random (released: in the order of the file), and momentum lives on when the
-  target is refreshed (released: its solver starts anew)
+- batches are drawn at random (released: in the order of the file), and momentum is kept when the
+  target is updated (released: its solver starts anew)
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def kl_loss(p: Tensor, q: Tensor) -> Tensor:
 
 
 class DEC(Objective):
-    """Codes and centres, trained towards their own sharpened assignment of these very images."""
+    """Codes and centres, trained towards a sharpened version of their own assignment."""
 
     transient = ("target", "labels", "changed")
     target: Tensor
@@ -164,7 +164,7 @@ class DEC(Objective):
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DEC:
-    """What `fit` trains on these very images (N,C,H,W) or vectors (N,d), with fresh weights."""
+    """What `fit` trains on these images (N,C,H,W) or vectors (N,d), with fresh weights."""
     return DEC(images, config, encoder or autoencoder.model(images, config.pretext))
 
 

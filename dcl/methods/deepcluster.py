@@ -67,7 +67,7 @@ class Config:
     pca: int = 256  #: dimensions kept by the whitening, or fewer where the features have fewer
     reassign: int = 1  #: epochs from one k-means to the next
     balance: Literal["sample", "weight", "none"] = "sample"
-    """What keeps giant clusters from ruling: "sample" draws images uniformly over clusters,
+    """How large clusters are kept from dominating: "sample" draws images uniformly over clusters,
     "weight" divides the loss by the cluster's size (the same in expectation), "none"."""
     train: TrainConfig = TrainConfig(epochs=500, batch_size=256, lr=0.05, weight_decay=1e-5)
 

@@ -50,7 +50,7 @@ def reconstruction_loss(x: Tensor, drawn: Tensor) -> Tensor:
 
 
 class IDEC(dec.DEC):
-    """DEC beside the reconstruction of its images."""
+    """DEC's loss and the reconstruction of the images."""
 
     config: Config
 
@@ -74,7 +74,7 @@ class IDEC(dec.DEC):
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> IDEC:
-    """What `fit` trains on these very images (N,C,H,W) or vectors (N,d), with fresh weights."""
+    """What `fit` trains on these images (N,C,H,W) or vectors (N,d), with fresh weights."""
     return IDEC(images, config, encoder or autoencoder.model(images, config.pretext))
 
 

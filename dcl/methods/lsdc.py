@@ -94,7 +94,7 @@ def pair_labels(f: Tensor, config: Config) -> Tensor:
 
 
 class LSDC(Objective):
-    """An encoder and a linear head that cut a batch where its own features see a gap."""
+    """An encoder and a linear head that separate a batch along the gaps in its features."""
 
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__()

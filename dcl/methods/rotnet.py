@@ -1,4 +1,4 @@
-r"""RotNet: features from telling by how much an image was turned; the pretext task of LSD-C.
+r"""RotNet: features from predicting how far an image was rotated; the pretext task of LSD-C.
 
 Paper: Gidaris, Singh, Komodakis, *Unsupervised Representation Learning by Predicting Image
 Rotations*, ICLR 2018, arXiv 1803.07728. Explained in chapter lsdc.
@@ -73,7 +73,7 @@ class RotNet(Objective):
         self.head = nn.Linear(self.encoder.out_dim, 4)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the rotation; "rotation" is the share that is told right."""
+        """Cross-entropy of the rotation; "rotation" is the rotation accuracy."""
         turned, quarter = rotations(self.config.view(x))
         logits = self.head(self.encoder(turned)).float()  # (4B,4)
         right = (logits.argmax(1) == quarter).float().mean()

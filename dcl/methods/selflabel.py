@@ -5,7 +5,7 @@ later methods. Explained in chapter scan.
 
 Algorithm, for every batch:
 
-1. classify a weak view of each image; who is more confident than `threshold` gets that class
+1. classify a weak view of each image; an image classified with more than `threshold` gets that label
 2. cross-entropy of a strong view to these labels, every class present with the same weight
 
 **Differences** from SCAN's released code

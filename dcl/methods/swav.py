@@ -76,7 +76,7 @@ class Config:
     temperature: float = 0.1
     epsilon: float = 0.05  #: smoothness of the codes: large is uniform; .03 cures a collapse
     sinkhorn_iterations: int = 3
-    freeze_steps: int = 313  #: optimiser steps during which the prototypes stand still
+    freeze_steps: int = 313  #: optimiser steps during which the prototypes are frozen
     queue_length: int = 0  #: earlier embeddings that share in the assignment, in whole batches
     queue_start: int = 15  #: epoch at which the queue begins to fill; it is used once it is full
     # fmt: off

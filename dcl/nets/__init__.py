@@ -1,1 +1,1 @@
-"""Networks, and what they compute of images."""
+"""Networks, and features of images."""

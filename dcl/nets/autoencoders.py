@@ -14,7 +14,7 @@ ENCODERS = ("mlp", "cnn")
 
 
 class Scale(nn.Module):
-    """Multiply by one number, by default the one that makes the mean of ``|x|^2 / d`` one.
+    """Multiply by one number, by default such that the mean of ``|x|^2 / d`` is 1.
 
     Source: Xie, Girshick, Farhadi 2016 (DEC), section 4.3. Chapter: dec.
     """
@@ -49,7 +49,7 @@ class Crop(nn.Module):
 
 
 def mlp_decoder(out_dim: int, dims: Sequence[int], images: Any) -> nn.Sequential:
-    """From a code (B,out_dim) back to (B,d) numbers of an image or vector, in `dims` reversed."""
+    """Decoder from a code (B,out_dim) to a flat image or vector (B,d), through reversed `dims`."""
     return mlp([out_dim, *reversed(dims[:-1]), math.prod(images.shape[1:])], batch_norm=False)
 
 
@@ -63,10 +63,10 @@ def mlp_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequ
 
 
 def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
-    """Convolutions that halve the image, `dims[:-1]` maps; a linear layer gives `dims[-1]` numbers.
+    """Convolutions that halve the image, with `dims[:-1]` maps, then a linear layer to `dims[-1]`.
 
-    ReLU between, as above, and no BatchNorm: the code of an image is its own. The decoder doubles
-    what the encoder halved, and cuts off the border that is too much.
+    ReLU between, as above, and no BatchNorm, so that an image's code does not depend on its batch.
+    The decoder doubles the sides again and crops the surplus border.
     """
     channels, height, width = images.shape[1:]
     stages = len(dims) - 1
@@ -85,10 +85,10 @@ def cnn_coders(images: Any, dims: Sequence[int]) -> tuple[nn.Sequential, nn.Sequ
 def coders(
     name: str, images: Any, dims: Sequence[int], scale: float | None = None
 ) -> tuple[Encoder, nn.Module]:
-    """Encoder (scale, then layers; has `out_dim`) and decoder (B,out_dim) -> (B,d) of the scaled.
+    """Encoder (scaling, layers; has `out_dim`) and decoder (B,out_dim) -> scaled inputs (B,d).
 
     `name` is one of `ENCODERS`; `images` uint8 (N,C,H,W), or for "mlp" also vectors (N,d).
-    Raises ValueError for an unknown name, and for vectors where there is nothing to convolve.
+    Raises ValueError for an unknown name, and for vectors with "cnn".
     """
     if name not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")

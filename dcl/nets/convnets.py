@@ -14,7 +14,7 @@ ENCODERS = ("small_cnn", "resnet18", "resnet50", "alexnet_bn", "vgg16_bn")
 
 
 class Standardize(nn.Module):
-    """Subtract the channel mean of a set of images and divide by the standard deviation."""
+    """Subtract a data set's channel means and divide by its standard deviations."""
 
     mean: Tensor
     std: Tensor
@@ -52,7 +52,7 @@ class Sobel(nn.Module):
 
 
 def identity(encoder: Encoder) -> Encoder:
-    """An encoder for what `encoder` has encoded already: its features come back as they are."""
+    """The identity, as an encoder for features that `encoder` has already computed."""
     same: Any = nn.Identity()
     same.out_dim = encoder.out_dim
     return same
@@ -80,13 +80,13 @@ def conv_bn(a: int, b: int, kernel: int, stride: int = 1, padding: int = 0) -> l
 
 
 def small_cnn(channels: int, width: int = 32) -> nn.Sequential:
-    """Three convolutions for 16 to 32 px; features are 4*width averaged maps."""
+    """Three convolutions for 16 to 32 px; features are the means of 4*width maps."""
     first, second, third = (
         conv_bn(a, b, 3, padding=1)
         for a, b in ((channels, width), (width, 2 * width), (2 * width, 4 * width))
     )
     for layers in first, second:
-        layers.insert(2, nn.MaxPool2d(2))  # before the ReLU: the same numbers, a quarter of them
+        layers.insert(2, nn.MaxPool2d(2))  # before the ReLU: the same result on a quarter as many
     return nn.Sequential(
         *first,
         *second,
@@ -125,7 +125,7 @@ class Block(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """The shortcut without parameters: average pooling, new channels are zero (LSD-C)."""
+    """Parameter-free shortcut: average pooling, new channels are zero (LSD-C)."""
 
     def __init__(self, new_channels: int, stride: int):
         super().__init__()
@@ -175,7 +175,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) -> averaged maps of the last block."""
+        """(B,C,H,W) -> the spatial mean of the last block's maps."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for k in range(1, 5):
             x = self.get_submodule(f"layer{k}")(x)
@@ -255,18 +255,18 @@ def encoder(
     front: list[nn.Module] = [Standardize(images), *([Sobel()] if sobel else [])]
     net: Any = nn.Sequential(*front, trunk)
     net.out_dim = out_dim
-    # channels last: the convolutions run a third faster, on CPUs and on tensor cores
+    # channels last: convolutions run a third faster, on CPUs and on tensor cores
     return net.to(images.device).to(memory_format=torch.channels_last)
 
 
 def all_conv(
     images: Any, out_dim: int, width: int = 64, depth: int = 3, stages: int = 2
 ) -> Encoder:
-    """DAC's network for `images` uint8 (N,C,H,W): standardise, convolve to `out_dim` averaged maps.
+    """DAC's network for `images` uint8 (N,C,H,W): standardise, convolve, average `out_dim` maps.
 
-    Each stage: `depth` 3x3 convolutions without padding, so 2 * depth pixels less a side, then a
-    max-pool that halves it, with BatchNorm behind that too. The maps are width, 2 * width, ...
-    A 1x1 convolution makes `out_dim` of the last. Raises ValueError for images too small.
+    Each stage: `depth` 3x3 convolutions without padding, which shorten a side by 2 * depth pixels,
+    then a max-pool that halves it, also followed by BatchNorm. Stages have width, 2 * width, ...
+    maps; a 1x1 convolution leads to `out_dim`. Raises ValueError for images that are too small.
     Source: Chang et al. 2017, released code. Chapter: dac.
     """
     layers: list[nn.Module] = [Standardize(images)]
@@ -302,7 +302,7 @@ def by_resolution(encoder: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
 
 
 def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
-    """Take the parameters whose names begin so out of training. Raises ValueError if none does."""
+    """Freeze parameters by the beginnings of their names. Raises ValueError if none matches one."""
     for start in beginnings:
         found = [p for name, p in encoder.named_parameters() if name.startswith(start + ".")]
         if not found:

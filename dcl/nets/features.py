@@ -1,4 +1,4 @@
-"""Features of a whole set, computed once: stored by the content of the images and the encoder."""
+"""Features of a whole data set, computed once: cached by the content of images and encoder."""
 
 import hashlib
 import re
@@ -18,9 +18,9 @@ def features(
 ) -> Tensor:
     """Features (N,D) float32 on the CPU of images uint8 (N,C,H,W), in eval mode.
 
-    cache: a folder in which they are kept as safetensors, under a name made of the sha256 of the
-    images and of the encoder's weights and structure: the same content is read, any other is
-    computed. A damaged file is computed again; a folder that can not be written costs a warning.
+    cache: a folder in which they are kept as safetensors, named by the sha256 of the images and of
+    the encoder's weights and structure: they are read if both are the same, else computed. A
+    damaged file is computed again; a folder that cannot be written to gives a warning.
     The encoder may be on a GPU while the images are not. Raises TypeError or ValueError: images
     that are not such a tensor, features that are not (N,D) or not finite. Chapter: your-images.
     """
@@ -38,8 +38,8 @@ def features(
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """First 16 hex digits of the sha256 of a module's structure and of all that it has learned."""
-    # printed structure: strides and sizes are not among the weights; addresses in it say nothing
+    """First 16 hex digits of the sha256 of a module's structure, parameters and buffers."""
+    # the printed structure, since weights do not show strides; memory addresses are left out
     digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(encoder)).encode())
     digest.update(f"{type(encoder).__module__}.{type(encoder).__qualname__}".encode())
     for name, value in encoder.state_dict().items():
@@ -50,7 +50,7 @@ def fingerprint(encoder: nn.Module) -> str:
 
 
 class _Features(nn.Module):
-    """The encoder, fed on its own device, with the answer on the CPU."""
+    """The encoder, run on its own device, with its output on the CPU."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -64,11 +64,11 @@ class _Features(nn.Module):
 def _compute(encoder: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     z = extract(_Features(encoder), images, batch_size)
     if z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
-        raise ValueError(f"encoder must give features ({len(images)}, D); got {tuple(z.shape)}")
+        raise ValueError(f"encoder must return features ({len(images)}, D); got {tuple(z.shape)}")
     if not (good := torch.isfinite(z).all(1)).all():
         raise ValueError(
-            f"encoder must give finite features; NaN or infinity for {int((~good).sum())} images, "
-            f"the first is row {int((~good).nonzero()[0])}"
+            "encoder must return finite features; NaN or infinity for "
+            f"{int((~good).sum())} images, the first is row {int((~good).nonzero()[0])}"
         )
     return z
 
@@ -83,12 +83,12 @@ def _write(path: Path, z: Tensor) -> None:
     data = save({"features": z.contiguous()}, {"sha256": hashlib.sha256(_raw(z)).hexdigest()})
     try:
         write_atomic(path, data)
-    except OSError as error:  # the work is done: a full disk must not take it
-        warnings.warn(f"features are not kept: {path} can not be written: {error}", stacklevel=3)
+    except OSError as error:  # the work is done: a full disk must not lose it
+        warnings.warn(f"features are not kept: {path} cannot be written: {error}", stacklevel=3)
 
 
 def _read(path: Path, n: int) -> Tensor | None:
-    """The features in a file, or None where there is none that is whole."""
+    """The features in a file, or None if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -100,7 +100,7 @@ def _read(path: Path, n: int) -> Tensor | None:
         reason = str(error)
     else:
         if len(z) == n and hashlib.sha256(_raw(z)).hexdigest() == known:
-            return z.clone()  # apart from the file, which may be replaced
+            return z.clone()  # independent of the file, which may be replaced
         reason = f"{len(z)} rows for {n} images" if len(z) != n else "its checksum is wrong"
     warnings.warn(f"{path} is damaged and is computed again: {reason}", stacklevel=3)
     return None

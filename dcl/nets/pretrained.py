@@ -1,8 +1,8 @@
-"""An encoder that already sees: ImageNet weights by name or from a local file, or your own module.
+"""Pretrained encoders: ImageNet weights by name or from a local file, or your own module.
 
-For a few hundred photographs nothing trained from scratch is good. `pretrained` gives a network
-that has seen a million labelled photographs, without its classifier; `as_encoder` makes sure that
-any other module can take its place. Both go where a method takes ``encoder=``.
+A few hundred photographs are too few to train from scratch. `pretrained` returns a network trained
+on a million labelled photographs, without its classifier; `as_encoder` checks that another module
+can take its place. Pass either to a method as ``encoder=``.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ PRETRAINED = (
     "swin_t",
     "vit_b_16",
 )
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in torchvision
 PREFIXES = ("module.", "state_dict.", "network.", "encoder_q.", "backbone.", "encoder.", "model.")
-"""What other programs put before the names of a network's weights."""
-BLOCK = 64  # images at once where nothing is learned: 512 at 224 px would take gigabytes
+"""Prefixes that other programs put before the names of a network's weights."""
+BLOCK = 64  # images at once without gradients: 512 at 224 px would take gigabytes
 
 
 class Pretrained(nn.Module):
-    """A torchvision network without its classifier, behind the resizing it was trained with.
+    """A torchvision network without its classifier, after the preprocessing it was trained with.
 
     Images float (B,C,H,W) in [0,1], C 1 or 3, sides of 16 or more, to features (B,out_dim).
     """
@@ -52,11 +52,11 @@ class Pretrained(nn.Module):
             self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
 
     def extra_repr(self) -> str:
-        """What the weights do not tell."""
+        """What the weights do not show."""
         return f"{self.spec}, size={self.size}, out_dim={self.out_dim}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Repeat grey, resize with antialiasing, normalise, and the network."""
+        """Repeat a grey channel, resize with antialiasing, normalise, apply the network."""
         if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.is_floating_point():
             raise ValueError(
                 "images must be float (B,C,H,W) in [0,1] with C 1 or 3; "
@@ -76,9 +76,9 @@ class Pretrained(nn.Module):
 
 
 def architecture(name: str, size: int = 224) -> Pretrained:
-    """The module that `pretrained` gives, untrained: for weights that come from elsewhere.
+    """The module that `pretrained` returns, untrained: for weights loaded from elsewhere.
 
-    Raises ValueError for a name that is not in `PRETRAINED` or a size it can not take.
+    Raises ValueError for a name that is not in `PRETRAINED` or a size it cannot take.
     """
     return _build(name, size)[0].eval()
 
@@ -92,9 +92,9 @@ def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
     ``module.encoder_q.``. No code is ever unpickled. size: the side to which images are resized.
 
     Images float (B,C,H,W) in [0,1], C 1 or 3, any side from 16 px, to features (B,out_dim).
-    `spec` names the architecture, so that ``architecture(spec, size)`` makes the module again.
+    `spec` names the architecture, so that ``architecture(spec, size)`` rebuilds the module.
     Raises ValueError: unknown name, size, weights that do not fit. FileNotFoundError: no such
-    file, or weights that can not be downloaded. Chapter: your-images.
+    file, or weights that cannot be downloaded. Chapter: your-images.
     """
     name, colon, place = name_or_path.partition(":")
     if name not in PRETRAINED:
@@ -117,8 +117,8 @@ def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
 def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:
     """Any module as an encoder: checked on a few of the images uint8 (N,C,H,W); `out_dim` is set.
 
-    It must map float (B,C,H,W) in [0,1] to finite floats (B,D). Returns the module itself, or,
-    where it has an inner part that a method would take for the whole, the module in a wrapper.
+    It must map float (B,C,H,W) in [0,1] to finite floats (B,D). Returns the module itself, or
+    wraps it if it has an `encoder` or `embed` that a method would take for the whole.
     Raises TypeError or ValueError that says what came instead.
     """
     if not isinstance(module, nn.Module):
@@ -131,12 +131,12 @@ def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:
     except Exception as error:  # whatever a foreign module raises
         raise ValueError(f"{wanted}; it raised {type(error).__name__}: {error}") from error
     if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(first) or not z.shape[1]:
-        raise ValueError(f"{wanted}; for {len(first)} images it gave {tuple(z.shape)}")
+        raise ValueError(f"{wanted}; for {len(first)} images it returned {tuple(z.shape)}")
     if not z.is_floating_point() or not torch.isfinite(z).all():
-        raise ValueError(f"{wanted}, finite floats; it gave {z.dtype} with NaN or infinity")
+        raise ValueError(f"{wanted}, finite floats; it returned {z.dtype} with NaN or infinity")
     said = getattr(trunk, "out_dim", z.shape[1])
     if said != z.shape[1]:
-        raise ValueError(f"{wanted} with D = its out_dim, {said}; it gave D = {z.shape[1]}")
+        raise ValueError(f"{wanted} with D = its out_dim, {said}; it returned D = {z.shape[1]}")
     trunk.out_dim = z.shape[1]  # type: ignore[assignment]
     if trunk is module and (hasattr(module, "encoder") or hasattr(module, "embed")):
         module = nn.Sequential(module)  # a vision transformer's `encoder` is not all of it
@@ -151,10 +151,12 @@ def _build(name: str, size: int) -> tuple[Pretrained, str]:
     if not isinstance(size, int) or size < 32:
         raise ValueError(f"size must be an integer of at least 32; got {size!r}")
     if name == "vit_b_16" and size != 224:
-        raise ValueError(f"size must be 224 for vit_b_16, whose places are learned; got {size}")
+        raise ValueError(
+            f"size must be 224 for vit_b_16, whose position embeddings are fixed; got {size}"
+        )
     from torchvision.models import get_model
 
-    with torch.random.fork_rng(devices=[]):  # the weights are replaced: no draw may show
+    with torch.random.fork_rng(devices=[]):  # the weights are replaced: leave the caller's state
         network = get_model(name, weights=None)
     last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
     width = network.get_submodule(last).in_features
@@ -173,9 +175,9 @@ def _download(name: str) -> tuple[Any, Path]:
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(30)  # a silent network is no network
+            socket.setdefaulttimeout(30)  # a network that does not answer counts as none
             known = url.rpartition("-")[2].removesuffix(".pth")  # the start of the file's sha256
-            with contextlib.redirect_stdout(sys.stderr):  # what others read is on stdout
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the caller's output
                 torch.hub.download_url_to_file(url, str(path), known, sys.stderr.isatty())
     except (OSError, RuntimeError, HTTPException) as error:
         raise FileNotFoundError(
@@ -189,7 +191,7 @@ def _download(name: str) -> tuple[Any, Path]:
 
 
 def _read(path: Path) -> Any:
-    """A file of weights as Python objects, without running anything that is in it."""
+    """A file of weights as Python objects; runs no code from it."""
     import pickle
 
     from safetensors import SafetensorError
@@ -201,17 +203,17 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{os.fspath(path)} must hold tensors only; it is damaged, or has code in it, which is "
-            "not run. Save the state dict alone: torch.save(model.state_dict(), path)"
+            f"{os.fspath(path)} must hold tensors only; it is damaged, or contains code, which was "
+            "not run. Save only the state dict: torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} can not be read as weights: {error}") from error
+        raise ValueError(f"{os.fspath(path)} cannot be read as weights: {error}") from error
 
 
 def _fitting(
     state: Any, network: nn.Module, classifier: str, name: str, path: Path
 ) -> dict[str, Tensor]:
-    """The entries of a file that are the network's, under its names; ValueError if they are not."""
+    """The network's entries of a file, under its names; ValueError if they do not fit."""
     wanted = network.state_dict()
     for key in ("state_dict", "model", "teacher"):  # checkpoints of training programs
         if isinstance(state, dict) and isinstance(state.get(key), dict):

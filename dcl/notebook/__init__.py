@@ -1,1 +1,1 @@
-"""What only chapters need: checks, claims, results."""
+"""For the chapters only: checks, claims, results."""

@@ -1,4 +1,4 @@
-"""What a chapter says about itself: parameters checked, source shown, claims held to bands."""
+"""For a chapter: check its parameters, show source code, compare claims with their bands."""
 
 import ast
 import inspect
@@ -24,7 +24,7 @@ PARAMETERS: dict[str, type] = {
 """The parameters that every chapter has, with their types."""
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
-"""The schedules that every method has."""
+"""The schedules that every chapter has."""
 
 # papermill puts its values into a cell of its own, right after the parameters, that starts so
 _INJECTED = "# Parameters"
@@ -38,8 +38,8 @@ def check_parameters(
 ) -> str:
     """Check a chapter's parameters before anything runs and return the device, "cpu" or "cuda".
 
-    papermill only warns about a parameter that a notebook does not have, and runs on; here it is
-    an error: the cell that papermill injected stands in the kernel's history, ``In``.
+    papermill only warns about a parameter that a notebook does not have, and continues; here it is
+    an error: the cell that papermill injected is in the kernel's history, ``In``.
     ``variables`` is the chapter's ``globals()``, ``also`` names parameters of its own,
     ``profiles`` the schedules it knows.
 
@@ -71,7 +71,7 @@ def check_parameters(
 def run_name(method: str, parameters: Mapping[str, Any]) -> str:
     """The name of a run, `<method>-<data>-<profile>-seed<k>`, from a chapter's parameters.
 
-    Data that the chapter chooses itself are left out; ``-epochs<n>`` follows where they were set.
+    A data set that the chapter chose itself is left out; ``-epochs<n>`` is added if it was set.
     """
     data = parameters["dataset"].removeprefix("folder:")
     data = re.sub(r"[^\w.+-]+", "-", re.split(r"[/\\]", data.rstrip("/\\"))[-1])
@@ -81,10 +81,10 @@ def run_name(method: str, parameters: Mapping[str, Any]) -> str:
 
 
 def run_folder(method: str, parameters: Mapping[str, Any]) -> str:
-    """Where a chapter keeps its checkpoints when nobody says: none, or a folder below runs/.
+    """Where a chapter keeps its checkpoints by default: nowhere, or in a folder below runs/.
 
-    The short profiles, smoke and quick, leave nothing behind; the long ones go on there when they
-    are started again from the same folder with the same parameters.
+    The short profiles, smoke and quick, leave nothing behind; the long ones resume from there when
+    they are started again in the same folder with the same parameters.
     """
     if parameters["profile"] in ("smoke", "quick"):
         return ""
@@ -134,7 +134,7 @@ def _device(value: str) -> str:
 
 
 def show(*objects: Callable[..., Any]) -> None:
-    """Display the real source of functions or classes, highlighted, as the output of a cell.
+    """Display the source of functions or classes, highlighted, as the output of a cell.
 
     What the reader sees is what runs, so text and package cannot drift apart.
 
@@ -151,7 +151,7 @@ def show(*objects: Callable[..., Any]) -> None:
 
 
 NOT_HELD = "does NOT hold in this run: "
-"""How the line of a claim begins that `verdict` found outside of its band."""
+"""How `verdict` begins the line of a claim whose value is outside its band."""
 
 
 def verdict(
@@ -162,12 +162,12 @@ def verdict(
     at_most: float | None = None,
     claimed: bool = True,
 ) -> None:
-    """Hold a measured number to a band and print text that is the same in every good run.
+    """Compare a measured number with a band and print text that is the same in every good run.
 
     Trained numbers differ between machines in the third digit, so a chapter prints the claim and
-    its band instead; where the number lies outside (NaN always does), a line of another text with
-    the number, which a strict comparison with the committed output notices. It is no error: that
-    would lose all that follows, the run's result included, and only good seeds could ever be
+    its band instead; if the number lies outside (NaN always does), it prints a different line with
+    the number, which a strict comparison with the committed output notices. This is not an error:
+    an error would lose all that follows, including the run's result, and only good seeds could be
     recorded. With ``claimed=False`` (a smoke run, say) it prints the number and claims nothing.
 
     Raises ValueError when no bound is given.
@@ -194,11 +194,11 @@ def not_held(notebook: Any) -> list[str]:
 
 
 def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
-    """What runs of a chapter measured for one of its claims: {kind of run: values}.
+    """Values that runs of a chapter measured for one of its claims: {kind of run: values}.
 
-    Kinds: "honest, own" and so on by the arithmetic of the processor, with two threads, and the
-    name of each sabotage. From the files that tests/claims.py writes; NaN where a run has no value.
-    Raises FileNotFoundError without a file, ValueError naming the claims there are.
+    Kinds: "honest, own" and so on for each arithmetic of the processor, also with two threads, and
+    the name of each sabotage. From the files that tests/claims.py writes; NaN where a run has no
+    value. Raises FileNotFoundError without a file, ValueError naming the known claims.
     """
     runs = json.loads((CLAIMS / f"{chapter}.json").read_text())["runs"]
     if claim not in (known := runs[0]["values"]):
@@ -214,7 +214,7 @@ def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
 
 
 def spread(runs: Mapping[str, Sequence[float]], bound: float, claim: str = "") -> Any:
-    """A figure of what `evidence` returned: a row for each kind of run, a dot for each run.
+    """A figure of the values from `evidence`: a row for each kind of run, a dot for each run.
 
     The dashed line is the band of the claim, `bound`. Runs without a value are left out.
     """
@@ -223,7 +223,7 @@ def spread(runs: Mapping[str, Sequence[float]], bound: float, claim: str = "") -
     figure, axes = plots.canvas(1, 1, (6.6, 0.6 + 0.34 * len(runs)))
     ax = axes[0, 0]
     for row, (kind, values) in enumerate(runs.items()):
-        height = [row + 0.12 * (n % 3 - 1) for n in range(len(values))]  # none hides another
+        height = [row + 0.12 * (n % 3 - 1) for n in range(len(values))]  # no dot hides another
         colour = plots.COLOURS[0 if kind.startswith("honest") else 5]
         ax.plot(sorted(values), height, "o", ms=4, alpha=0.8, color=colour)
     ax.axvline(bound, color=plots.GREY, ls="--", lw=1)

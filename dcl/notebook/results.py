@@ -1,4 +1,4 @@
-"""Numbers that can be traced: one JSON file a run, tables made from the files alone."""
+"""Traceable numbers: one JSON file per run, and tables made from these files alone."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from dcl.runtime.versions import machine, versions
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parents[2] / "book" / "results"
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
-"""What tables call a folder whose images are not the published ones."""
+"""Table names for folders whose images are not the published ones."""
 MUST_AGREE = ("config", "checksum", "split", "training")
 
 
@@ -39,13 +39,12 @@ def record(
 ) -> Path:
     """Write `<method>-<data>-<profile>-seed<k>.json` and return its path.
 
-    Trained and scored on train+test, the data are called so: `<data>-train+test`.
-    chapter: notebook stem, such as "scan", the method unless `method` says another, of a chapter
-    with two; data: what was scored; trained_on: what `fit` saw,
-    `data` itself by default; seconds: wall-clock time of `fit`; epochs: the chapter's parameter;
-    clusters: the assignment (N,), kept for up to 10,000 images, so that the scores can be
-    computed again. The file is replaced only by a run of the same
-    configuration on the same data: otherwise ValueError lists the differences.
+    For data trained and scored on train+test, `<data>` becomes `<data>-train+test`.
+    chapter: notebook stem, such as "scan"; method: by default the chapter's, for chapters with two;
+    data: what was scored; trained_on: the data of `fit`, `data` itself by default; seconds:
+    wall-clock time of `fit`; epochs: the chapter's parameter; clusters: the assignment (N,), kept
+    for up to 10,000 images, so that the scores can be recomputed. The file is replaced only by a
+    run of the same configuration on the same data: otherwise ValueError lists the differences.
     """
     method = method or chapter
     seen = trained_on or data
@@ -83,13 +82,13 @@ def record(
 
 
 def put(result: Result, path: Path) -> Path:
-    """Write a result. ValueError where another configuration's, or other data's, is there."""
+    """Write a result. ValueError if the file there has another configuration or other data."""
     if path.exists():
         old = json.loads(path.read_text())
         wrong = [
             f"  {k}: there {old[k]!r}, now {result[k]!r}"
             for k in MUST_AGREE
-            if k in old and old[k] != result[k]  # files of older revisions have no "training"
+            if k in old and old[k] != result[k]  # files of earlier revisions have no "training"
         ]
         if wrong:
             raise ValueError(
@@ -102,7 +101,7 @@ def put(result: Result, path: Path) -> Path:
 
 
 def dumps(result: Result) -> str:
-    """JSON with a line for each field, and of `runs` for each run: a change is easy to read."""
+    """JSON with a line for each field, and for each of `runs`, so that a diff is easy to read."""
     texts = {k: json.dumps(v) for k, v in result.items()}
     if "runs" in result:
         texts["runs"] = "[\n" + ",\n".join("  " + json.dumps(r) for r in result["runs"]) + "\n ]"
@@ -119,13 +118,13 @@ def _kinds(data: Data) -> str:
 def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     """Every result in a folder whose fields equal `where`, such as method="scan".
 
-    stem="scan-digits-quick-seed0": the one of that name. Raises FileNotFoundError without the
-    folder: those of the book are in its repository, and not in an installed `dcl`.
+    stem="scan-digits-quick-seed0": the file of that name. Raises FileNotFoundError without the
+    folder: the book's results are in its repository, not in an installed `dcl`.
     """
     if not Path(results_dir).is_dir():
         raise FileNotFoundError(
             f"results_dir must be a folder of results; there is none at {str(results_dir)!r}. "
-            "The book's own are in its repository"
+            "The book's results are in its repository"
         )
     files = sorted(Path(results_dir).glob(f"{where.pop('stem', '*')}.json"))
     found = [json.loads(path.read_text()) for path in files]
@@ -135,7 +134,7 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 
-    One that not all methods share, as the untrained network, names those that it belongs to:
+    A baseline that not all methods share, such as the untrained network, names its methods:
     "untrained network (lsdc, scan)".
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
@@ -154,7 +153,7 @@ def baselines(results: list[Result]) -> list[Result]:
 
 
 def _sharing(name: str, method: str, rows: list[Result]) -> list[str]:
-    """The methods whose baseline `name` has in some seed the scores that `method` has."""
+    """The methods whose baseline `name` has, for some seed, the same scores as `method`'s."""
     mine = {r["seed"]: r["baselines"].get(name, {}) for r in rows if r["method"] == method}
     same = [r for r in rows if (s := r["baselines"].get(name)) and s == mine.get(r["seed"])]
     return sorted({r["method"] for r in same})
@@ -170,7 +169,7 @@ def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
 
 
 def cell(results: list[Result], metric: str) -> str:
-    """Mean ± deviation of a metric as a table shows it; empty where no result has it."""
+    """Mean ± deviation of a metric as a table shows it; empty if no result has it."""
     mean, spread, n = over_seeds(results, metric)
     return "" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
 
@@ -210,6 +209,6 @@ def table(
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "---") -> str:
-    """A Markdown table of cells; with the rule "---:" all columns but the first are set right."""
+    """A Markdown table of cells; the rule "---:" right-aligns all columns but the first."""
     rules = ["---", *(rule for _ in head[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rules, *lines])

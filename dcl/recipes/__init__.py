@@ -1,4 +1,4 @@
-"""Settings by data set: one file a method, one recipe a data set, and the rule that chooses."""
+"""Settings by data set: a file per method, a recipe per data set, and the rule that chooses."""
 
 import importlib
 from dataclasses import is_dataclass
@@ -8,7 +8,7 @@ from dcl.data.vectors import is_vectors
 
 EMBEDDED = ("digits", "shapes")
 GRAY = ("digits", "mnist", "fashion-mnist")
-"""Sets of one channel; of a folder or a tensor nobody knows before it is read."""
+"""Data sets of one channel; for a folder or tensor this is unknown until it is read."""
 
 
 def recipes(method: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def recipes(method: str) -> dict[str, Any]:
 
 
 def recipe(method: str, name: str) -> Any:
-    """One recipe. Raises ValueError for a name that the method has not."""
+    """One recipe. Raises ValueError for a name that the method does not have."""
     known = recipes(method)
     if name not in known:
         raise ValueError(f"recipe must be one of {', '.join(known)}; got {name!r}")
@@ -36,15 +36,14 @@ def choose(
     vectors: bool = False,
     device: str = "cpu",
 ) -> str:
-    """The name of the recipe that fits: the data set's own, or that of the most similar set.
+    """The name of the recipe that fits: the data set's own, or that of the most similar one.
 
-    data: a set's name, perhaps with a split, a folder or a .npy file, or "" for a tensor; gray:
-    whether its images have one channel (None: by the name of the set); vectors: whether it is
-    vectors. profile, of the chapters: smoke and paper name a recipe; quick has at most 10,000
-    images (for which a method may have a recipe of its own, mnist_10k), gpu all of them; "" is
-    the command line, with the whole set: frozen or else cifar10 with a pretrained `encoder`, whose
-    features need only heads; of photographs cifar10 on a GPU and photos, for a small network, on
-    a CPU.
+    data: a data set's name, perhaps with a split, a folder or a .npy file, or "" for a tensor;
+    gray: whether its images have one channel (None: by name); vectors: whether it holds vectors.
+    profile, the chapters': smoke and paper name a recipe; quick uses at most 10,000 images (for
+    which a method may have a recipe of its own, mnist_10k), gpu all of them; "" is the command
+    line, with the whole data set. For photographs that is frozen, heads on the features of
+    `encoder`, or cifar10 with an `encoder`; cifar10 on a GPU; photos, a small network, on a CPU.
     """
     own = data.split(":")[0]
     gray = own in GRAY if gray is None else gray

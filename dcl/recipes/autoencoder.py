@@ -1,4 +1,4 @@
-"""Settings of DEC's autoencoder by data set. All layers at once: `layers` of 0 epochs."""
+"""Settings of DEC's autoencoder by data set. `layers` of 0 epochs: no layer-wise pretraining."""
 
 from dcl.config import TrainConfig
 from dcl.methods.autoencoder import Config

@@ -1,7 +1,7 @@
 """DAC's settings by data set.
 
-`until` is the cosine of (1/2, 1/2) with (1, 0): from there on an image torn between two clusters
-would be called alike to both, and they would grow together.
+`until` is the cosine of (1/2, 1/2) with (1, 0): below it an image torn between two clusters would
+be called similar to both, and the clusters would merge.
 """
 
 from dcl.config import TrainConfig
@@ -9,7 +9,7 @@ from dcl.methods.dac import Config
 from dcl.views import HAND_VIEW, View
 
 _TORN = 0.5**0.5
-# the released code's for CIFAR-10, as far as `View` has it
+# the released code's for CIFAR-10, as far as `View` supports it
 _PHOTO = View(rotate=20, translate=0.18, zoom=(0.85, 1.15), flip=0.5)
 
 smoke = Config(
@@ -20,8 +20,8 @@ smoke = Config(
     train=TrainConfig(3, 64, "rmsprop", 2e-3),
 )
 
-# a set this small has few batches in an epoch: smaller ones, a higher rate, and three starts,
-# since what a network settles on in its first steps no later pair takes back
+# a data set this small has few batches in an epoch: hence smaller batches, a higher learning rate,
+# and three starts, since later pairs never undo what a network settles on in its first steps
 digits = Config(
     width=16,
     depth=2,
@@ -58,7 +58,7 @@ mnist = Config(
     train=TrainConfig(46, 128, "rmsprop", 1e-3),
 )
 
-mnist_10k = mnist  # an epoch is shorter then; so are the recorded runs
+mnist_10k = mnist  # as in the recorded runs, although an epoch is shorter
 
 cifar10 = Config(view=_PHOTO)
 

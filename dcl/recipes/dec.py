@@ -11,7 +11,7 @@ smoke = Config(
     train=TrainConfig(4, 64, lr=0.01),
 )
 
-# few images: a share of .001 would be fewer than two of them
+# few images: a tolerance of .001 would be fewer than two of them
 digits = Config(
     interval=30,
     tolerance=0.003,

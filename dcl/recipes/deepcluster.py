@@ -4,7 +4,7 @@ from dcl.config import TrainConfig
 from dcl.methods.deepcluster import Config
 from dcl.views import DIGIT_VIEW, HAND_VIEW, View
 
-# colours turned round in half of the views: a shape is light on dark as often as dark on light
+# half of the views are negatives: a shape is light on dark as often as dark on light
 _SHAPE = View(rotate=20, translate=0.12, zoom=(0.75, 1.25), flip=0.5, fill="border", negative=0.5)
 _PHOTO = View(scale=(0.2, 1), flip=0.5)
 
@@ -19,7 +19,7 @@ smoke = Config(
     train=TrainConfig(2, 64, lr=0.1, weight_decay=1e-5),
 )
 
-# every other epoch: one has thirty steps, too few for a fresh top layer to teach anything
+# reassign every other epoch: one has thirty steps, too few for a new top layer to become useful
 shapes = Config(
     n_clusters=6,
     n_pseudo=30,

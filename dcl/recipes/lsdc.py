@@ -17,8 +17,8 @@ smoke = Config(
     train=TrainConfig(3, 32, "adam", 5e-3),
 )
 
-# On top of SimCLR's embedding the head needs a rate of its own: thirty times that of the features,
-# which shall hardly move. "0" is the encoder; what is trained of it is SimCLR's head.
+# On top of SimCLR's embedding the head needs a learning rate of its own: thirty times that of the
+# features, which should hardly move. "0" is the encoder; only SimCLR's projection head is trained.
 digits = Config(
     threshold=0.7,
     ramp=10,
@@ -54,7 +54,7 @@ photos = Config(
     train=TrainConfig(12, 128, "adam", 3e-4, schedule="cosine"),
 )
 
-# so many images that the last layers of the encoder may learn, too
+# enough images to train the last layers of the encoder, too
 mnist = Config(
     threshold=0.6,
     ramp=3,

@@ -1,4 +1,4 @@
-"""RotNet's settings by data set: the pretext that LSD-C's authors use."""
+"""RotNet's settings by data set: the pretext of LSD-C's authors."""
 
 from dcl.config import TrainConfig
 from dcl.methods.rotnet import Config
@@ -20,7 +20,7 @@ shapes = Config(
     train=TrainConfig(6, 128, "adam", 3e-3, schedule="cosine"),
 )
 
-cifar10 = Config(  # the paper's, shorter
+cifar10 = Config(  # a shorter version of the paper's
     train=TrainConfig(30, 128, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine"),
 )
 

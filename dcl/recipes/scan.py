@@ -18,8 +18,8 @@ smoke = Config(
     selflabel=TrainConfig(1, 128, "adam", 1e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# Hundreds of steps instead of thousands: a BatchNorm before each head and a high rate. Ten heads
-# are an insurance: one that starts with two classes in a cluster rarely parts them.
+# Hundreds of steps instead of thousands: hence a BatchNorm before each head and a high learning
+# rate. Ten heads are insurance: one that starts with two classes in a cluster rarely parts them.
 digits = Config(
     heads=10,
     normalize=True,
@@ -43,7 +43,7 @@ shapes = Config(
     selflabel=TrainConfig(6, 128, "adam", 1e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# an encoder that stays as it is: the heads are trained on its features, in seconds
+# with a frozen encoder the heads are trained on its features, in seconds
 frozen = Config(
     heads=10,
     normalize=True,
@@ -54,7 +54,7 @@ frozen = Config(
     selflabel=TrainConfig(0, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-photos = frozen  # on a CPU: the pretext is all that learns from pixels
+photos = frozen  # on a CPU: only the pretext trains on pixels
 
 mnist = Config(
     heads=10,

@@ -15,7 +15,7 @@ smoke = Config(
     train=TrainConfig(1, 64, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# few images: batches of 128 hold so many of each class that a low temperature would part these
+# a batch of 128 holds so many images of each class that a low temperature would push them apart
 digits = Config(
     "small_cnn",
     width=16,
@@ -25,7 +25,7 @@ digits = Config(
     train=TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# hue, by far the easiest thing to tell shapes by, is left alone
+# hue, by far the easiest cue to tell images apart by, is jittered strongly
 shapes = Config(
     "small_cnn",
     out_dim=64,

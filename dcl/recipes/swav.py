@@ -8,7 +8,7 @@ from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, SWAV_VIEW, View
 
 _SHAPE = View(rotate=180, zoom=(0.8, 1.25), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.5), gray=0.5)
 
-smoke = Config(  # every part of the method: small crops, a queue, prototypes that thaw
+smoke = Config(  # every part of the method: small crops, a queue, prototypes that unfreeze
     n_clusters=10,
     n_prototypes=30,
     encoder="small_cnn",
@@ -23,8 +23,8 @@ smoke = Config(  # every part of the method: small crops, a queue, prototypes th
     train=TrainConfig(2, 128, "larc", lr=12, weight_decay=1e-6, schedule="cosine"),
 )
 
-# LARC scales a step by |weights| / |gradient| / 1,000: a rate of 12 is an ordinary one. The
-# prototypes stay where they are for an epoch, as in the paper.
+# LARC scales a step by |weights| / |gradient| / 1,000, so a learning rate of 12 is ordinary. The
+# prototypes are frozen for an epoch, as in the paper.
 digits = Config(
     n_clusters=10,
     n_prototypes=30,

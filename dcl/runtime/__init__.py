@@ -1,1 +1,1 @@
-"""Where and how it runs: devices, processes, random numbers, files."""
+"""Where and how code runs: devices, processes, random numbers, files."""

@@ -1,8 +1,8 @@
-"""Runs that survive: whole files or none, two checkpoints, one writer, one configuration.
+"""Runs that survive: atomic writes, two checkpoints, one writer, one configuration.
 
-A checkpoint is one line of text with the sha256 of what follows, and what `torch.save` makes of a
-state. `<stage>.previous.pt` is the one before; at every instant at least one of the two is whole.
-Told in chapter your-images.
+A checkpoint is one line of text with the sha256 of the rest, which `torch.save` wrote.
+`<stage>.previous.pt` is the one before; at any moment at least one of the two is intact.
+Chapter: your-images.
 """
 
 import io
@@ -27,16 +27,13 @@ HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 
-# ---------------------------------------------------------------- files
-
-
 # ---------------------------------------------------------------- the folder of a run
 
 
 def place(run_dir: str | os.PathLike, stage: str) -> Path:
     """Where a stage's checkpoint is, `<run_dir>/<stage>.pt`.
 
-    Raises ValueError for a stage that is no plain name: its file could be outside the folder.
+    Raises ValueError for a stage that is not a plain name: its file could be outside the folder.
     """
     if not re.fullmatch(r"[\w-]+", stage):
         raise ValueError(f"stage must be made of letters, digits, _ and -; got {stage!r}")
@@ -46,24 +43,24 @@ def place(run_dir: str | os.PathLike, stage: str) -> Path:
 def _alive(pid: int) -> bool:
     try:
         if os.name == "posix":
-            os.kill(pid, 0)  # this signal only asks
+            os.kill(pid, 0)  # signal 0 only checks
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # it belongs to another user
         pass
     return True
 
 
 def folder(run_dir: str | os.PathLike) -> Path:
-    """The folder of a run, made where there is none; a link to a folder on another disk is one.
+    """The folder of a run, created if missing; it may be a link to a folder on another disk.
 
-    Raises ValueError for a link to nothing, or where something else is in the way.
+    Raises ValueError for a broken link, or if something else is in the way.
     """
     try:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
         raise ValueError(
-            f"run_dir must be a folder or a link to one that is there; got {str(run_dir)!r}, and "
+            f"run_dir must be a folder or a link to an existing one; got {str(run_dir)!r}, and "
             f"{e.filename!r} is neither"
         ) from None
     return Path(run_dir)
@@ -71,13 +68,13 @@ def folder(run_dir: str | os.PathLike) -> Path:
 
 @contextmanager
 def lock(run_dir: str | os.PathLike) -> Iterator[None]:
-    """Be the only process that writes into `run_dir` for the time of the block.
+    """Be the only process that writes to `run_dir` during the block.
 
-    May be nested in one thread. The system takes the lock back when a process dies, however it
-    dies; of several processes under torchrun only the first one takes it. Removes what dead
-    processes left half written. Raises RuntimeError when another process holds the folder, and
-    ValueError when something in it is a link that leads out of it, but to no folder: a folder, such
-    as `checkpoint`, may be on another disk. Raises what `folder` raises.
+    May be nested in one thread. The system releases the lock when a process dies, however it dies;
+    under torchrun only the first process takes it. Removes partial files of dead processes. Raises
+    RuntimeError when another process holds the folder, and ValueError for a link in it that leads
+    outside, unless to a folder: a folder such as `checkpoint` may be on another disk. Raises what
+    `folder` raises.
     """
     if dist.rank():
         yield
@@ -88,7 +85,7 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
         leads = Path(os.path.realpath(entry))
         if not leads.is_relative_to(inside) and not leads.is_dir():
             raise ValueError(
-                f"{str(entry)!r} is a link to {str(leads)!r}, which is outside of run_dir and no "
+                f"{str(entry)!r} is a link to {str(leads)!r}, which is outside run_dir and not a "
                 "folder; remove it, or choose another run_dir."
             )
     held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
@@ -96,8 +93,8 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
         taken = held.acquire()
     except Timeout:
         raise RuntimeError(
-            f"run_dir {str(run_dir)!r} is being written by another process{_holder(root)}; wait "
-            "for it, end it, or choose another run_dir."
+            f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for it, "
+            "end it, or choose another run_dir."
         ) from None
     with taken:
         if held.lock_counter == 1:  # else this is nested
@@ -120,9 +117,9 @@ def _holder(root: Path) -> str:
 def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
-    Writes `config.json` on first use, with `about` in it, which is not compared. Raises ValueError
-    with the differences listed when the folder already holds a run with other settings or other
-    data, ValueError when its `config.json` can not be read, and what `lock` raises.
+    Writes `config.json` on first use, including `about`, which is not compared. Raises ValueError
+    that lists the differences when the folder already holds a run with other settings or data,
+    ValueError when its `config.json` cannot be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
@@ -137,8 +134,8 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
             raise TypeError(f"{' and '.join(mine)} must be objects")
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(
-            f"{str(path)!r} is damaged ({type(e).__name__}: {e}): whether the run there has the "
-            "same settings can not be told. Restore it, or choose another run_dir."
+            f"{str(path)!r} is damaged ({type(e).__name__}: {e}), so the settings of the run there "
+            "are unknown. Restore it, or choose another run_dir."
         ) from e
 
     def said(part: dict[str, Any], key: str) -> str:
@@ -162,13 +159,13 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
 
 
 def previous(path: str | os.PathLike) -> Path:
-    """Where the checkpoint before the one at `path` is: `scan.previous.pt` for `scan.pt`."""
+    """The path of the checkpoint before the one at `path`: `scan.previous.pt` for `scan.pt`."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
-    """Save a state of tensors, numbers, strings, lists and dicts; keep the one that was there.
+    """Save a state of tensors, numbers, strings, lists and dicts; keep the previous checkpoint.
 
     Raises OSError, as `write_atomic`, and leaves both earlier ones as they are.
     """
@@ -179,16 +176,16 @@ def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
     try:
         _payload(Path(path))
         keep = previous(path)
-    except (OSError, ValueError):  # a damaged one must not take the place of a whole one
+    except (OSError, ValueError):  # a damaged one must not replace an intact one
         keep = None
     write_atomic(path, header.encode(), payload, keep=keep)
 
 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Load what `save` wrote, or the one before with a warning that says what is wrong.
+    """Load what `save` wrote, or the checkpoint before with a warning that says what is wrong.
 
     Never unpickles code. Raises FileNotFoundError when there is neither, and ValueError when
-    neither can be used, or when a whole one holds more than tensors and plain values.
+    neither can be used, or when an intact one holds more than tensors and plain values.
     """
     wrong: list[Exception] = []
     for file in (Path(path), previous(path)):
@@ -201,27 +198,27 @@ def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[st
             warnings.warn(f"{wrong[0]}; {str(file)!r} is used instead", stacklevel=2)
         try:
             return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-        except Exception as e:  # torch's own text advises to load it with its code
+        except Exception as e:  # torch's own message suggests running the code
             raise ValueError(
                 f"{str(file)!r} was not written by dcl: it does not load as tensors and plain "
-                f"values ({type(e).__name__}). It may hold code, and none was run; remove it."
+                f"values ({type(e).__name__}). It may contain code, which was not run; remove it."
             ) from None
     if all(isinstance(e, FileNotFoundError) for e in wrong):
         raise wrong[0]
     raise ValueError(
-        f"no checkpoint to go on from: {'; '.join(map(str, wrong))}. Put one back from a copy, "
-        "or remove both: then this stage starts again."
+        f"no checkpoint to resume from: {'; '.join(map(str, wrong))}. Restore one from a copy, or "
+        "remove both: then this stage starts again."
     )
 
 
 def _payload(file: Path) -> bytes:
-    """What follows the header, compared with it. ValueError says what is wrong."""
+    """The bytes after the header, verified against it. ValueError says what is wrong."""
     with open(file, "rb") as f:
         header = HEADER.fullmatch(f.readline(200))
         payload = f.read()
     name = repr(str(file))
     if not header:
-        raise ValueError(f"{name} is damaged: it does not begin as a checkpoint does")
+        raise ValueError(f"{name} is damaged: it has no checkpoint header")
     if len(payload) != (size := int(header[2])):
         raise ValueError(f"{name} is damaged: it has {len(payload):,} of {size:,} bytes")
     if sha256(payload).hexdigest() != header[1].decode():

@@ -1,4 +1,4 @@
-"""Where a run computes, in which arithmetic, and whose memory it is meanwhile."""
+"""The device of a run, its precision, and the memory that its process keeps."""
 
 import ctypes
 import sys
@@ -12,19 +12,19 @@ _open = 0  # contexts of `memory_kept`
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The GPU when there is one, for "auto". Raises ValueError for a device that is not there."""
+    """The named device; "auto": the GPU if there is one. Raises ValueError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device must be auto, cpu or a GPU that is here; got {name!r}") from e
+        raise ValueError(f"device must be auto, cpu or an available GPU; got {name!r}") from e
     return device
 
 
 def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torch.amp.GradScaler]:
-    """The arithmetic of a run: an autocast context and the gradient scaler that belongs to it."""
+    """The precision of a run: an autocast context and the gradient scaler that goes with it."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         precision = "bfloat16" if fast else "float16" if device.type == "cuda" else "float32"
@@ -36,12 +36,12 @@ def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torc
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Within it, the memory that a step frees on a CPU stays with the process for the next step.
+    """Within it, memory that a step frees on a CPU stays with the process for the next step.
 
-    glibc maps every large block afresh and gives it back when it is freed; the system then clears
-    each page again, for each layer of each step: up to two fifths of the CPU time of a small
-    network. At the end all that is free goes back to the system. Contexts may be nested. Does
-    nothing where the C library is another one.
+    By default glibc maps every large block anew and returns it when it is freed; the system then
+    clears each page again, for each layer of each step: up to two fifths of the CPU time of a
+    small network. At the end all free memory returns to the system. Contexts may be nested. Does
+    nothing with another C library.
     """
     global _open
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None

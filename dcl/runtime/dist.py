@@ -1,8 +1,8 @@
-"""Several processes that train together: who am I, sums and rows of all, one BatchNorm.
+"""Several processes that train together: ranks, sums and rows of all, one BatchNorm.
 
-Every process runs the same program; a batch, or the whole set, is shared out between them, and
-what is written or printed comes from process 0. Started alone, a program is its own world: every
-function here then returns what it was given. The page *Many GPUs* says what each step costs.
+Every process runs the same program on its share of a batch, or of the whole data set, and only
+process 0 writes and prints. In a single process every function here returns its argument. The
+page *Many GPUs* gives the cost of each step.
 """
 
 import os
@@ -25,7 +25,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 when none was started with torchrun."""
+    """Number of processes that train together; 1 without torchrun."""
     return td.get_world_size() if _many() else 1
 
 
@@ -47,7 +47,7 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """Sum of x over all processes, same shape and dtype; gradients are summed in the same way.
+    """Sum of x over all processes, same shape and dtype; gradients are summed likewise.
 
     Every process must call it, with the same shape. Chapter: swav.
     """
@@ -57,8 +57,8 @@ def all_sum(x: Tensor) -> Tensor:
 def all_gather_rows(x: Tensor) -> Tensor:
     """The rows of all processes, one process after the other: (b,...) -> (B,...).
 
-    The numbers of rows may differ. Gradients go back to the process that the row came from,
-    summed over the losses of all, so a loss of the whole batch is written as on one process.
+    The numbers of rows may differ. Gradients, summed over the losses of all processes, return to
+    the process a row came from, so a loss of the whole batch is written as on one process.
     """
     if not _many():
         return x
@@ -72,7 +72,7 @@ def all_gather_rows(x: Tensor) -> Tensor:
 
 
 def own_rows(x: Tensor) -> Tensor:
-    """Where this process's rows of x (b,...) are in `all_gather_rows(x)`: (b,) int64."""
+    """The indices (b,) int64 of this process's rows of x (b,...) in `all_gather_rows(x)`."""
     here = torch.arange(len(x), device=x.device)
     if not _many():
         return here
@@ -81,15 +81,15 @@ def own_rows(x: Tensor) -> Tensor:
 
 
 def shard(rows: Tensor) -> Tensor:
-    """The part of `rows` (N,...) that is this process's; `all_gather_rows` puts parts together."""
+    """This process's part of `rows` (N,...); `all_gather_rows` puts the parts together again."""
     return rows.tensor_split(world_size())[rank()]
 
 
 @torch.no_grad()
 def broadcast_module(module: torch.nn.Module) -> None:
-    """Give every process the parameters and buffers that process 0 has.
+    """Give every process the parameters and buffers of process 0.
 
-    They should be equal already; where rounding differs from machine to machine, they are not.
+    They should already be equal, but are not where rounding differs between machines.
     """
     if _many():
         for t in (*module.parameters(), *module.buffers()):
@@ -125,11 +125,11 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
 
 def sync_batchnorm(module: torch.nn.Module) -> None:
-    """Make a module, in place, one that all processes train: BatchNorm over the whole batch."""
+    """Prepare a module, in place, for training by all processes: BatchNorm over the whole batch."""
     if _many():
         for m in module.modules():
             if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-                # the class and not the layer is exchanged: objectives hold on to these very layers
+                # exchange the class, not the layer: objectives hold references to these layers
                 m.__class__ = _BatchNorm  # type: ignore[assignment]
         broadcast_module(module)
 
@@ -138,9 +138,9 @@ def sync_batchnorm(module: torch.nn.Module) -> None:
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over processes, in one exchange after the backward pass.
 
-    A parameter without a gradient must be without one everywhere. (DistributedDataParallel hides
-    part of the exchange behind the backward pass, but wants to know which parameters a step will
-    use, and objectives freeze and thaw.)
+    A parameter without a gradient must have none in any process. (DistributedDataParallel overlaps
+    part of the exchange with the backward pass, but must know which parameters a step will use,
+    and objectives freeze and unfreeze them.)
     """
     if not _many():
         return
@@ -159,7 +159,7 @@ def launched() -> bool:
 
 @contextmanager
 def first_speaks() -> Iterator[bool]:
-    """Only process 0 prints inside the block; the value says whether this is the one."""
+    """Only process 0 prints inside the block; yields whether this is process 0."""
     if not rank():
         yield True
         return
@@ -169,10 +169,10 @@ def first_speaks() -> Iterator[bool]:
 
 @contextmanager
 def processes(device: str = "auto") -> Iterator[None]:
-    """Join the processes that torchrun started, for the time of the block; alone, do nothing.
+    """Join the processes that torchrun started, for the duration of the block.
 
-    `device` cpu: gloo alone; else NCCL for what is on GPUs, with the GPU of this process's number
-    as the current one.
+    Does nothing without torchrun. `device` cpu: gloo alone; else NCCL for tensors on GPUs, and the
+    GPU of this process's local rank becomes the current one.
     """
     if not launched() or td.is_initialized():
         yield
@@ -180,7 +180,7 @@ def processes(device: str = "auto") -> Iterator[None]:
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # gloo too: `dcl resume` of a run that began on the CPU stays there
+    # gloo too: `dcl resume` of a run that started on the CPU stays there
     td.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield
@@ -190,7 +190,7 @@ def processes(device: str = "auto") -> Iterator[None]:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Process 0 runs the block before the others do: it downloads, they find it there."""
+    """Process 0 runs the block before the others: it downloads, they find the files."""
     if rank():
         td.barrier()
     yield

@@ -1,4 +1,4 @@
-"""Random state: kept, put back, and drawn from a seed."""
+"""Random state: saved, restored, and set from a seed."""
 
 import random
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], *, shared: bool = False) -> None:
-    """Put back what `random_state` returned; what is of GPUs that are not here is left out.
+    """Restore what `random_state` returned; states of GPUs that are not available are skipped.
 
     `shared`: the state is that of process 0, which all processes take over.
     """
@@ -40,13 +40,13 @@ def set_random_state(state: dict[str, Any], *, shared: bool = False) -> None:
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
     cuda = state.get("cuda", [])
     for device, own in zip(range(torch.cuda.device_count()), cuda):
-        # what all processes draw alike, process 0 has drawn on its GPU, the first
+        # numbers that all processes share were drawn by process 0 on its GPU, the first
         torch.cuda.set_rng_state(cuda[0] if shared and dist.world_size() > 1 else own, device)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What torch draws inside comes from `seed`; the caller's random state is put back after."""
+    """Draw from `seed` in the block; the caller's random state is restored after it."""
     before = random_state()
     torch.manual_seed(seed)
     try:

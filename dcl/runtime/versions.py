@@ -1,4 +1,4 @@
-"""What decides a number beside the code: processor, libraries, revision."""
+"""What a result depends on besides its settings: processor, libraries, revision."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ except ImportError:  # not on Windows
 
 
 def machine(device: str | torch.device) -> dict[str, Any]:
-    """Processor, threads, this process's memory at its peak and, when it was used, the GPU's."""
+    """Processor, threads, this process's peak memory and, if it was used, the GPU's."""
     info: dict[str, Any] = {"cpu": platform.processor() or platform.machine()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -28,7 +28,7 @@ def machine(device: str | torch.device) -> dict[str, Any]:
         info["cpu"] = names[0].split(":")[1].strip() if names else info["cpu"]
     info |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if resource:
-        unit = 2**30 if sys.platform == "darwin" else 2**20  # there in bytes, elsewhere in KiB
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes on macOS, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         info["memory_gib"] = round(peak / unit, 2)
     if torch.device(device).type == "cuda":
@@ -38,7 +38,7 @@ def machine(device: str | torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, the libraries that decide numbers, and the revision of this code."""
+    """Python, the libraries that results depend on, and the revision of this code."""
     found = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
@@ -49,10 +49,10 @@ def versions() -> dict[str, str]:
 
 
 def _revision() -> str:
-    """The git revision of the repository that holds the package; without one, its version."""
+    """The git revision of the repository that contains the package; without one, its version."""
     file = Path(dcl.__file__).resolve()
     git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)
-    try:  # an installed package may lie below a repository that does not hold it: the user's own
+    try:  # an installed package may lie below a repository that does not track it: the user's own
         git(["git", "ls-files", "--error-unmatch", file.name])
         return git(["git", "describe", "--always", "--dirty"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Views: random changes of images, drawn for each image of a batch; and the recipes in use."""
+"""Views: random augmentations, drawn for each image of a batch; and the views in use."""
 
 from dcl.views.view import (
     CROP_FLIP,

@@ -16,7 +16,7 @@ def _per_image(factor: Tensor) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Grey value (B,1,H,W) of colour images (B,3,H,W); one channel comes back as it is."""
+    """Grey value (B,1,H,W) of colour images (B,3,H,W); one channel is returned unchanged."""
     if x.shape[1] == 1:
         return x
     r, g, b = x.unbind(1)
@@ -48,13 +48,13 @@ def negative(x: Tensor, amount: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Shift the HSV hue by `turn` (B,) in -.5...5 of a full circle; value and saturation stay.
+    """Shift the HSV hue by `turn` (B,), -.5 to .5 of a full circle; value and saturation stay.
 
-    With high, low and chroma = high - low of a pixel, its hue seen from red is, in sixths of
+    With high, low and chroma = high - low of a pixel, its hue relative to red is, in sixths of
     the circle, +-(high - 2 low + g + b - r) / chroma with the sign of g - b: no case per sector,
     since comparisons and selections cost ten times an addition here. Back to RGB, a channel is
     low + chroma * t, where t is 1 within a sixth of the channel's own hue and falls to 0 over the
-    next sixth. Passes over memory are what this costs, so they are done in place.
+    next sixth. The cost is passes over memory, so they are done in place.
     """
     if x.shape[1] == 1:
         return x
@@ -66,7 +66,7 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     h = h.mul_(1 / 6).copysign_(g - b).add_((turn + 1).view(-1, 1, 1)).frac_()  # in [0,1)
     six, scratch, out = chroma * 6, high, torch.empty_like(x)
     near = torch.sub(h, 3 / 6, out=scratch).abs_().clamp_(1 / 6, 2 / 6)
-    torch.addcmul(low - chroma, near, six, out=out[:, 0])  # from cyan: red upside down
+    torch.addcmul(low - chroma, near, six, out=out[:, 0])  # red, measured from cyan
     top = low.add_(chroma, alpha=2)
     for channel, own in ((1, 2 / 6), (2, 4 / 6)):
         near = torch.sub(h, own, out=scratch).abs_().clamp_(1 / 6, 2 / 6)
@@ -77,7 +77,7 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur with one `sigma` (B,) per image, `2 radius + 1` taps, mirrored borders."""
     if x.device.type == "cpu" and not (shows := sigma > 0.05).all():
-        # narrower ones round to the image itself; a GPU would have to wait for this choice
+        # a narrower blur rounds to the image itself; on a GPU this test would force a wait
         return x.clone().index_put_((shows,), blur(x[shows], sigma[shows], radius))
     radius = min(radius, x.shape[2] - 1, x.shape[3] - 1)
     taps = torch.arange(radius + 1, device=x.device, dtype=x.dtype)
@@ -98,8 +98,8 @@ def check_images(x: Tensor) -> None:
         got = getattr(x, "dtype", type(x).__name__)
         raise TypeError(f"x must be a float tensor of images in [0,1]; got {got}")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(f"x must be (B,1,H,W) or (B,3,H,W), nothing empty; got {tuple(x.shape)}")
-    if x.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        raise ValueError(f"x must be (B,1,H,W) or (B,3,H,W), none 0; got {tuple(x.shape)}")
+    if x.device.type == "cpu":  # elsewhere reading the values would wait for the device
         low, high = (float(v) for v in x.aminmax())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also refuses NaN
             raise ValueError(f"x must lie in [0,1]; got values from {low:.3g} to {high:.3g}")

@@ -33,8 +33,8 @@ def random_crop(
 ) -> tuple[Tensor, Tensor]:
     """Half sides and centres (B,2) of random resized crops, in the coordinates of `theta`.
 
-    Torchvision's rule: of ten tries (area uniform, log of width / height uniform) the first one
-    that fits is taken; if none does, the whole image. Positions and sides are not rounded.
+    Torchvision's rule: of ten tries (area uniform, log of width / height uniform) the first that
+    fits is used; if none does, the whole image. Positions and sides are not rounded.
     """
     area = torch.empty(len(x), 10, device=x.device).uniform_(*scale)
     shape = torch.empty_like(area).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp()
@@ -49,7 +49,7 @@ def random_crop(
 
 
 def shifted(x: Tensor, shift: Tensor, flip: Tensor, fill: str = "zeros") -> Tensor:
-    """Move images by whole pixels and mirror the chosen ones, without interpolation.
+    """Move images by whole pixels and mirror those with `flip`, without interpolation.
 
     Output pixel (i, j) is source pixel (i + y, j + x), with (x, y) = `shift` (B,2) int64; where
     `flip` (B,) bool, j is mirrored first.
@@ -83,11 +83,11 @@ def sample(
     sides: tuple[float, float] = (1.0, 1.0),
     turned: bool = True,
 ) -> Tensor:
-    """Sample through `theta`, against aliasing where the picture may shrink.
+    """Sample through `theta`, with antialiasing where the image may shrink.
 
-    `sides`: the smallest and the largest share of the image's side that a map covers. `turned`:
+    `sides`: the smallest and the largest fraction of the image's side that a map covers. `turned`:
     whether maps may rotate or shear; those have no separable filter, so the image is shrunk
-    before, as far as the smallest crop allows.
+    first, as far as the smallest crop allows.
     """
     shrink = max(x.shape[2] / size[0], x.shape[3] / size[1])
     if sides[1] * shrink <= 1:

@@ -1,8 +1,8 @@
 """RandAugment as SCAN trains with it, some of 14 operations per image, and Cutout.
 
 Images are float (B,C,H,W) in [0,1]. Operations and ranges are those of SCAN's "ours" strategy:
-magnitudes are uniform, shifts and angles either way, and colour factors stay below 1 (they only
-weaken). Unlike there, a shear leaves the centre in place, not the corner at the top left, and
+magnitudes are uniform, shifts and angles have either sign, and colour factors stay below 1 (they
+only weaken). Unlike there, a shear leaves the centre in place, not the top left corner, and
 pixels are interpolated, not taken from the nearest one.
 """
 
@@ -24,7 +24,7 @@ def autocontrast(x: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor) -> Tensor:
-    """Flatten the 256-bin histogram of each channel of each image, by PIL's integer rule."""
+    """Equalise the 256-bin histogram of each channel of each image, by PIL's integer rule."""
     level = (x * 255).round().long().flatten(0, 1).flatten(1)  # (B*C,H*W)
     counts = torch.zeros(len(level), 256, dtype=torch.long, device=x.device)
     counts.scatter_add_(1, level, torch.ones_like(level))
@@ -41,13 +41,13 @@ def solarize(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
-    """Keep the `bits` (B,) highest of 8 bits of every value."""
+    """Keep the `bits` (B,) highest of the 8 bits of every value."""
     step = torch.exp2(8 - bits.to(x.dtype)).view(-1, 1, 1, 1)
     return ((x * 255).round() / step).floor() * step / 255
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a 3x3-smoothed image: factor 0 is smooth, 1 the image; the border stays."""
+    """Blend with the image smoothed by 3x3: factor 0 is smooth, 1 the image; the border stays."""
     if min(x.shape[2:]) < 3:
         return x
     rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
@@ -59,7 +59,7 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, most: float) -> Tensor:
-    """Turn by up to `most` degrees either way, into black."""
+    """Rotate by up to `most` degrees either way; uncovered corners are black."""
     zero = x.new_zeros(len(x))
     still = zero[:, None].expand(-1, 2)
     theta = geometry.affine(
@@ -69,7 +69,7 @@ def _turn(x: Tensor, most: float) -> Tensor:
 
 
 def _move(x: Tensor, row: int, column: int, most: float) -> Tensor:
-    """Change one entry of the map that samples the image by up to `most` either way."""
+    """Change one entry of the affine map by up to `most` either way."""
     theta = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
     theta[:, row, column] += _uniform(x, -most, most)
     return geometry.warp(x, theta, (x.shape[2], x.shape[3]))
@@ -100,9 +100,9 @@ OPERATIONS = {
 def randaugment(x: Tensor, rounds: int) -> Tensor:
     """Apply `rounds` operations to each image, drawn with replacement from the 14.
 
-    In each round the batch is shuffled and dealt out to the operations, starting at a random
+    In each round the batch is shuffled and divided between the operations, starting at a random
     one: every image gets each operation with probability 1/14, independently over rounds, and
-    every operation runs once, on a share of the batch whose size needs no look at the device.
+    every operation runs once, on a part of the batch whose size is known without asking the device.
 
     Source: SCAN (Van Gansbeke et al. 2020), strong augmentation. Chapter: scan.
     """
@@ -114,17 +114,17 @@ def randaugment(x: Tensor, rounds: int) -> Tensor:
         place = place[order]
         x, spare = torch.index_select(x, 0, order, out=spare), x
         first = int(torch.randint(len(operations), ()))
-        for k, share in enumerate(x.tensor_split(len(operations))):  # the first ones: one larger
+        for k, share in enumerate(x.tensor_split(len(operations))):  # the first: one larger
             if len(share):
                 share.copy_(operations[(first + k) % len(operations)](share))
     return spare.index_copy_(0, place, x)
 
 
 def erase(x: Tensor, longest: int, colour: Tensor) -> Tensor:
-    """Fill one square per image, centre anywhere, cut off at the rim (Cutout).
+    """Fill one square per image, centred anywhere and cut off at the border (Cutout).
 
     Its length is uniform in 1..longest; as in SCAN's code the square reaches length // 2 to
-    either side of its centre, so that odd lengths lose a pixel (6.8 % of 32x32 for 16).
+    either side of its centre, so odd lengths lose a pixel (6.8 % of 32x32 for 16).
     `colour` broadcasts to x; SCAN fills with the data set's mean. Source: DeVries, Taylor 2017.
     """
     reach = torch.randint(1, longest + 1, (len(x), 1), device=x.device) // 2

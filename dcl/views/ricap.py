@@ -1,4 +1,4 @@
-"""RICAP: four random crops of four images, put together into one (Takahashi et al. 2018)."""
+"""RICAP: random crops of four images, put together into one (Takahashi et al. 2018)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RicapDraw:
-    """One draw: which images meet, and how large the four patches are.
+    """One draw: which images are combined, and how large the four patches are.
 
     Patches: 0 top left, 1 bottom left, 2 top right, 3 bottom right.
     """
@@ -16,7 +16,7 @@ class RicapDraw:
     perms: Tensor
     """(4,B) int64: image `i` of the mixed batch takes patch `k` from image `perms[k, i]`."""
     weights: Tensor
-    """(4,) float: the patches' shares of the area; they sum to 1."""
+    """(4,) float: the patches' fractions of the area; they sum to 1."""
     heights: tuple[int, int, int, int]
     widths: tuple[int, int, int, int]
 
@@ -60,7 +60,7 @@ def ricap(x: Tensor, draw: RicapDraw) -> Tensor:
     h, w = draw.heights[0] + draw.heights[1], draw.widths[0] + draw.widths[2]
     if (len(x), *x.shape[2:]) != (draw.perms.shape[1], h, w):
         raise ValueError(
-            f"x must be ({draw.perms.shape[1]},C,{h},{w}), as the draw; got {tuple(x.shape)}"
+            f"x must be ({draw.perms.shape[1]},C,{h},{w}), like the draw; got {tuple(x.shape)}"
         )
     patches = []
     for perm, rows, columns in zip(draw.perms.to(x.device), draw.heights, draw.widths, strict=True):

@@ -1,6 +1,6 @@
 """Random views of a batch of images, drawn per image, computed for the whole batch at once.
 
-`View(...)` holds a recipe; calling it draws one view of each image.
+`View(...)` holds the settings; calling it draws one view of each image.
 """
 
 import math
@@ -25,17 +25,17 @@ class View:
     Call with float images (B,C,H,W) in [0,1], C 1 or 3: returns (B,C,size,size) in [0,1], same
     dtype. Every field defaults to off; with all off the images come back unchanged. TypeError or
     ValueError names the argument or field. Values of images on a GPU are not checked (that
-    would wait for it). Chapters: every one; the recipes are compared in swav and scan.
+    would wait for it). Chapters: every one; views are compared in swav and scan.
     """
 
     size: int | None = None
     """Side of the output in pixels; None: that of the input."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Share of the area that a random resized crop keeps; (1, 1): no crop."""
+    """Fraction of the area that a random resized crop keeps; (1, 1): no crop."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width / height of that crop."""
     pad: int = 0
-    """Random crop after padding by so many pixels: a shift of up to `pad` each way."""
+    """Random crop after padding by this many pixels: a shift of up to `pad` each way."""
     rotate: float = 0.0
     """Largest rotation in degrees, either way."""
     translate: float = 0.0
@@ -69,7 +69,7 @@ class View:
         """Refuse settings out of range, by name."""
         for field in fields(self):
             value, default = getattr(self, field.name), field.default
-            if isinstance(value, list):  # as JSON brings it
+            if isinstance(value, list):  # from JSON
                 object.__setattr__(self, field.name, value := tuple(value))
             fixed = _kind(1 if field.name == "size" and value is not None else default)
             if _kind(value) != fixed and (fixed, _kind(value)) != ("number", "integer"):
@@ -96,7 +96,7 @@ class View:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Draw one view of each image of `x` (B,C,H,W); `View()` lets vectors (B,D) pass."""
+        """Draw one view of each image of `x` (B,C,H,W); `View()` passes vectors (B,D) through."""
         if isinstance(x, Tensor) and x.ndim == 2 and self == View():
             return x
         check_images(x)
@@ -154,13 +154,13 @@ class View:
             steps.append((color.negative, ((_rand(x) < self.negative).float(),)))
         if self.blur:
             sigma = _between(x, self.blur_sigma)
-            sigma = torch.where(_rand(x) < self.blur, sigma, 1e-3)  # so narrow: the image itself
+            sigma = torch.where(_rand(x) < self.blur, sigma, 1e-3)  # too narrow to change the image
             steps.append((partial(color.blur, radius=math.ceil(3 * self.blur_sigma[1])), (sigma,)))
         return steps
 
 
 def _run(steps: list[Step], x: Tensor) -> Tensor:
-    """Apply the steps to all images; on a CPU in blocks that stay in its cache (half the time)."""
+    """Apply the steps to all images; on a CPU in blocks that fit its cache (half the time)."""
     if not steps:
         return x
     block = max(1, 2**15 // x[0, 0].numel()) if x.device.type == "cpu" else len(x)
@@ -175,10 +175,10 @@ def _run(steps: list[Step], x: Tensor) -> Tensor:
 
 
 def _kind(value: object) -> str:
-    """What a setting is, in the words of an error message."""
+    """The kind of a setting, as error messages call it."""
     if isinstance(value, tuple):
         numbers = all(isinstance(v, int | float) for v in value)
-        return f"{len(value)} numbers" if numbers else "a tuple with other things than numbers"
+        return f"{len(value)} numbers" if numbers else "a tuple not only of numbers"
     names = {int: "integer", float: "number", bool: "a truth value", str: "a name"}
     return names.get(type(value), "nothing")
 
@@ -201,12 +201,12 @@ def multi_crop(x: Tensor, views: Sequence[View]) -> list[Tensor]:
 
 
 # Gentle geometry, since a 6 turned is a 9; blur and contrast hide how a digit was enlarged and
-# inked, which would tell two views of one image apart from all others without knowing the digit.
+# inked, by which two views of one image could be recognised without knowing the digit.
 DIGIT_VIEW = View(
     rotate=8, translate=0.06, shear=8, zoom=(0.9, 1.1),
     jitter=(0.4, 0.4, 0, 0), blur=0.5, blur_sigma=(0.3, 1),
 )  # fmt: skip
-# Handwriting as it was written: a slant, too, would tell two views of one image from the others.
+# For handwriting at its original resolution: the slant, too, would give a pair of views away.
 HAND_VIEW = replace(DIGIT_VIEW, rotate=15, translate=0.1, shear=15, zoom=(0.8, 1.2))
 PHOTO_VIEW = View(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), gray=0.2)
 SWAV_VIEW = View(scale=(0.14, 1), flip=0.5, jitter=(0.8, 0.8, 0.8, 0.2), gray=0.2, blur=0.5)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods.autoencoder import Autoencoder, Config, Layer, fit, layers_of, model
-from dcl.recipes import autoencoder as recipes
+from dcl.recipes import recipe
 from dcl.train import extract, seeded
 
 NONE = TrainConfig(epochs=0)
@@ -162,8 +162,8 @@ def test_bad_settings_are_refused(images):
         fit(images, replace(SMALL, layers=FEW), encoder=mine)
 
 
-def test_the_paper_profile_is_the_released_recipe():
-    c = recipes.paper
+def test_the_paper_recipe_is_the_released_one():
+    c = recipe("autoencoder", "paper")
     assert (c.dims, c.dropout) == ((500, 500, 2000, 10), 0.2)
     assert c.scale == pytest.approx(255 * 0.02)
     steps = 60_000 // 256  # in an epoch of the images it was trained on

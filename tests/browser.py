@@ -121,3 +121,74 @@ def get() -> str:
             end = "does not start"
         found.append(f"{name} {end}")
     return "; ".join(found)
+
+
+# ---------------------------------------------------------------- what a page shows
+
+
+class Seen:
+    """What a page asked for and complained of."""
+
+    def __init__(self, page, address: str):
+        self.foreign: list[str] = []
+        self.bad: list[str] = []
+        self.console: list[str] = []
+        page.on("request", lambda r: self._request(r.url, address))
+        page.on(
+            "response", lambda r: self.bad.append(f"{r.status} {r.url}") if r.status > 399 else 0
+        )
+        page.on("requestfailed", lambda r: self.bad.append(f"failed {r.url}"))
+        page.on("console", lambda m: self.console.append(m.text) if m.type == "error" else 0)
+        page.on("pageerror", lambda e: self.console.append(str(e)))
+
+    def _request(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.foreign.append(url)
+
+
+BROKEN_IMAGES = """() => [...document.images]
+  .filter(i => !i.complete || i.naturalWidth === 0).map(i => i.src.slice(0, 120))"""
+
+# the page itself must not scroll sideways, and no element of the text may stick out of it
+OVERFLOW = """() => {
+  const root = document.documentElement, wide = [];
+  if (root.scrollWidth > root.clientWidth) wide.push('page: ' + root.scrollWidth);
+  const article = document.querySelector('article');
+  if (!article) return wide;
+  for (const e of article.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect();
+    if (box.right <= root.clientWidth + 1 || box.width === 0) continue;
+    let scrolls = false;
+    for (let p = e; p && p !== article; p = p.parentElement) {
+      const how = getComputedStyle(p).overflowX;
+      if (how === 'auto' || how === 'scroll' || how === 'hidden') { scrolls = true; break; }
+    }
+    if (!scrolls) wide.push(e.tagName + ' ' + e.className + ': ' + Math.round(box.right));
+  }
+  return wide.slice(0, 5);
+}"""
+
+# the contrast between text and what lies behind it, worst paragraph first
+CONTRAST = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const parse = c => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, k) => s + v * [.2126, .7152, .0722][k], 0);
+  const low = [];
+  const texts = ['p', 'li', 'h1', 'h2', 'td'].map(tag => 'article ' + tag).join(', ');
+  for (const e of document.querySelectorAll(texts)) {
+    if (!e.textContent.trim() || !e.getClientRects().length) continue;
+    const fill = p => parse(getComputedStyle(p).backgroundColor);
+    let behind = e;
+    while (behind && fill(behind)[3] < 250) behind = behind.parentElement;
+    const back = light(behind ? fill(behind) : [255, 255, 255]);
+    const front = light(parse(getComputedStyle(e).color));
+    const ratio = (Math.max(back, front) + .05) / (Math.min(back, front) + .05);
+    if (ratio < 4.5) low.push(ratio.toFixed(1) + ': ' + e.textContent.trim().slice(0, 50));
+  }
+  return low.slice(0, 5);
+}"""

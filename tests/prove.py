@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTEST = [BIN / "pytest", "-q", "--durations", "3"]
 TWO = ["-n", "2"]
-SITE_PARTS = ("test_book.py", "test_colab.py")
-SLOW = ("test_site.py", "test_sabotage.py", "test_papermill.py")
+SITE_PARTS = ("book/test_book.py", "book/test_colab.py")
+SLOW = ("book/test_site.py", "test_sabotage.py", "book/test_papermill.py")
 
 PARTS: dict[str, list[list[str | Path]]] = {  # the commands of a part run two at a time
     "lint": [[BIN / "ruff", "check", "."], [BIN / "ruff", "format", "--check", "."]],

@@ -179,7 +179,9 @@ def test_a_method_chapter_goes_on_where_it_was_interrupted(name):
     (cell,) = tagged(chapter(name), "check")
     assert f'run_dir = run_dir or run_folder("{name}", globals())\n' in cell.source
     (cell,) = [
-        c for c in code(chapter(name)) if re.search(r"^model = (\w+\.)?fit\(", c.source, re.M)
+        c
+        for c in code(chapter(name))
+        if re.search(rf"= ({name}\.)?fit\(", c.source) and "started" in c.source
     ]
     sources = "\n".join(c.source for c in code(chapter(name)))
     assert re.search(r"\blog = Log\(.*\n? *run_dir=run_dir\)", sources)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from browser import looking  # noqa: F401
+from browser import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, looking  # noqa: F401
 from dcl.app import report, report_clusters
 from dcl.app.report import confidence_histogram
 from dcl.app.report_clusters import contact_sheet
@@ -20,7 +20,6 @@ from dcl.measure import plots
 from dcl.measure.baselines import prototypes
 from dcl.measure.health import ADVICE, health
 from dcl.train import seeded
-from test_site import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 SCRIPT = "<script>alert(2)</script>.jpg"

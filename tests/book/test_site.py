@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from filelock import FileLock
 
-from browser import looking  # noqa: F401
+from browser import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, looking  # noqa: F401
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
 SOURCES = ["_config.yml", *(f"book/{p}" for p in ("**/*.md", "**/*.ipynb", "*.yml", "assets/*"))]
 
@@ -56,26 +56,6 @@ def names() -> list[str]:
     return [f"{name}.html" for name in files] + ["genindex.html"]
 
 
-class Seen:
-    """What a page asked for and complained of."""
-
-    def __init__(self, page, address: str):
-        self.foreign: list[str] = []
-        self.bad: list[str] = []
-        self.console: list[str] = []
-        page.on("request", lambda r: self._request(r.url, address))
-        page.on(
-            "response", lambda r: self.bad.append(f"{r.status} {r.url}") if r.status > 399 else 0
-        )
-        page.on("requestfailed", lambda r: self.bad.append(f"failed {r.url}"))
-        page.on("console", lambda m: self.console.append(m.text) if m.type == "error" else 0)
-        page.on("pageerror", lambda e: self.console.append(str(e)))
-
-    def _request(self, url: str, address: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
-            self.foreign.append(url)
-
-
 READY = """async () => {
   await document.fonts.ready;
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
@@ -100,53 +80,6 @@ RAW_MATH = r"""() => {
     left.push('raw: ' + node.data.slice(0, 80));
   }
   return left;
-}"""
-
-BROKEN_IMAGES = """() => [...document.images]
-  .filter(i => !i.complete || i.naturalWidth === 0).map(i => i.src.slice(0, 120))"""
-
-# the page itself must not scroll sideways, and no element of the text may stick out of it
-OVERFLOW = """() => {
-  const root = document.documentElement, wide = [];
-  if (root.scrollWidth > root.clientWidth) wide.push('page: ' + root.scrollWidth);
-  const article = document.querySelector('article');
-  if (!article) return wide;
-  for (const e of article.querySelectorAll('*')) {
-    const box = e.getBoundingClientRect();
-    if (box.right <= root.clientWidth + 1 || box.width === 0) continue;
-    let scrolls = false;
-    for (let p = e; p && p !== article; p = p.parentElement) {
-      const how = getComputedStyle(p).overflowX;
-      if (how === 'auto' || how === 'scroll' || how === 'hidden') { scrolls = true; break; }
-    }
-    if (!scrolls) wide.push(e.tagName + ' ' + e.className + ': ' + Math.round(box.right));
-  }
-  return wide.slice(0, 5);
-}"""
-
-# the contrast between text and what lies behind it, worst paragraph first
-CONTRAST = """() => {
-  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const parse = c => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((s, v, k) => s + v * [.2126, .7152, .0722][k], 0);
-  const low = [];
-  const texts = ['p', 'li', 'h1', 'h2', 'td'].map(tag => 'article ' + tag).join(', ');
-  for (const e of document.querySelectorAll(texts)) {
-    if (!e.textContent.trim() || !e.getClientRects().length) continue;
-    const fill = p => parse(getComputedStyle(p).backgroundColor);
-    let behind = e;
-    while (behind && fill(behind)[3] < 250) behind = behind.parentElement;
-    const back = light(behind ? fill(behind) : [255, 255, 255]);
-    const front = light(parse(getComputedStyle(e).color));
-    const ratio = (Math.max(back, front) + .05) / (Math.min(back, front) + .05);
-    if (ratio < 4.5) low.push(ratio.toFixed(1) + ': ' + e.textContent.trim().slice(0, 50));
-  }
-  return low.slice(0, 5);
 }"""
 
 

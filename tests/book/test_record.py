@@ -28,7 +28,7 @@ from dcl.recipes import recipe
 from dcl.train import predict
 from notebooks import tags
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ASKED = ["scan", "-p", "profile", "smoke", "-p", "epochs", "2", "-p", "seed", "0"]
 NEEDED = ("load(name)", "simclr.fit(", "model = fit(", "baselines(data", "results.record(")
 NAME = "scan-smoke-seed0-epochs2"

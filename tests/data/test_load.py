@@ -171,7 +171,7 @@ def test_data_root_order(monkeypatch):
     assert data_root("here") == Path("here")
     assert data_root() == Path.home() / "elsewhere"
     monkeypatch.delenv("DCL_DATA")
-    assert data_root() == Path(__file__).resolve().parent.parent / "data"
+    assert data_root() == Path(__file__).resolve().parents[2] / "data"
     monkeypatch.setattr("dcl.data.download.__file__", "/nowhere/dcl/data/download.py")
     assert data_root() == Path.home() / ".cache" / "dcl"
 

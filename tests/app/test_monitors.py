@@ -7,6 +7,7 @@ import pytest
 from dcl.app.monitors import Bar, Log, Reading, all_of, read_log, tensorboard
 from dcl.config import epochs_of, with_epochs
 from dcl.recipes import recipe
+from dcl.train import Objective
 
 
 def test_a_log_that_is_no_log_is_refused(tmp_path):
@@ -21,27 +22,27 @@ def test_a_log_that_is_no_log_is_refused(tmp_path):
 def test_log_keeps_and_prints(capsys):
     log = Log(every=2, also=lambda objective: {"ACC": 0.5})
     for epoch in range(4):
-        log("scan", epoch, None, {"loss": 1.25})
+        log("scan", epoch, Objective(), {"loss": 1.25})
     assert capsys.readouterr().out.splitlines() == [
         "scan  epoch   2  loss 1.250  ACC 0.500",
         "scan  epoch   4  loss 1.250  ACC 0.500",
     ]
     assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
     assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
-    Log(every=0, also=pytest.fail)("scan", 0, None, {"loss": 1.0})
+    Log(every=0, also=pytest.fail)("scan", 0, Objective(), {"loss": 1.0})
     assert capsys.readouterr().out == ""
 
 
 def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
     first = Log(run_dir=tmp_path)
     for epoch in range(2):
-        first("scan", epoch, None, {"loss": 1.0 + epoch})
+        first("scan", epoch, Objective(), {"loss": 1.0 + epoch})
     assert first.before == 0
     second = Log(also=lambda objective: {"ACC": 0.5}, run_dir=tmp_path)
     assert second.history == first.history == read_log(tmp_path / "metrics.jsonl")
     assert second.before == sum(row["seconds"] for row in first.history)
-    second("scan", 1, None, {"loss": 9.0})  # killed before its checkpoint: trained again
-    second("selflabel", 2, None, {"loss": 0.5})
+    second("scan", 1, Objective(), {"loss": 9.0})  # killed before its checkpoint: trained again
+    second("selflabel", 2, Objective(), {"loss": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert second.history == lines and lines[-1]["ACC"] == 0.5
     assert [(r["stage"], r["epoch"], r["loss"]) for r in lines] == [

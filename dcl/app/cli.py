@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from dcl import methods as all_methods
+from dcl import methods
 from dcl.app import assignments, run
 from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
 from dcl.app.clusters import shipped
@@ -138,9 +138,9 @@ def choose_k(
     return OK
 
 
-def methods() -> int:
+def list_methods() -> int:
     """The methods, the recipes of each, and the trained networks in the package."""
-    for name, module in all_methods.methods().items():
+    for name, module in methods.methods().items():
         print(f"{name:<12} {(module.__doc__ or '').splitlines()[0]}")
         print(f"{'':<12} recipes: {', '.join(recipes(name))}")
         if getattr(module.Config, "takes_vectors", False):
@@ -151,7 +151,7 @@ def methods() -> int:
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "list": methods,
+    "list": list_methods,
     "predict": predict,
     "report": report,
     "evaluate": evaluate,

@@ -15,7 +15,7 @@ smoke = Config(
     train=TrainConfig(1, 64, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# a batch of 128 holds so many images of each class that a low temperature would push them apart
+# not SCAN's temperature of .1: the recipes of the embedded sets were tuned on them
 digits = Config(
     "small_cnn",
     width=16,

@@ -1,11 +1,11 @@
-"""With `pytest -n`, the cells of a notebook go to one process, which holds their kernel."""
+"""Notebooks under pytest: one process for the cells of each, and measured numbers masked."""
 
 import pytest
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is nothing to hand out
 def pytest_xdist_make_scheduler(config, log):
-    """For `--dist loadgroup`: notebooks whole, other tests one by one."""
+    """For `--dist loadgroup`: notebooks whole, for their kernel; other tests one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByNotebook(LoadScopeScheduling):
@@ -14,3 +14,9 @@ def pytest_xdist_make_scheduler(config, log):
             return file if file.endswith(".ipynb") else nodeid
 
     return ByNotebook(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def pytest_configure(config):
+    """Give `pytest --nbval`, as typed, the file that masks what verdicts measured."""
+    if getattr(config.option, "nbval_sanitize_with", ...) is None:
+        config.option.nbval_sanitize_with = str(config.rootpath / "tests" / "sanitize.cfg")

@@ -31,6 +31,17 @@ COLAB_INSTALLS: dict[str, str] = {}
 
 BADGE = "colab-badge"
 
+SHOWN = "mystnb"
+"""The metadata in which a figure's caption, name and alt text stand, for the site."""
+
+FOLDED = {
+    "setup": "Set-up in Colab",
+    "parameters": "Parameters",
+    "check": "Check of the parameters",
+    "imports": "Imports",
+}
+"""Cells that the site folds away, by tag, and what stands on the fold."""
+
 NO_ADDRESS = """\
 # Outside Colab this cell does nothing. In Colab it fetches the book, once
 # its public address stands in _config.yml (repository: url) and
@@ -149,6 +160,8 @@ def stamped(notebook: NotebookNode, name: str, url: str, branch: str) -> Noteboo
     for cell in notebook.cells:
         if "setup" in tags(cell):
             cell.source = setup_source(url, branch)
+        for tag in FOLDED.keys() & tags(cell):
+            cell.metadata.tags = [tag, "hide-cell"]
     return normalised(notebook)
 
 
@@ -162,8 +175,12 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.source = cell.source.rstrip()
-        kept = tags(cell)
+        kept, shown = tags(cell), cell.metadata.get(SHOWN, {})
+        for tag in FOLDED.keys() & set(kept):
+            shown = {"code_prompt_show": FOLDED[tag], "code_prompt_hide": FOLDED[tag]}
         cell.metadata = nbformat.from_dict({"tags": kept} if kept else {})
+        if shown:
+            cell.metadata[SHOWN] = shown
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"

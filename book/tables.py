@@ -58,7 +58,7 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
     parts = []
     for (data, split, profile), rows in groups(results.load(folder)).items():
         title = results.TITLES.get(data, data)
-        parts.append(f"**{title}, {profile}**: {_which(rows[0], split)}")
+        parts.append(f"**{title}, {results.how(rows[0])}**: {_which(rows[0], split)}")
         parts.append(_table(rows))
         if whole:
             parts.append(_origin(rows))
@@ -110,19 +110,14 @@ def _origin(rows: list[results.Result]) -> str:
         gpu = f"{m['gpu']}, " if "gpu" in m else ""
         memory = m.get("gpu_gib", m.get("memory_gib", 0.0))
         machines.setdefault(f"{gpu}{m['cpu']}, {m['threads']} thread(s)", []).append(memory)
-    commands = {}
-    for row in rows:
-        text = re.sub(r" -p seed \d+", "", row["command"])
-        text = re.sub(r"\b0\d-(?=[a-z])", "", text)  # chapters had numbers when it was recorded
-        commands.setdefault((row["method"], text), []).append(row["seed"])
     lines = [f"Checksum of the images and labels: `{rows[0]['checksum']}`."]
     for name, memory in sorted(machines.items()):
         peak = f"; at most {max(memory):.1f} GiB of memory" if any(memory) else ""
         lines.append(f"Machine: {name}{peak}.")
-    lines += [
-        f"{method}, `-p seed` {', '.join(map(str, sorted(seeds)))}: `{text}`."
-        for (method, text), seeds in sorted(commands.items())
-    ]
+    for method in _names(rows):
+        mine = results.commands([r for r in rows if r["method"] == method])
+        for text, seeds in mine.items():
+            lines.append(f"{method}, `-p seed` {', '.join(map(str, seeds))}: `{text}`.")
     text = "\n".join(f"- {line}" for line in lines)
     return f"<details><summary>Machine and commands</summary>\n\n{text}\n\n</details>"
 

@@ -168,6 +168,30 @@ OVERFLOW = """() => {
   return wide.slice(0, 5);
 }"""
 
+# code, output, tables and formulas in sight that are cut at the right, or scroll sideways
+SIDEWAYS = """() => {
+  const wide = '.highlight pre, .cell_output pre, .cell_output, table, div.math, mjx-container';
+  return [...document.querySelectorAll(wide)]
+    .filter(e => e.closest('article') && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+    .filter(e => getComputedStyle(e).overflowX !== 'visible')
+    .map(e => e.tagName + ' ' + e.scrollWidth + ': ' + e.textContent.trim().slice(0, 50));
+}"""
+
+# what the form of a chapter asks of its pictures and answers
+FORM = """() => {
+  const faults = [], images = [...document.querySelectorAll('article img')];
+  for (const i of images) {
+    const caption = i.closest('figure')?.querySelector('.caption-number');
+    if (!caption) faults.push('no caption: ' + i.src.split('/').pop());
+    if (!i.alt || i.alt.includes('_images/')) faults.push('no alt: ' + i.src.split('/').pop());
+  }
+  const top = images[0] ? images[0].getBoundingClientRect().top + scrollY : Infinity;
+  if (top > 1200) faults.push('the first picture begins at ' + Math.round(top) + ' px');
+  for (const a of document.querySelectorAll('.solution'))
+    if (!a.classList.contains('toggle-hidden')) faults.push('open: ' + a.id);
+  return faults;
+}"""
+
 # the contrast between text and what lies behind it, worst paragraph first
 CONTRAST = """() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});

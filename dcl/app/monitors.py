@@ -19,9 +19,9 @@ Row = dict[str, Any]
 class Log:
     """A monitor that keeps every epoch's numbers in `history` and prints a line every few epochs.
 
-    `also(objective)` returns further numbers to show, such as the accuracy against labels that
-    the caller holds and `fit` never sees; it is called on the printed epochs only. every: 0 prints
-    nothing. With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the
+    `also(objective)` returns further numbers to show, first, such as the accuracy against labels
+    that the caller holds and `fit` never sees; it is called on the printed epochs only. A loss that
+    has been the same in all epochs of the stage is left out of the line. every: 0 prints nothing. With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the
     order of training, and a resumed run continues it: an epoch that is trained again, after a
     crash, replaces its line.
     """
@@ -51,7 +51,8 @@ class Log:
     ) -> None:
         """Keep the epoch's numbers; print them when it is the epoch's turn."""
         due = self.every > 0 and (epoch + 1) % self.every == 0
-        shown = losses | (self.also(objective) if due and self.also else {})
+        also = self.also(objective) if due and self.also else {}
+        shown = also | losses
         now = time.perf_counter()
         row = {"stage": stage, "epoch": epoch, **shown, "seconds": round(now - self.started, 3)}
         if chances := objective.chances():
@@ -64,8 +65,15 @@ class Log:
             text = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomic(self.path, text.encode())
         if due:
-            numbers = "  ".join(f"{k} {v:.3f}" for k, v in shown.items() if math.isfinite(v))
+            earlier = [r for r in self.history if r["stage"] == stage and r["epoch"] < epoch]
+            still = {k for k in losses if earlier and all(r.get(k) == losses[k] for r in earlier)}
+            printed = {k: v for k, v in shown.items() if k not in still and math.isfinite(v)}
+            numbers = "  ".join(f"{k} {_number(v)}" for k, v in printed.items())
             print(f"{stage}  epoch {epoch + 1:3d}  {numbers}", flush=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.3f}"
 
 
 def read_log(path: str | Path) -> list[Row]:

@@ -3,7 +3,9 @@
 import ast
 import inspect
 import json
+import math
 import re
+import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -150,8 +152,9 @@ def show(*objects: Callable[..., Any]) -> None:
         display(Markdown(f"```python\n{textwrap.dedent(source).rstrip()}\n```"))
 
 
-NOT_HELD = "does NOT hold in this run: "
-"""How `verdict` begins the line of a claim whose value is outside its band."""
+HOLDS, NOT_HELD = "holds: ", "does NOT hold in this run: "
+NOT_CLAIMED = "not claimed in this run: "
+"""How `verdict` begins the line of a claim: value inside its band, outside, or no matter where."""
 
 
 def verdict(
@@ -162,28 +165,41 @@ def verdict(
     at_most: float | None = None,
     claimed: bool = True,
 ) -> None:
-    """Compare a measured number with a band and print text that is the same in every good run.
+    """Compare a measured number with its band and print both: "holds: ACC of SCAN .93 >= .89".
 
-    Trained numbers differ between machines in the third digit, so a chapter prints the claim and
-    its band instead; if the number lies outside (NaN always does), it prints a different line with
-    the number, which a strict comparison with the committed output notices. This is not an error:
-    an error would lose all that follows, including the run's result, and only good seeds could be
-    recorded. With ``claimed=False`` (a smoke run, say) it prints the number and claims nothing.
+    Trained numbers differ between machines in the third digit, so a strict comparison with the
+    committed output masks the measured one (tests/sanitize.cfg) and sees the claim, its band and
+    how the line begins, which is different when the number lies outside (NaN always does). This is
+    not an error: an error would lose all that follows, including the run's result, and only good
+    seeds could be recorded. With ``claimed=False`` (a smoke run, say) nothing is claimed.
 
     Raises ValueError when no bound is given.
     """
-    bounds = {"at least": at_least, "at most": at_most}
-    band = ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    bounds = {">=": at_least, "<=": at_most}
+    band = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
     if not band:
         raise ValueError(f"the claim {claim!r} needs at_least or at_most")
     value = float(value)
     inside = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-    if not claimed:
-        print(f"not claimed in this run: {claim} ({band}); measured {value:.3f}")
-    elif inside:
-        print(f"holds: {claim} ({band})")
-    else:
-        print(f"{NOT_HELD}{claim} ({band}); measured {value:.4g}")
+    begins = HOLDS if inside else NOT_HELD
+    print(f"{begins if claimed else NOT_CLAIMED}{claim}: {value:.3g} {band}")
+
+
+def scores(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Display a table of scores: a row for each method, {name: {"ACC": ...}}, the last one bold.
+
+    No rows, as on images without labels: a line says so. Chapters put their own method last.
+    """
+    from IPython.display import Markdown, display
+
+    from dcl.notebook.results import markdown, short
+
+    if not rows:
+        return print("no labels, no scores")
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [[name, *(short(row.get(c, math.nan)) for c in columns)] for name, row in rows.items()]
+    lines[-1] = [cell and f"**{cell}**" for cell in lines[-1]]
+    display(Markdown(markdown(["", *columns], lines, rule="---:")))
 
 
 def not_held(notebook: Any) -> list[str]:
@@ -213,20 +229,28 @@ def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
     return found
 
 
-def spread(runs: Mapping[str, Sequence[float]], bound: float, claim: str = "") -> Any:
-    """A figure of the values from `evidence`: a row for each kind of run, a dot for each run.
+def spread(
+    runs: Mapping[str, Sequence[float]], bound: float | None = None, claim: str = ""
+) -> Any:
+    """A figure of values such as those of `evidence`: a row for each kind of run, a dot for a run.
 
-    The dashed line is the band of the claim, `bound`. Runs without a value are left out.
+    The dashed line is the band of the claim, `bound`; with one, kinds that are not honest are in
+    another colour. Runs without a value are left out. A bar marks the mean.
     """
     from dcl.measure import plots
 
     figure, axes = plots.canvas(1, 1, (6.6, 0.6 + 0.34 * len(runs)))
     ax = axes[0, 0]
     for row, (kind, values) in enumerate(runs.items()):
+        values = sorted(value for value in values if not math.isnan(value))
         height = [row + 0.12 * (n % 3 - 1) for n in range(len(values))]  # no dot hides another
-        colour = plots.COLOURS[0 if kind.startswith("honest") else 5]
-        ax.plot(sorted(values), height, "o", ms=4, alpha=0.8, color=colour)
-    ax.axvline(bound, color=plots.GREY, ls="--", lw=1)
+        honest = bound is None or kind.startswith("honest")
+        colour = plots.COLOURS[0 if honest else 5]
+        ax.plot(values, height, "o", ms=4, alpha=0.8, color=colour)
+        if values:
+            ax.plot([statistics.fmean(values)], [row], "|", ms=14, color=plots.GREY)
+    if bound is not None:
+        ax.axvline(bound, color=plots.GREY, ls="--", lw=1)
     ax.set(xlabel=claim, ylim=(len(runs) - 0.5, -0.5))
     ax.set_yticks(range(len(runs)), list(runs))
     return figure

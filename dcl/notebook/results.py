@@ -1,7 +1,10 @@
 """Traceable numbers: one JSON file per run, and tables made from these files alone."""
 
 import json
+import math
+import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,18 @@ def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
     return [r for r in found if all(r.get(k) == v for k, v in where.items())]
 
 
+def ablation(study: str, metric: str) -> dict[str, list[float]]:
+    """A metric of every run of a study of the page Ablations, by variant, the recipe first.
+
+    study: such as "scan-digits", a file of book/results/ablations.
+    """
+    study_file = COMMITTED / "ablations" / f"{study}.json"
+    found: dict[str, list[float]] = {}
+    for run in json.loads(study_file.read_text())["runs"]:
+        found.setdefault(run["variant"], []).append(run["metrics"][metric])
+    return found
+
+
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 
@@ -168,10 +183,25 @@ def over_seeds(results: list[Result], metric: str) -> tuple[float, float, int]:
     return statistics.fmean(values), spread, len(values)
 
 
+def short(value: float) -> str:
+    """A score as tables print it, .950 and 1.000; NaN is an empty cell."""
+    if math.isnan(value):
+        return ""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
 def cell(results: list[Result], metric: str) -> str:
     """Mean ± deviation of a metric as a table shows it; empty if no result has it."""
     mean, spread, n = over_seeds(results, metric)
-    return "" if not n else f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
+    return short(mean) + (f" ± {short(spread)}" if n > 1 else "")
+
+
+def how(result: Result) -> str:
+    """The profile of a result; one made for a GPU runs a smaller recipe on a CPU: says so."""
+    if result["profile"] == "gpu" and "gpu" not in result["machine"]:
+        return "reduced, CPU"
+    return result["profile"]
 
 
 def table(
@@ -179,33 +209,45 @@ def table(
     metrics: Iterable[str] = ("ACC", "NMI", "ARI", "kNN"),
     published: dict[tuple[str, str, str], str] | None = None,
 ) -> str:
-    """A Markdown table: a row for each (method, data, profile), mean ± deviation over n seeds.
+    """A Markdown table: a row for each (data, method, profile), mean ± deviation over n seeds.
 
-    published: what the paper prints for a row, shown in a last column.
+    published: what the paper prints for a row (method, data, profile), shown in a last column.
+    The methods have a column if there are several.
     """
-    metrics = list(metrics)
-    rows = sorted({(r["data"], r["method"], r["profile"], r["split"]) for r in results})
-    head = ["method", "data", "profile", "split", *metrics, "n", "seconds"]
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for r in sorted(results, key=lambda r: (r["data"], r["method"], r["profile"], r["split"])):
+        groups.setdefault((r["method"], r["data"], r["profile"], r["split"]), []).append(r)
+    if not groups:
+        return "No results are recorded yet."
+    several = len({method for method, *_ in groups}) > 1
+    head = ["method"] * several + ["data", "profile", "scored on", *metrics, "n", "seconds"]
     lines = []
-    for data, method, profile, split in rows:
-        mine = [
-            r
-            for r in results
-            if (r["data"], r["method"], r["profile"], r["split"]) == (data, method, profile, split)
-        ]
-        cells = [cell(mine, m) for m in metrics]
-        seconds = statistics.fmean(r["seconds"] for r in mine)
-        line = [
-            method,
-            TITLES.get(data, data),
-            profile,
-            split,
-            *cells,
-            str(len(mine)),
-            f"{seconds:.0f}" if seconds else "",
-        ]
-        lines.append(line + ([published.get((method, data, profile), "")] if published else []))
-    return markdown(head + (["published"] if published else []), lines)
+    for (method, data, profile, split), runs in groups.items():
+        seconds = statistics.fmean(r["seconds"] for r in runs)
+        line = [TITLES.get(data, data), how(runs[0]), split.rpartition(" -> ")[2]]
+        line += [cell(runs, m) for m in metrics]
+        line += [str(len(runs)), f"{seconds:.0f}" if seconds else ""]
+        line += [published.get((method, data, profile), "")] if published else []
+        lines.append([method] * several + line)
+    return markdown(head + ["published"] * bool(published), lines)
+
+
+def commands(results: list[Result]) -> dict[str, list[int]]:
+    """The command of each group of runs, its seed left out, and the seeds it was given."""
+    found: dict[str, list[int]] = {}
+    for r in results:
+        text = re.sub(r" -p seed \d+", "", r["command"])
+        text = re.sub(r"\b0\d-(?=[a-z])", "", text)  # chapters had numbers when it was recorded
+        found.setdefault(text, []).append(r["seed"])
+    return {text: sorted(found[text]) for text in sorted(found)}
+
+
+def print_commands(results: list[Result]) -> None:
+    """Print how to make each group of runs, in lines of 88 characters at most."""
+    for text, seeds in commands(results).items():
+        whole = f"{text} -p seed {'|'.join(map(str, seeds))}"
+        lines = textwrap.wrap(whole, 86, subsequent_indent="    ", break_on_hyphens=False)
+        print(" \\\n".join(lines))
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], rule: str = "---") -> str:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from filelock import FileLock
 
-from browser import BROKEN_IMAGES, CONTRAST, OVERFLOW, Seen, looking  # noqa: F401
+from browser import BROKEN_IMAGES, CONTRAST, FORM, OVERFLOW, SIDEWAYS, Seen, looking  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -95,6 +95,9 @@ def test_page(browser, address, name):
         page.evaluate(READY)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert page.title()
+        assert page.evaluate(SIDEWAYS) == [], f"{name} is cut at the right, {scheme}"
+        if name.startswith("chapters/"):
+            assert page.evaluate(FORM) == []
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate(OVERFLOW) == [], f"{name} sticks out at {width} px, {scheme}"
@@ -217,10 +220,14 @@ def test_page_checks_can_fail(browser, address):
       add('<img src="https://example.invalid/a.png">');
       add('<p style="width: 900px; background: #999; color: #888">wide</p>');
       add('<p>$$ x $$</p>');
+      add('<div class="highlight"><pre style="width: 90px">' + 'long '.repeat(50) + '</pre></div>');
+      add('<div class="solution" id="answer"></div>');
     }""")
     page.evaluate(READY)
     assert any("900" in w or "P " in w or "page" in w for w in page.evaluate(OVERFLOW))
     assert page.evaluate(CONTRAST) and page.evaluate(RAW_MATH)
+    assert any("long" in w for w in page.evaluate(SIDEWAYS))
+    assert {f.split(":")[0] for f in page.evaluate(FORM)} >= {"no caption", "no alt", "open"}
     assert len(page.evaluate(BROKEN_IMAGES)) == 2
     assert seen.foreign == ["https://example.invalid/a.png"]
     assert any("404" in line for line in seen.bad)

@@ -6,7 +6,6 @@ can take its place. Pass either to a method as ``encoder=``.
 """
 
 import contextlib
-import socket
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcl.data.download import answered_within
 from dcl.nets.state_dict import fitting, read
 from dcl.objective import Objective
 from dcl.train import extract
@@ -170,13 +170,12 @@ def _download(name: str) -> tuple[Any, Path]:
 
     url = get_model_weights(name).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    patience = socket.getdefaulttimeout()
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(30)  # a network that does not answer counts as none
             known = url.rpartition("-")[2].removesuffix(".pth")  # the start of the file's sha256
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the caller's output
+            # stdout is for the caller's output
+            with answered_within(30), contextlib.redirect_stdout(sys.stderr):
                 torch.hub.download_url_to_file(url, str(path), known, sys.stderr.isatty())
     except (OSError, RuntimeError, HTTPException) as error:
         raise FileNotFoundError(
@@ -184,6 +183,4 @@ def _download(name: str) -> tuple[Any, Path]:
             f"{error}. On a connected machine download {url} and copy it to {path} (the variable "
             f"TORCH_HOME moves that folder), or name the file: {name}:PATH"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
     return read(path), path

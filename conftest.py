@@ -1,5 +1,7 @@
 """Notebooks under pytest: one process for the cells of each, and measured numbers masked."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -19,4 +21,4 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_configure(config):
     """Give `pytest --nbval`, as typed, the file that masks what verdicts measured."""
     if getattr(config.option, "nbval_sanitize_with", ...) is None:
-        config.option.nbval_sanitize_with = str(config.rootpath / "tests" / "sanitize.cfg")
+        config.option.nbval_sanitize_with = str(Path(__file__).parent / "tests" / "sanitize.cfg")

@@ -56,7 +56,7 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
     whole: with machine and commands below each.
     """
     parts = []
-    for (data, split, profile), rows in groups(results.load(folder)).items():
+    for (data, split, _), rows in groups(results.load(folder)).items():
         title = results.TITLES.get(data, data)
         parts.append(f"**{title}, {results.how(rows[0])}**: {_which(rows[0], split)}")
         parts.append(_table(rows))

@@ -21,9 +21,10 @@ class Log:
 
     `also(objective)` returns further numbers to show, first, such as the accuracy against labels
     that the caller holds and `fit` never sees; it is called on the printed epochs only. A loss that
-    has been the same in all epochs of the stage is left out of the line. every: 0 prints nothing. With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the
-    order of training, and a resumed run continues it: an epoch that is trained again, after a
-    crash, replaces its line.
+    has been the same in all epochs of the stage is left out of the line. every: 0 prints nothing.
+    With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the order of
+    training, and a resumed run continues it: an epoch that is trained again, after a crash,
+    replaces its line.
     """
 
     def __init__(

@@ -229,9 +229,7 @@ def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
     return found
 
 
-def spread(
-    runs: Mapping[str, Sequence[float]], bound: float | None = None, claim: str = ""
-) -> Any:
+def spread(runs: Mapping[str, Sequence[float]], bound: float | None = None, claim: str = "") -> Any:
     """A figure of values such as those of `evidence`: a row for each kind of run, a dot for a run.
 
     The dashed line is the band of the claim, `bound`; with one, kinds that are not honest are in

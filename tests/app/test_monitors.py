@@ -22,10 +22,10 @@ def test_a_log_that_is_no_log_is_refused(tmp_path):
 def test_log_keeps_and_prints(capsys):
     log = Log(every=2, also=lambda objective: {"ACC": 0.5})
     for epoch in range(4):
-        log("scan", epoch, Objective(), {"loss": 1.25})
-    assert capsys.readouterr().out.splitlines() == [
-        "scan  epoch   2  loss 1.250  ACC 0.500",
-        "scan  epoch   4  loss 1.250  ACC 0.500",
+        log("scan", epoch, Objective(), {"loss": 1.25 + epoch, "steps": 3 * epoch, "empty": 0.0})
+    assert capsys.readouterr().out.splitlines() == [  # what never changes is left out
+        "scan  epoch   2  ACC 0.500  loss 2.250  steps 3",
+        "scan  epoch   4  ACC 0.500  loss 4.250  steps 9",
     ]
     assert [row["epoch"] for row in log.history] == [0, 1, 2, 3]
     assert "ACC" not in log.history[0] and log.history[1]["ACC"] == 0.5
@@ -48,7 +48,7 @@ def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
     assert [(r["stage"], r["epoch"], r["loss"]) for r in lines] == [
         ("scan", 0, 1.0), ("scan", 1, 9.0), ("selflabel", 2, 0.5),
     ]  # fmt: skip
-    assert capsys.readouterr().out.splitlines()[-1] == "selflabel  epoch   3  loss 0.500  ACC 0.500"
+    assert capsys.readouterr().out.splitlines()[-1] == "selflabel  epoch   3  ACC 0.500  loss 0.500"
 
 
 def test_epochs_of_every_stage_are_counted():

@@ -419,17 +419,17 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "dec"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_quick_takes_part_of_a_long_set_and_of_photographs_the_recipe_for_them(name, channels):
-    code = {" ".join(tags(c)) or c.source: c.source for c in chapter(name).cells
-            if c.cell_type == "code"}  # fmt: skip
-    (loads,) = [source for source in code if "load(name" in source]
+    notebook = chapter(name)
+    (imports,), (config,) = tagged(notebook, "imports"), tagged(notebook, "config")
+    (loads,) = [cell for cell in code(notebook) if "load(name" in cell.source]
     images = torch.zeros(10_100, channels, 8, 8, dtype=torch.uint8)
     labels = torch.arange(10_100) % 7
     names = {**PARAMETERS, "device": "cpu", "dataset": "folder:x"}
-    exec(code["imports"], names)
+    exec(imports.source, names)
     names["load"] = lambda _, split=None, **size: Data(images, labels, None, "x", split or "train")
     names["splits"] = lambda _: ("train", "test", "train+test")
-    exec(loads, names)
-    exec(code["config"], names)
+    exec(loads.source, names)
+    exec(config.source, names)
     seen = names.get("train_set", names["data"])
     assert len(seen) == 10_000 and seen.split in ("train", "train+test")
     if "train_set" in names:  # scored on unseen images, on all of them

@@ -1,7 +1,9 @@
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -15,11 +17,13 @@ from dcl.notebook.chapter import (
     not_held,
     run_folder,
     run_name,
+    scores,
     show,
     spread,
     verdict,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = {
     "profile": "quick",
     "dataset": "",
@@ -84,55 +88,62 @@ def test_device_auto_and_absent_gpu(monkeypatch):
     assert check_parameters({**GOOD, "device": "cpu"}) == "cpu"
 
 
-def test_verdict_prints_constant_text(capsys):
-    verdict("it learns", 0.731, at_least=0.1)
-    verdict("it learns", 0.2, at_least=0.1)
-    verdict("it is small", 0.2, at_least=0, at_most=0.25)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "holds: it learns (at least 0.1)",
-        "holds: it learns (at least 0.1)",
-        "holds: it is small (at least 0, at most 0.25)",
-    ]
-
-
 @pytest.mark.parametrize(
-    "value, told", [(0.0999, "0.0999"), (float("nan"), "nan"), (-1, "-1"), (0.06789, "0.06789")]
+    "value, at_least, at_most, line",
+    [
+        (0.731, 0.1, None, "holds: it learns: 0.731 >= 0.1"),
+        (0.2, 0, 0.25, "holds: it learns: 0.2 >= 0 and <= 0.25"),
+        (0.0999, 0.1, None, f"{NOT_HELD}it learns: 0.0999 >= 0.1"),
+        (float("nan"), 0.1, None, f"{NOT_HELD}it learns: nan >= 0.1"),
+        (0.3, None, 0.25, f"{NOT_HELD}it learns: 0.3 <= 0.25"),
+    ],
 )
-def test_verdict_outside_its_band_says_so_with_the_number_and_goes_on(value, told, capsys):
-    verdict("it learns", value, at_least=0.1)
-    verdict("it is small", 0.3, at_most=0.25)
-    assert capsys.readouterr().out.splitlines() == [
-        f"{NOT_HELD}it learns (at least 0.1); measured {told}",
-        f"{NOT_HELD}it is small (at most 0.25); measured 0.3",
-    ]
+def test_verdict_prints_the_value_and_its_band(value, at_least, at_most, line, capsys):
+    verdict("it learns", value, at_least=at_least, at_most=at_most)
+    assert capsys.readouterr().out == line + "\n"
 
 
 def test_claims_that_do_not_hold_are_found_in_an_executed_notebook():
-    text = f"holds: a (at least 1)\n{NOT_HELD}b (at least 1); measured 0\n"
+    text = f"holds: a: 1 >= 1\n{NOT_HELD}b: 0 >= 1\n"
     outputs = [new_output("display_data", {}), new_output("stream", text=text)]
     cells = [new_markdown_cell(f"{NOT_HELD}c"), new_code_cell("verdict(...)", outputs=outputs)]
-    assert not_held(new_notebook(cells=cells)) == ["b (at least 1); measured 0"]
+    assert not_held(new_notebook(cells=cells)) == ["b: 0 >= 1"]
 
 
 @pytest.mark.parametrize("value, failed", [(0.6, 0), (0.4, 1)])
 def test_strict_nbval_notices_a_claim_that_no_longer_holds(tmp_path, value, failed):
-    output = new_output("stream", text="holds: it learns (at least 0.5)\n")
+    """What it measured is masked, whether it holds is not."""
+    output = new_output("stream", text="holds: it learns: 0.7 >= 0.5\n")
     code = f"from dcl.notebook.chapter import verdict\nverdict('it learns', {value}, at_least=0.5)"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = new_notebook(metadata={"kernelspec": kernel})
     notebook.cells = [new_code_cell(code, outputs=[output], execution_count=1)]
     nbformat.write(notebook, tmp_path / "chapter.ipynb")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "--nbval", tmp_path]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == failed, done.stdout
     assert (NOT_HELD in done.stdout) == bool(failed)
 
 
 def test_verdict_that_is_not_claimed_says_so(capsys):
     verdict("it learns", 0.01, at_least=0.1, claimed=False)
-    expected = "not claimed in this run: it learns (at least 0.1); measured 0.010\n"
-    assert capsys.readouterr().out == expected
+    assert capsys.readouterr().out == "not claimed in this run: it learns: 0.01 >= 0.1\n"
+
+
+def test_scores_are_a_table_whose_last_row_is_bold(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    scores({"k-means": {"ACC": 0.8, "NMI": 0.75}, "SCAN": {"ACC": 1.0, "kNN": 0.98765}})
+    assert shown[0].splitlines() == [
+        "|  | ACC | NMI | kNN |",
+        "| --- | ---: | ---: | ---: |",
+        "| k-means | .800 | .750 |  |",
+        "| **SCAN** | **1.000** |  | **.988** |",
+    ]
+    scores({})
+    assert capsys.readouterr().out == "no labels, no scores\n" and len(shown) == 1
     with pytest.raises(ValueError, match="needs at_least or at_most"):
         verdict("it learns", 0.01)
 

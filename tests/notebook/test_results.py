@@ -92,9 +92,7 @@ def test_table_by_hand(tmp_path):
     assert results.load(tmp_path, method="swav") == []
     assert results.over_seeds(rows, "ACC") == (pytest.approx(0.9), pytest.approx(0.1), 3)
     text = results.table(rows, ["ACC", "kNN"], {("scan", "digits", "quick"): ".99"})
-    assert text.splitlines()[-1] == (
-        "| scan | digits | quick | all | 0.900 ± 0.100 |  | 3 | 12 | .99 |"
-    )
+    assert text.splitlines()[-1] == ("| digits | quick | all | .900 ± .100 |  | 3 | 12 | .99 |")
 
 
 def test_a_baseline_that_methods_disagree_on_says_whose_it_is():
@@ -122,7 +120,7 @@ def test_a_baseline_that_methods_disagree_on_says_whose_it_is():
 
 def test_images_that_were_changed_are_called_so(tmp_path):
     write(tmp_path, data=replace(load("digits"), name="cifar10-jpeg"))
-    assert "| scan | CIFAR-10 (JPEG q75) | quick |" in results.table(results.load(tmp_path))
+    assert "| CIFAR-10 (JPEG q75) | quick |" in results.table(results.load(tmp_path))
 
 
 def test_baselines_count_once_a_seed(tmp_path):
@@ -130,5 +128,20 @@ def test_baselines_count_once_a_seed(tmp_path):
         write(tmp_path, seed=seed, baselines={"k-means on pixels": {"ACC": acc}})
     rows = results.baselines(results.load(tmp_path) * 2)
     assert results.table(rows, ["ACC"]).splitlines()[-1] == (
-        "| k-means on pixels | digits | quick | all | 0.750 ± 0.071 | 2 |  |"
+        "| digits | quick | all | .750 ± .071 | 2 |  |"
     )
+
+
+def test_commands_are_grouped_by_what_differs_beside_the_seed(capsys):
+    command = "python book/record.py 04-scan -p profile gpu -p seed {} -p dataset mnist"
+    rows = [{"command": command.format(seed), "seed": seed} for seed in (2, 0)]
+    told = "python book/record.py scan -p profile gpu -p dataset mnist"
+    assert results.commands(rows) == {told: [0, 2]}
+    results.print_commands(rows)
+    assert capsys.readouterr().out == f"{told} -p seed 0|2\n"
+
+
+def test_a_run_without_the_gpu_of_its_profile_says_so():
+    assert results.how({"profile": "gpu", "machine": {"gpu": "T4"}}) == "gpu"
+    assert results.how({"profile": "gpu", "machine": {}}) == "reduced, CPU"
+    assert results.how({"profile": "quick", "machine": {}}) == "quick"

@@ -78,9 +78,8 @@ def sabotaged(notebook: NotebookNode, how: dict) -> NotebookNode:
 
 def outcome(notebook: NotebookNode, folder: Path) -> tuple[bool, str]:
     """Run it; return whether a claim did not hold, and what happened in words."""
-    client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place)
     words = []
     try:
         client.execute()

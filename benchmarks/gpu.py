@@ -1,9 +1,9 @@
 """dcl on one NVIDIA GPU: steps, views, clusters, epochs, against the machine's own rates.
 
 `python -m benchmarks gpu`, or part by part: `python -m benchmarks.gpu --parts "step 512" kmeans`.
-What each part found is written at once (`gpu-parts.json`), and a second call of that kind
-continues with the parts that are missing or failed. The images are smooth noise in CIFAR-10's
-shapes. All times lie between two synchronisations of the device, or between two events on it, after a warm-up
+What each part found is written at once (`gpu-parts.json`), and a second call of that kind continues
+with the parts that are missing or failed. The images are smooth noise in CIFAR-10's shapes. All
+times lie between two synchronisations of the device, or between two events on it, after a warm-up
 whose seconds are given. What a step could reach at most is computed beside it: its operations
 (counted) over the rate of a large product in the same run, its bytes over that of a copy.
 """

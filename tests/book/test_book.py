@@ -211,7 +211,9 @@ def test_stamp_follows_the_address_and_back():
     notebook = new_notebook(cells=[new_markdown_cell("# A\n\nText."), cell])
     unknown = stamped(notebook, "swav", "", "main")
     known = stamped(unknown, "swav", "https://github.com/someone/book", "v1")
-    assert "someone/book/blob/v1/book/chapters/swav.ipynb" in known.cells[0].source
+    colab = "https://colab.research.google.com/github/"
+    assert f"{colab}someone/book/blob/v1/book/chapters/swav.ipynb" in known.cells[0].source
+    assert notebooks.badge("swav", "https://example.org/book.git", "v1") == ""  # no GitHub
     assert known.cells[1].source == setup_source("https://github.com/someone/book", "v1")
     assert stamped(known, "swav", "", "main") == unknown
     assert stamped(known, "swav", "https://github.com/someone/book", "v1") == known

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from notebooks import badge, setup_source
+from notebooks import setup_source
 
 URL = "https://github.com/someone/deep-clustering-book"
 
@@ -53,10 +53,3 @@ def test_while_the_address_is_unknown_the_cell_says_how_to_set_it(calls, colab):
     with pytest.raises(SystemExit, match="repository: url in _config.yml"):
         exec(setup_source("", "main"), {})
     assert calls == []
-
-
-def test_the_link_opens_the_notebook_in_colab():
-    link = "https://colab.research.google.com/github/someone/deep-clustering-book"
-    assert f"{link}/blob/v1/book/chapters/scan.ipynb" in badge("scan", URL, "v1")
-    assert badge("scan", "", "v1") == ""
-    assert badge("scan", "https://example.org/book.git", "v1") == ""

@@ -56,17 +56,10 @@ def test_smoke(chapter, tmp_path):
             assert names <= set(row["baselines"])
 
 
-@pytest.mark.parametrize(
-    "name, value, words",
-    [
-        ("epoch", "3", "epoch is not a parameter of this chapter"),
-        ("seed", "one", "seed must be a whole number; got 'one'"),
-    ],
-)
-def test_mistakes_are_refused_before_anything_trains(name, value, words, tmp_path):
+def test_mistakes_are_refused_before_anything_trains(tmp_path):
     out = tmp_path / "out.ipynb"
-    done = papermill(CHAPTERS[-1], out, name, value, cwd=tmp_path)
+    done = papermill(CHAPTERS[-1], out, "epoch", "3", cwd=tmp_path)
     assert done.returncode != 0
-    assert words in done.stderr
+    assert "epoch is not a parameter of this chapter" in done.stderr
     (failed,) = [c for c in code(out) if any(o.output_type == "error" for o in c.outputs)]
     assert "check" in failed.metadata.tags

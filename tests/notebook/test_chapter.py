@@ -74,25 +74,27 @@ def test_device_auto_and_absent_gpu(monkeypatch):
     assert check_parameters({**GOOD, "device": "cpu"}) == "cpu"
 
 
-def test_verdict_prints_constant_text(capsys):
-    for value in (0.731, 0.2):
-        verdict("it learns", value, at_least=0.1)
-    verdict("it is small", 0.2, at_least=0, at_most=0.25)
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert first == second == "holds: it learns (at least 0.1)"
-    assert third == "holds: it is small (at least 0, at most 0.25)"
+LEAST = {"at_least": 0.1}
 
 
 @pytest.mark.parametrize(
-    "value, told", [(0.0999, "0.0999"), (float("nan"), "nan"), (-1, "-1"), (0.06789, "0.06789")]
-)
-def test_verdict_outside_its_band_says_so_with_the_number_and_goes_on(value, told, capsys):
-    verdict("it learns", value, at_least=0.1)
-    verdict("it is small", 0.3, at_most=0.25)
-    assert capsys.readouterr().out.splitlines() == [
-        f"{NOT_HELD}it learns (at least 0.1); measured {told}",
-        f"{NOT_HELD}it is small (at most 0.25); measured 0.3",
-    ]
+    "value, how, told",
+    [
+        (0.731, LEAST, "holds: a (at least 0.1)"),
+        (0.2, LEAST, "holds: a (at least 0.1)"),  # the text is constant
+        (0.2, {"at_least": 0, "at_most": 0.25}, "holds: a (at least 0, at most 0.25)"),
+        (0.0999, LEAST, f"{NOT_HELD}a (at least 0.1); measured 0.0999"),
+        (float("nan"), LEAST, f"{NOT_HELD}a (at least 0.1); measured nan"),
+        (0.3, {"at_most": 0.25}, f"{NOT_HELD}a (at most 0.25); measured 0.3"),
+        (0.01, LEAST | {"claimed": False},
+         "not claimed in this run: a (at least 0.1); measured 0.010"),
+    ],
+)  # fmt: skip
+def test_verdict_says_what_holds_and_never_stops_the_chapter(value, how, told, capsys):
+    verdict("a", value, **how)
+    assert capsys.readouterr().out == f"{told}\n"
+    with pytest.raises(ValueError, match="needs at_least or at_most"):
+        verdict("a", value)
 
 
 def test_claims_that_do_not_hold_are_found_in_an_executed_notebook():
@@ -100,14 +102,6 @@ def test_claims_that_do_not_hold_are_found_in_an_executed_notebook():
     outputs = [new_output("display_data", {}), new_output("stream", text=text)]
     cells = [new_markdown_cell(f"{NOT_HELD}c"), new_code_cell("verdict(...)", outputs=outputs)]
     assert not_held(new_notebook(cells=cells)) == ["b (at least 1); measured 0"]
-
-
-def test_verdict_that_is_not_claimed_says_so(capsys):
-    verdict("it learns", 0.01, at_least=0.1, claimed=False)
-    expected = "not claimed in this run: it learns (at least 0.1); measured 0.010\n"
-    assert capsys.readouterr().out == expected
-    with pytest.raises(ValueError, match="needs at_least or at_most"):
-        verdict("it learns", 0.01)
 
 
 def test_show_displays_the_real_source(capsys, monkeypatch):

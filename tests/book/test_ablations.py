@@ -96,7 +96,7 @@ def tiny(monkeypatch):
     return study
 
 
-def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, monkeypatch):
+def test_runs_are_done_once_and_an_interrupted_command_resumes(tiny, tmp_path, monkeypatch):
     pretexts, one = [], ablations.one
     fit = simclr.fit
     monkeypatch.setattr(simclr, "fit", lambda *a, **k: pretexts.append(1) or fit(*a, **k))

@@ -1,7 +1,7 @@
 """dcl on one NVIDIA GPU: steps, views, clusters, epochs, against the machine's own rates.
 
 `python -m benchmarks gpu`, or part by part: `python -m benchmarks.gpu --parts "step 512" kmeans`.
-What each part found is written at once (`gpu-parts.json`), and a second call of that kind goes on
+What each part found is written at once (`gpu-parts.json`), and a second call of that kind continues
 with the parts that are missing or failed. The images are smooth noise in CIFAR-10's shapes. All
 times lie between two synchronisations of the device, or between two events on it, after a warm-up
 whose seconds are given. What a step could reach at most is computed beside it: its operations
@@ -355,7 +355,7 @@ def measure(
 ) -> dict[str, Found]:
     """Run the parts that `out` does not hold yet; write after each. No part begins too late.
 
-    What another machine, other versions or sizes found is not gone on with; nor, `again`, anything.
+    Parts of another machine, other versions or sizes are measured again; with `again`, all are.
     """
     sizes = sizes or Sizes()
     out.mkdir(parents=True, exist_ok=True)

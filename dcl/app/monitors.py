@@ -21,7 +21,7 @@ class Log:
 
     `also(objective)` returns further numbers to show, such as the accuracy against labels that
     the caller holds and `fit` never sees; it is called on the printed epochs only. every: 0 prints
-    nothing. With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the
+    nothing. With `run_dir` the history is kept in its log.jsonl, one JSON line per epoch in the
     order of training, and a resumed run continues it: an epoch that is trained again, after a
     crash, replaces its line.
     """
@@ -31,10 +31,9 @@ class Log:
         every: int = 1,
         also: Callable[[Objective], dict[str, float]] | None = None,
         run_dir: str | Path | None = None,
-        name: str = "metrics.jsonl",
     ):
         self.every, self.also = every, also
-        self.path = Path(run_dir) / name if run_dir else None
+        self.path = Path(run_dir) / "log.jsonl" if run_dir else None
         kept = read_log(self.path) if self.path else []
         self.rows = {(row["stage"], row["epoch"]): row for row in kept}
         self.before = sum(row["seconds"] for row in kept)

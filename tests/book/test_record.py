@@ -24,7 +24,7 @@ from dcl.app.monitors import read_log
 from dcl.app.source import Source
 from dcl.config import with_epochs
 from dcl.data import load
-from dcl.methods import scan
+from dcl.methods import autoencoder, method, scan
 from dcl.notebook import results
 from dcl.recipes import recipe
 from dcl.train import predict
@@ -266,3 +266,24 @@ def test_networks_that_travel_give_the_recorded_clusters(capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith("file,cluster,confidence") and len(lines) == 1798
         assert cli.main(["list"]) == 0 and names[0] in capsys.readouterr().out
+
+
+def test_a_chapter_of_two_methods_leaves_two_networks(tmp_path):
+    """As DEC's chapter: one pretext, DEC on top, IDEC in a folder of its own."""
+    data = load("digits").subset(150)
+    plans = {name: with_epochs(recipe(name, "smoke"), 1) for name in ("dec", "idec")}
+    coder = autoencoder.fit(data.images, plans["dec"].pretext, run_dir=tmp_path / "pretext")
+    trained = {}
+    (tmp_path / "results").mkdir()
+    for name, place in (("dec", tmp_path), ("idec", tmp_path / "idec")):
+        model = method(name).fit(data.images, plans[name], encoder=coder, run_dir=place)
+        trained[place] = predict(model, data.images)
+        row = {"method": name, "data": "digits", "split": "all", "training": {"images": 150}}
+        row |= {"metrics": {"ACC": 0.5}, "seconds": 2.0}
+        (tmp_path / "results" / f"{name}-x.json").write_text(json.dumps(row))
+    values = {"dataset": "", "device": "cpu"}
+    record.complete(tmp_path, {"chapter": "dec", "parameters": values})
+    for place, clusters in trained.items():
+        assert torch.equal(run.clusters(place, device="cpu").assign(data.images)[0], clusters)
+        assert (place / "report.html").exists()
+    assert record._line(tmp_path) == "dec ACC 0.500 in 2 s; idec ACC 0.500 in 2 s"

@@ -33,11 +33,11 @@ from dcl.data import Data
 from dcl.data.vectors import is_vectors
 from dcl.measure.health import health
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
+from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import versions
-from dcl.train import Monitor
 
 # ---------------------------------------------------------------- fit
 

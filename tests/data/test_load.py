@@ -195,15 +195,6 @@ def test_real_mnist():
     assert train.images.double().mean() == pytest.approx(33.318, abs=5e-4)
     assert train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert train.checksum == "71d3be42f93ad20d"
-    both = load("mnist", "train+test")
-    assert both.images[60000:].equal(test.images) and both.labels[:60000].equal(train.labels)
-
-
-@pytest.mark.skipif(not (REAL / "cifar10-jpeg").is_dir(), reason="no cifar10-jpeg in $DCL_DATA")
-def test_real_folder():
-    test = load(f"folder:{REAL / 'cifar10-jpeg'}", "test")
-    assert (test.name, test.split, len(test)) == ("cifar10-jpeg", "test", 10000)
-    assert test.labels.bincount().tolist() == [1000] * 10 and test.classes[0] == "airplane"
 
 
 def test_a_name_tells_its_splits(tmp_path):

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score as nmi
 from torch import nn
 
-from dcl.data.shapes import HUES, SHAPES, grey, inside, shapes, tint
+from dcl.data.shapes import HUES, SHAPES, inside, shapes
 from dcl.nets.convnets import encoder
 
 
@@ -36,16 +36,6 @@ def test_seed_changes_the_set_and_nothing_else_does(drawn):
     again, other = shapes(0), shapes(1)
     assert all((a == b).all() for a, b in zip(drawn, again, strict=True))
     assert (drawn[0] != other[0]).mean() > 0.9 and (drawn[1] != other[1]).mean() > 0.5
-
-
-def test_colours_by_hand():
-    # (77 * 230 + 150 * 40 + 29 * 40) / 256 = 97.1
-    assert grey(np.array([[230, 40, 40], [255, 255, 255]])).tolist() == [97, 255]
-    red = list(HUES).index("red")
-    darker, same, lighter = tint(np.array([red] * 3), np.array([48, 97, 176]))
-    assert darker.tolist() == [113, 19, 19]  # 230 * 48 / 97, 40 * 48 / 97
-    assert same.tolist() == [230, 40, 40]
-    assert lighter.tolist() == [242, 147, 147]  # 230 + 25 / 2, 40 + 215 / 2
 
 
 @pytest.mark.parametrize(

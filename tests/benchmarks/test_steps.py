@@ -63,6 +63,7 @@ def test_workers_serve_a_pass_and_end():
     theirs.step = lambda views: (drawn.append(len(views[0])), step(views))
     theirs.turn(3)
     assert drawn == [BATCH] * (2 + 3)  # two before the clock starts, none after it
+    assert len(theirs.stream) == BATCH * (2 + 3 + 2)  # the workers go on behind the turn
     workers = theirs.loader._iterator._workers
     assert [w.is_alive() for w in workers] == [True]
     theirs.close()

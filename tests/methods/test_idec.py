@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dcl.config import TrainConfig, flat, unflat
+from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods import autoencoder
 from dcl.methods.idec import IDEC, Config, fit, reconstruction_loss
@@ -78,15 +78,6 @@ def test_it_trains_a_copy_of_the_decoder_and_cannot_do_without(images, coder):
     mine.out_dim = 4
     with pytest.raises(ValueError, match="encoder must be an Autoencoder for IDEC"):
         fit(images, SMALL, encoder=mine)
-
-
-def test_gamma_is_positive_and_that_of_a_file_of_before_is_kept():
-    with pytest.raises(ValueError, match="gamma must be above 0; got 0.0"):
-        replace(SMALL, gamma=0.0)
-    old = {**flat(SMALL), "gamma": 0.2, "reading": "code", "refresh": "set"}
-    assert unflat(Config, old) == replace(SMALL, gamma=0.2)
-    with pytest.raises(ValueError, match="has no field reading"):
-        unflat(Config, old | {"reading": "formula"})
 
 
 def test_the_recipes_are_the_published_ones():

@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from dcl.methods import scan, simclr
+from dcl.methods import simclr
 from dcl.nets import convnets
 from dcl.nets.pretrained import PRETRAINED, architecture, as_encoder, pretrained
-from dcl.recipes import recipe
 from dcl.train import seeded
 
 
@@ -83,18 +82,6 @@ def test_files_of_other_programs(resnet, tmp_path, prefix, ending):
     net = pretrained(f"resnet18:{path}")
     assert torch.equal(net.network.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
     assert torch.equal(net.network.bn1.running_var, resnet.bn1.running_var)
-
-
-def test_old_files_without_counters_and_without_classifier(resnet, tmp_path):
-    path = tmp_path / "w.pth"
-    keep = {
-        key: value
-        for key, value in resnet.state_dict().items()
-        if not key.endswith("num_batches_tracked") and not key.startswith("fc.")
-    }
-    torch.save(keep, path)
-    net = pretrained(f"resnet18:{path}")
-    assert torch.equal(net.network.conv1.weight, resnet.conv1.weight)
 
 
 def test_by_name_from_the_cache_of_torch_hub(weights, tmp_path, monkeypatch):
@@ -273,22 +260,3 @@ def test_what_is_no_encoder():
     wrong.out_dim = 8
     with pytest.raises(ValueError, match="its out_dim, 8; it returned D = 1200"):
         as_encoder(wrong, uint8())
-
-
-def test_scan_heads_on_a_frozen_one(weights):
-    from dataclasses import replace
-
-    net = pretrained(f"resnet18:{weights}", size=32)
-    config = recipe("scan", "smoke")
-    config = replace(
-        config,
-        n_clusters=3,
-        n_neighbors=4,
-        freeze_encoder=True,
-        pretext=replace(config.pretext, train=replace(config.pretext.train, batch_size=8)),
-        scan=replace(config.scan, batch_size=8),
-        selflabel=replace(config.selflabel, batch_size=8, epochs=0),
-    )
-    model = scan.fit(uint8(24), config, encoder=net)
-    assert torch.equal(model.encoder.network.conv1.weight, net.network.conv1.weight)
-    assert model.predict(uint8().float() / 255).shape == (4,)

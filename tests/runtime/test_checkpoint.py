@@ -1,7 +1,5 @@
 """A run folder has one configuration and one writer, and a write is whole or not at all."""
 
-import builtins
-import errno
 import json
 import os
 import pickle
@@ -19,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcl.config import TrainConfig, flat
+from dcl.config import TrainConfig
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.files import write_atomic
 from dcl.train import Objective, train
@@ -57,13 +55,6 @@ def path(tmp_path):
 
 
 # ---------------------------------------------------------------- configuration
-
-
-def test_flat_names_every_setting():
-    plain = flat(Config())
-    assert plain["n_clusters"] == 10
-    assert plain["train.lr"] == 0.1
-    assert plain["scale"] == [0.2, 1.0]
 
 
 def test_a_folder_is_claimed_once(tmp_path):
@@ -112,22 +103,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["state.pt"]
 
 
-def test_a_disk_without_room_is_named(path, monkeypatch):
-    """/dev/full takes nothing: the system itself says that there is no space."""
-    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
-    real = builtins.open
-
-    def onto_the_full_one(name, mode="r", *rest, **more):
-        return real("/dev/full", "wb") if mode == "xb" else real(name, mode, *rest, **more)
-
-    monkeypatch.setattr(builtins, "open", onto_the_full_one)
-    with pytest.raises(OSError, match=r"bytes to .*scan.pt': No space left") as raised:
-        checkpoint.save(path, state(2))
-    assert raised.value.errno == errno.ENOSPC
-    monkeypatch.undo()
-    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
-
-
 def test_a_write_cut_short_by_the_system_leaves_both_checkpoints(path):
     """A limit on the size of a file: some bytes are written before the error."""
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
@@ -170,15 +145,6 @@ def test_at_every_instant_there_is_a_whole_one(path, monkeypatch):
     checkpoint.save(path, state(2))
     assert seen == sorted(seen) and set(seen) == {1, 2}
     assert seen.index(2) > 4  # the file was written and synchronised before it got its name
-
-
-def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(path):
-    path.write_bytes(path.read_bytes()[:-1])
-    checkpoint.save(path, state(2))
-    assert epoch(checkpoint.load(path)) == 2
-    path.unlink()
-    with pytest.warns(UserWarning):
-        assert epoch(checkpoint.load(path)) == 0
 
 
 def test_what_dead_processes_left_is_removed_with_the_next_claim(tmp_path):
@@ -437,40 +403,6 @@ def test_a_run_that_draws_from_every_generator_goes_on_to_the_bit(tmp_path, stop
     with pytest.raises(KeyboardInterrupt):
         run(0, run_dir=tmp_path, monitor=interrupt)
     assert run(99, run_dir=tmp_path) == whole
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "larc"])
-def test_momentum_and_the_steps_of_adam_come_back(tmp_path, optimizer):
-    """The learning rate needs no place in a checkpoint: it is a function of the step."""
-    images = (torch.arange(8, dtype=torch.uint8) * 30).view(8, 1, 1, 1)
-    config = TrainConfig(
-        epochs=3, batch_size=4, optimizer=optimizer, lr=0.01, schedule="cosine", warmup_epochs=1
-    )
-
-    class Level(Objective):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.ones(2))
-
-        def forward(self, x, i):
-            return {"loss": (x.mean() - self.w).square().sum()}
-
-    def run(stop=None, **options):
-        def interrupt(stage, epoch, objective, losses):
-            if epoch == stop:
-                raise KeyboardInterrupt
-
-        torch.manual_seed(0)
-        objective = Level()
-        train(objective, images, config, monitor=interrupt, **options)
-        return objective.w.tolist()
-
-    with pytest.raises(KeyboardInterrupt):
-        run(stop=1, run_dir=tmp_path)
-    found = checkpoint.load(tmp_path / "train.pt")["optimizer"]["state"][0]
-    keys = {"exp_avg", "exp_avg_sq", "step"} if optimizer == "adam" else {"momentum_buffer"}
-    assert found.keys() == keys and all(v.any() for v in found.values())
-    assert run(run_dir=tmp_path) == run()
 
 
 def test_a_file_never_takes_the_place_of_a_pipe_or_device(tmp_path):

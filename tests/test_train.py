@@ -113,21 +113,6 @@ def test_training_ends_when_the_objective_has_finished(images, tmp_path):
     assert again.w.item() == objective.w.item() and "after" not in again.calls
 
 
-def test_same_seed_same_weights_and_the_callers_random_state_is_untouched(images):
-    def run():
-        with seeded(3):
-            objective = Mean(float(torch.rand(())))
-            train(objective, images, TrainConfig(epochs=3, batch_size=4))
-        return objective.w.item()
-
-    torch.manual_seed(11)
-    expected = torch.rand(3)
-    torch.manual_seed(11)
-    first = run()
-    assert torch.equal(torch.rand(3), expected)
-    assert run() == first
-
-
 def test_parameter_groups_override_the_settings(images):
     class Slow(Mean):
         def parameter_groups(self):

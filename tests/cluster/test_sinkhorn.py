@@ -27,10 +27,6 @@ def cosines(b, k, d=128, seed=0):
         return F.normalize(torch.randn(b, d), dim=1) @ F.normalize(torch.randn(k, d), dim=1).T
 
 
-def entropy(q):
-    return float(torch.special.entr(q).sum(1).mean())
-
-
 @pytest.mark.parametrize("b,k", [(256, 30), (64, 300), (5, 2)])
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_equals_the_papers_pseudo_code(b, k, iterations):
@@ -59,17 +55,6 @@ def test_many_iterations_solve_the_transport_problem():
     rest = q.log() - s.double() / 0.05
     rest = rest - rest.mean(1, keepdim=True) - rest.mean(0, keepdim=True) + rest.mean()
     assert rest.abs().max() < 1e-4
-    # and no other feasible plan has a larger objective <q, s> + eps H(q)
-    value = (q * s).sum() + 0.05 * torch.special.entr(q).sum()
-    with seeded(1):
-        for _ in range(20):
-            other = sinkhorn(s + 0.05 * torch.randn_like(s), iterations=2000).double()
-            assert (other * s).sum() + 0.05 * torch.special.entr(other).sum() <= value + 1e-5
-
-
-@pytest.mark.parametrize("b,k,expected", [(4096, 3000, 6.51), (256, 300, 4.32), (256, 30, 2.32)])
-def test_entropy_of_codes_of_random_features(b, k, expected):
-    assert entropy(sinkhorn(cosines(b, k))) == pytest.approx(expected, abs=0.05)
 
 
 def test_a_constant_does_not_matter():

@@ -65,22 +65,6 @@ def test_all_alone():
     assert metrics.scores([7], [3]) == {"ACC": 1.0, "NMI": 1.0, "ARI": 1.0}
 
 
-def test_names_do_not_matter_and_bounds_hold():
-    for seed in range(10):
-        y, c = draw(seed, 80, 5, 6)
-        rename = np.random.default_rng(seed).permutation(100)[:6] - 20  # negative names as well
-        order = np.random.default_rng(seed + 1).permutation(80)
-        for f in (metrics.accuracy, metrics.purity, metrics.nmi, metrics.ari):
-            assert f(y, rename[c]) == pytest.approx(f(y, c))
-            assert f(y[order], c[order]) == pytest.approx(f(y, c))
-            assert -0.5 <= f(y, c) <= 1
-            assert f(y, y) == pytest.approx(1)
-        assert metrics.accuracy(y, c) <= metrics.purity(y, c)
-        assert metrics.accuracy(y, c) >= 1 / 6
-        # joining clusters never raises purity
-        assert metrics.purity(y, c // 2) <= metrics.purity(y, c) + 1e-12
-
-
 def test_kinds_of_input():
     y, c = draw(0)
     expected = metrics.scores(y, c)

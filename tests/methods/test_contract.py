@@ -1,5 +1,6 @@
 """What every file in dcl/methods keeps, whoever wrote it."""
 
+import importlib
 import inspect
 import json
 from dataclasses import fields, replace
@@ -7,14 +8,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from dcl.config import flat, with_batches, with_epochs, with_stages
+from dcl.config import flat, unflat, with_batches, with_epochs, with_stages
 from dcl.data import load
 from dcl.measure.health import ADVICE
 from dcl.measure.metrics import accuracy
 from dcl.methods import methods
 from dcl.nets.convnets import encoder
 from dcl.recipes import recipe, recipes
-from dcl.train import extract, predict
+from dcl.train import extract, predict, seeded
 from sabotage import METHODS
 from smoke import accepted, module
 
@@ -171,6 +172,44 @@ def test_bad_input_is_refused_before_work(stem, digits):
         for k in (1, 301):
             with pytest.raises(ValueError, match=f"n_clusters must be between 2 .* 300; got {k}"):
                 fit(digits.images, replace(config, n_clusters=k), monitor=never)
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_vectors_are_taken_or_refused_as_the_config_says(stem):
+    with seeded(0):
+        truth = torch.arange(150) % 3
+        vectors = (20 * torch.randn(3, 12))[truth] + torch.randn(150, 12)
+    config = tiny(stem)
+    if not getattr(config, "takes_vectors", False):
+        with pytest.raises(ValueError, match=f"{stem} needs images"):
+            module(stem).fit(vectors, config)
+        return
+    if stem in CLUSTERING:
+        config = replace(schooled(stem), n_clusters=3)
+    objective = module(stem).fit(vectors, config)
+    if stem in CLUSTERING:
+        assert accuracy(truth, predict(objective, vectors)) == 1
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_pretext_handed_in_gives_the_same_run(stem, fitted, digits):
+    config = tiny(stem)
+    if not hasattr(config, "pretext"):
+        pytest.skip("no pretext")
+    pretext = importlib.import_module(type(config.pretext).__module__)
+    done = pretext.fit(digits.images, replace(config.pretext, seed=config.seed))
+    handed = module(stem).fit(digits.images, config, encoder=done)
+    assert same(handed.state_dict(), fitted(stem)[0].state_dict())
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_removed_setting_is_accepted_with_the_value_that_changes_nothing(stem):
+    config = tiny(stem)
+    gone = getattr(config, "gone", {})
+    assert unflat(type(config), flat(config) | gone) == config
+    for name in (*gone, "never"):
+        with pytest.raises(ValueError, match=f"has no field {name}"):
+            unflat(type(config), flat(config) | gone | {name: "other"})
 
 
 @pytest.mark.parametrize("stem", CLUSTERING)

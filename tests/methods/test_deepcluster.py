@@ -107,16 +107,12 @@ def test_uniform_order_serves_each_cluster_equally():
 
 def test_uniform_order_at_the_edges():
     with seeded(0):
-        assert sorted(uniform_order(torch.arange(7)).tolist()) != list(range(7))  # 2 of 1 each
-        one = uniform_order(torch.zeros(9, dtype=torch.int64))
-        assert sorted(one.tolist()) != sorted(set(one.tolist()))  # 10 drawn of 9: replaced
         gap = torch.tensor([0, 0, 0, 5, 5, 5, 5, 5])  # numbers without images do not count
-        assert len(uniform_order(gap)) == 8
         many = torch.stack([gap[uniform_order(gap)].bincount(minlength=6) for _ in range(400)])
-    assert many.float().mean(0)[[0, 5]].tolist() == pytest.approx([4, 4], abs=0.1)
-    # exactly at the limit, size == N // clusters + 1: replacement, as released
-    edge = torch.tensor([0, 0, 0, 1])
-    with seeded(0):
+        assert (many.sum(1) == 8).all()
+        assert many.float().mean(0)[[0, 5]].tolist() == pytest.approx([4, 4], abs=0.1)
+        # exactly at the limit, size == N // clusters + 1: replacement, as released
+        edge = torch.tensor([0, 0, 0, 1])
         rows = [uniform_order(edge) for _ in range(200)]
     assert any((r.bincount(minlength=4)[:3] > 1).any() for r in rows)
 

@@ -12,7 +12,7 @@ from dcl.cluster.neighbors import draw, mine
 from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods import scan as method
-from dcl.methods.scan import Config, Scan, consistency, fit, head_losses, mean_entropy, scan_loss
+from dcl.methods.scan import Config, Scan, fit, head_losses, scan_loss
 from dcl.methods.selflabel import SelfLabel
 from dcl.nets import convnets
 from dcl.recipes import scan as recipes
@@ -44,21 +44,6 @@ def released_scan_loss(a, n, weight):
 
 
 # -- the clustering loss -----------------------------------------------------------------------
-
-
-def test_consistency_by_hand():
-    a = torch.tensor([[0.5, 0.5], [0.9, 0.1]])
-    n = torch.tensor([[0.8, 0.2], [0.2, 0.8]])
-    expected = torch.tensor([-math.log(0.5), -math.log(0.26)])
-    torch.testing.assert_close(consistency(a.log(), n.log()), expected)
-
-
-def test_mean_entropy_by_hand():
-    certain = torch.tensor([[1.0, 1e-30], [1e-30, 1.0]])  # sure, and shared out evenly
-    assert mean_entropy(certain.log()).item() == pytest.approx(math.log(2))
-    one = torch.tensor([[0.9, 0.1], [0.7, 0.3]])
-    expected = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
-    assert mean_entropy(one.log()).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("weight", [0.0, 5.0])

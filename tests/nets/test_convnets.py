@@ -160,15 +160,6 @@ def test_standardize():
     assert flat(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
-def test_mlp():
-    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2))] == [
-        "Linear", "BatchNorm1d", "ReLU", "Linear",
-    ]  # fmt: skip
-    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2), batch_norm=False)] == [
-        "Linear", "ReLU", "Linear",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sobel", [False, True])
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18", "resnet50"])

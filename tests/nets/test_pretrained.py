@@ -201,14 +201,6 @@ def test_every_architecture_tells_its_width(name):
     assert not any(m.out_features == 1000 for m in net.modules() if isinstance(m, nn.Linear))
 
 
-def test_an_architecture_takes_the_state_of_a_pretrained_one(weights):
-    net = pretrained(f"resnet18:{weights}", size=48)
-    again = architecture(net.spec, net.size)
-    again.load_state_dict(net.state_dict())
-    with torch.no_grad():
-        assert torch.equal(again(images()), net(images()))
-
-
 def uint8(n=4, c=3, size=20):
     with seeded(1):
         return torch.randint(256, (n, c, size, size)).to(torch.uint8)

@@ -4,6 +4,7 @@ import copy
 import importlib
 from dataclasses import fields, replace
 
+import torch
 from torch import nn
 
 from dcl.recipes import recipe
@@ -45,3 +46,9 @@ def accepted(stem, images, net):
         pretext = importlib.import_module(type(config.pretext).__module__)
         return pretext.model(images, config.pretext, net)
     return net
+
+
+def same(a, b):
+    """Two state dicts are equal to the bit (extra state may be any plain value)."""
+    equal = [torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a]
+    return a.keys() == b.keys() and all(equal)

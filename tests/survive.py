@@ -24,7 +24,6 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a fork takes no threads along
 
-import torch
 
 from dcl import train as loop
 from dcl.config import with_epochs
@@ -33,6 +32,7 @@ from dcl.methods import method, methods
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint
 from dcl.train import predict
+from smoke import same
 
 METHODS = sorted(methods())
 SLOW_TO_IMPORT = ("torch._dynamo", "torch.utils.serialization.config")
@@ -116,7 +116,7 @@ def fit(stem, run, out, aim=None):
 
     loop._resume, checkpoint.save = noted_resume, noted_save
     objective = method(stem).fit(IMAGES, four_epochs(stem), run_dir=run)
-    save(out, {"weights": objective.state_dict(), "clusters": predict(objective, IMAGES)})
+    save(out, objective.state_dict() | {"clusters": predict(objective, IMAGES)})
 
 
 def aim_at(point, nth):
@@ -149,19 +149,6 @@ def aim_at(point, nth):
         write(path, *parts, **more)
 
     checkpoint.write_atomic = armed_write
-
-
-def same(a, b):
-    """Two results are equal to the bit."""
-    keys = a["weights"].keys()
-    return (
-        keys == b["weights"].keys()
-        and torch.equal(a["clusters"], b["clusters"])
-        and all(
-            torch.equal(x, y) if torch.is_tensor(x) else x == y
-            for x, y in ((a["weights"][k], b["weights"][k]) for k in keys)
-        )
-    )
 
 
 def row(name, tried, good, note=""):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcl.algorithm import check_fit
-from dcl.config import TrainConfig, with_epochs
+from dcl.config import TrainConfig, flat, with_epochs
 from dcl.methods import simclr
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint
@@ -270,3 +270,9 @@ def test_a_compiled_encoder_trains_the_same(programs, tmp_path):
     again = simclr.fit(images, both, run_dir=tmp_path)
     assert torch.equal(extract(again.embed, images), extract(compiled.embed, images))
     assert len(programs) == 1
+
+
+def test_compile_is_not_a_setting_of_runs_without_it():
+    off, on = (flat(TrainConfig(compile=value)) for value in (False, True))
+    assert "compile" not in off and on.pop("compile") is True
+    assert off == on

@@ -130,6 +130,14 @@ def test_donor_is_drawn_by_size():
     assert sum(took) / 2000 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 2000))
 
 
+def test_a_cluster_that_was_split_counts_half():
+    # 9 images: the first empty cluster takes 4 of them, so P(second donor = first) = 4 / (4 + 3)
+    c = torch.tensor([[100.0], [0.0], [0.0]])
+    with seeded(0):
+        again = [float(split_empty(c, torch.tensor([9, 0, 0]))[2]) < 100 for _ in range(2000)]
+    assert sum(again) / 2000 == pytest.approx(4 / 7, abs=0.045)
+
+
 def test_stops_when_assignments_stand_still(monkeypatch):
     calls = []
     assign = module._assign

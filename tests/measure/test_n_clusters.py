@@ -99,6 +99,12 @@ def test_bend_by_hand():
     assert _bend(heights, 5) == 0
 
 
+def test_copies_of_a_few_images():
+    z = np.random.default_rng(0).normal(size=(4, 3))[np.arange(200) % 4]
+    choice = choose_k(z, range(2, 8))
+    assert choice.best == 4 and choice.table[2].silhouette == pytest.approx(1)
+
+
 def test_uneven_groups_and_a_sample_of_many_rows():
     sizes = np.repeat([0, 1, 2], [2400, 450, 150])
     z = 8 * np.eye(3)[sizes] + np.random.default_rng(0).normal(size=(3000, 3))

@@ -17,7 +17,7 @@ from dcl.nets.convnets import encoder
 from dcl.recipes import recipe, recipes
 from dcl.train import extract, predict, seeded
 from sabotage import METHODS
-from smoke import accepted, module
+from smoke import accepted, module, same
 
 CLUSTERING = sorted(methods())
 
@@ -25,12 +25,6 @@ CLUSTERING = sorted(methods())
 @pytest.fixture(scope="module")
 def digits():
     return load("digits").subset(300)
-
-
-def same(a, b):
-    """Two state dicts are equal to the bit (extra state may be any plain value)."""
-    equal = [torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a]
-    return a.keys() == b.keys() and all(equal)
 
 
 def state(module_):

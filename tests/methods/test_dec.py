@@ -23,6 +23,7 @@ from dcl.methods.dec import (
 )
 from dcl.recipes import recipe, recipes
 from dcl.train import extract, predict, seeded
+from smoke import same
 
 NONE = TrainConfig(epochs=0)
 PRETEXT = autoencoder.Config(dims=(32, 32, 5), layers=NONE, train=TrainConfig(15, 50, "adam", 3e-3))
@@ -185,10 +186,6 @@ def test_change_is_measured_from_refresh_to_refresh(images, coder):
     assert not objective.finished()
     objective.before_epoch(2)
     assert objective.changed == 0 and objective.finished()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_a_run_that_stopped_itself_stays_as_it_is(images, tmp_path):

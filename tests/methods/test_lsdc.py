@@ -89,11 +89,13 @@ class Flat(nn.Module):
         return F.adaptive_avg_pool2d(x, 2).flatten(1) * self.scale
 
 
-def test_forward_is_the_algorithm_step_by_step(monkeypatch):
+PLAIN = Config(3, "knn", k=3, view=View(), clean_view=View(), frozen=(), train=SGD)
+
+
+def test_forward_is_the_algorithm_step_by_step():
     with seeded(0):
         x = torch.rand(6, 1, 8, 8)
-        plain = Config(3, "knn", k=3, view=View(), clean_view=View(), frozen=(), train=SGD)
-        objective = LSDC(Flat(), plain)
+        objective = LSDC(Flat(), PLAIN)
     objective.epoch = 100
     with seeded(5):
         found = objective(x, torch.arange(6))
@@ -113,7 +115,7 @@ def test_forward_is_the_algorithm_step_by_step(monkeypatch):
     assert found["positive"] == s.mean()
 
     with seeded(5):
-        other = ReleasedTargets(Flat(), plain)
+        other = ReleasedTargets(Flat(), PLAIN)
         other.load_state_dict(objective.state_dict())
     with seeded(5):
         theirs = other(x, torch.arange(6))["pairs"]
@@ -123,8 +125,7 @@ def test_forward_is_the_algorithm_step_by_step(monkeypatch):
 def test_without_mixing_the_targets_are_the_labels():
     with seeded(0):
         x = torch.rand(6, 1, 8, 8)
-        config = Config(3, "knn", k=3, beta=0, view=View(), clean_view=View(), frozen=(), train=SGD)
-        objective = LSDC(Flat(), config)
+        objective = LSDC(Flat(), replace(PLAIN, beta=0))
     p, s = objective.predict_proba(x), knn_labels(objective.encoder(x).detach(), 3)
     found = objective(x, torch.arange(6))
     torch.testing.assert_close(found["pairs"], pair_loss(p, p, s))
@@ -134,10 +135,8 @@ def test_without_mixing_the_targets_are_the_labels():
 def test_labels_come_from_the_clean_view(monkeypatch):
     seen = []
     monkeypatch.setattr(lsdc, "pair_labels", lambda f, c: seen.append(f) or torch.eye(len(f)))
-    turned = View(rotate=180)
-    config = Config(3, "knn", k=3, view=turned, clean_view=View(), frozen=(), train=SGD)
     x = torch.rand(6, 1, 8, 8)
-    objective = LSDC(Flat(), config)
+    objective = LSDC(Flat(), replace(PLAIN, view=View(rotate=180)))
     objective(x, torch.arange(6))
     assert torch.equal(seen[0], objective.encoder(x))
 
@@ -146,13 +145,10 @@ def test_the_head_may_learn_faster_than_the_encoder():
     images = load("digits").subset(4).images
     moved = {}
     for rate in (1.0, 3.0):
-        config = Config(
-            3, "knn", k=3, view=View(), clean_view=View(), frozen=(), head_rate=rate, train=SGD
-        )
         with seeded(0):
-            objective = LSDC(Flat(), config)
+            objective = LSDC(Flat(), replace(PLAIN, head_rate=rate))
             before = {n: p.detach().clone() for n, p in objective.named_parameters()}
-            train(objective, images, config.train)
+            train(objective, images, SGD)
         moved[rate] = {n: p.detach() - before[n] for n, p in objective.named_parameters()}
     assert moved[1.0]["head.weight"].abs().max() > 1e-4
     torch.testing.assert_close(moved[3.0]["head.weight"], 3 * moved[1.0]["head.weight"])

@@ -113,6 +113,18 @@ def test_a_damaged_file_is_computed_again(tmp_path, how):
     assert net.seen == 20 and file.read_bytes() == whole
 
 
+def test_a_file_of_another_length_is_computed_again(tmp_path):
+    features(Counting(), images(12), cache=tmp_path)
+    (long,) = tmp_path.iterdir()
+    content = long.read_bytes()
+    long.unlink()
+    z = features(Counting(), images(), cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="12 rows"):
+        assert torch.equal(features(Counting(), images(), cache=tmp_path), z)
+
+
 def test_a_folder_that_can_not_be_written_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="features are not kept"):

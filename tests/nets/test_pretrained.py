@@ -84,6 +84,18 @@ def test_files_of_other_programs(resnet, tmp_path, prefix, ending):
     assert torch.equal(net.network.bn1.running_var, resnet.bn1.running_var)
 
 
+def test_old_files_without_counters_and_without_classifier(resnet, tmp_path):
+    path = tmp_path / "w.pth"
+    keep = {
+        key: value
+        for key, value in resnet.state_dict().items()
+        if not key.endswith("num_batches_tracked") and not key.startswith("fc.")
+    }
+    torch.save(keep, path)
+    net = pretrained(f"resnet18:{path}")
+    assert torch.equal(net.network.conv1.weight, resnet.conv1.weight)
+
+
 def test_by_name_from_the_cache_of_torch_hub(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -1,5 +1,6 @@
 """A run folder has one configuration and one writer, and a write is whole or not at all."""
 
+import errno
 import json
 import os
 import pickle
@@ -92,11 +93,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     checkpoint.save(path, {"a": torch.ones(3)})
 
     def full(fd):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write [\d,]+ bytes to .*state.pt': No space"):
+    match = r"could not write [\d,]+ bytes to .*state.pt': No space"
+    with pytest.raises(OSError, match=match) as raised:
         checkpoint.save(path, {"a": torch.zeros(3)})
+    assert raised.value.errno == errno.ENOSPC
     assert torch.equal(checkpoint.load(path)["a"], torch.ones(3))
     assert os.listdir(tmp_path) == ["state.pt"]
 
@@ -128,6 +131,15 @@ def test_at_every_instant_there_is_a_whole_one(path, monkeypatch):
     checkpoint.save(path, state(2))
     assert seen == sorted(seen) and set(seen) == {1, 2}
     assert seen.index(2) > 4  # the file was written and synchronised before it got its name
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(path):
+    path.write_bytes(path.read_bytes()[:-1])
+    checkpoint.save(path, state(2))
+    assert epoch(checkpoint.load(path)) == 2
+    path.unlink()
+    with pytest.warns(UserWarning):
+        assert epoch(checkpoint.load(path)) == 0
 
 
 def test_what_dead_processes_left_is_removed_with_the_next_claim(tmp_path):

@@ -138,6 +138,14 @@ def test_a_cluster_that_was_split_counts_half():
     assert sum(again) / 2000 == pytest.approx(4 / 7, abs=0.045)
 
 
+def test_an_empty_cluster_is_split_in_the_first_iteration():
+    with seeded(0):
+        x = torch.randn(60, 3) + 5
+        r = kmeans(x, 2, init=torch.stack([x.mean(0), torch.full((3,), 900.0)]), iterations=1)
+    both = torch.stack([x.mean(0), torch.zeros(3)])
+    assert torch.allclose(r.centroids, split_empty(both, torch.tensor([60, 0])), atol=1e-4)
+
+
 def test_stops_when_assignments_stand_still(monkeypatch):
     calls = []
     assign = module._assign

@@ -56,24 +56,28 @@ def advised(warning):
     return next(start for start, words in ADVICE.items() if words == advice(warning))
 
 
-def test_collapse_to_one_cluster():
-    p = torch.full((300, 10), 0.01)
-    p[:, 3] = 0.91
-    only(health(p), "collapse")
-    only(health(torch.full((300,), 3), n_clusters=10), "collapse")
+LN = math.log(10)
+ALIKE = 0.01 + 0.9 * torch.eye(10)[[3] * 300]
+UNSURE = torch.full((500, 10), 0.1) + 0.01 * torch.eye(10).repeat(50, 1) - 0.001
+ONES, LINE = torch.ones(500, 64), torch.linspace(-1, 1, 500)[:, None] * torch.arange(1.0, 9.0)
 
 
-def test_stuck_at_ln_k():
-    p, z = healthy()
-    only(health(p, z, loss=math.log(10) - 0.001), "stuck")
-    assert health(p, z, loss=math.log(10) - 0.1).warnings == []
-    only(health(p, z, loss=math.nan), "loss is nan")
-
-
-def test_giant_cluster():
-    labels = torch.arange(1000) % 10
-    labels[labels < 6] = 0
-    only(health(labels), "giant cluster: 60% of the images are in one of 10")
+@pytest.mark.parametrize(
+    ("p", "more", "words"),
+    [
+        (ALIKE, {}, "collapse"),
+        (torch.full((300,), 3), {"n_clusters": 10}, "collapse"),
+        (None, {"loss": LN - 0.001}, "stuck"),
+        (None, {"loss": math.nan}, "loss is nan"),
+        ((torch.arange(1000) % 10 - 5).clamp(min=0), {}, "giant cluster: 60% of the images are in"),
+        (UNSURE, {}, "nothing is confident"),
+        (None, {"features": ONES}, "collapsed features"),
+        (None, {"features": ONES + 1e-3 * torch.eye(500)[:, :64]}, "collapsed features"),
+        (None, {"features": LINE + 1e-6}, "collapsed features"),
+    ],
+)
+def test_each_failure_lights_its_own_light(p, more, words):
+    only(health(healthy()[0] if p is None else p, **more), words)
 
 
 def test_dead_clusters():
@@ -81,26 +85,6 @@ def test_dead_clusters():
     only(health(torch.arange(300) % 5, n_clusters=10), "dead clusters: only 5 of 10")
     assert health(torch.arange(300) % 6, n_clusters=10).warnings == []
     assert health(torch.arange(3), n_clusters=5).warnings == [], "three images fill no five"
-
-
-def test_nothing_confident():
-    with seeded(0):
-        p = (0.1 * torch.randn(500, 10)).softmax(1)
-    only(health(p), "nothing is confident")
-
-
-@pytest.mark.parametrize("noise", [0.0, 1e-3])
-def test_collapsed_features(noise):
-    p, _ = healthy()
-    with seeded(0):
-        z = torch.ones(500, 64) + noise * torch.randn(500, 64)
-    only(health(p, z), "collapsed features")
-
-
-def test_features_on_a_line():
-    p, _ = healthy()
-    line = torch.linspace(-1, 1, 500)[:, None] * torch.arange(1.0, 9.0)
-    only(health(p, line + 1e-6), "collapsed features")
 
 
 def test_features_that_are_no_numbers():

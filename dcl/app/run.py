@@ -118,7 +118,6 @@ def write(out: Path, data: Data, assignment: Assignment, method: str, config: An
     about = {
         "data": data.name,
         "split": data.split,
-        data.noun + "s": f"{len(data):,} of {' x '.join(map(str, data.images.shape[1:]))}",
         "skipped": len(data.skipped or ()),
         "checksum": kept["data"]["checksum"],
         **{k: v for k, v in kept["config"].items() if not k.startswith("config.")},

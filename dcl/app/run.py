@@ -7,7 +7,7 @@
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why
     health.json        numbers that need no labels, and the warning lights that are on
-    report.html        is it healthy, and what is in each cluster
+    report.html        what is in each cluster, and which warning lights are on
 
 No labels anywhere. Chapter: your-images.
 """

@@ -105,7 +105,7 @@ def test_the_page_in_order(tmp_path):
 
 def test_each_reading_stands_once(tmp_path):
     images, p, z = case()
-    html = re.sub(r'"data:.*?"', "", page(tmp_path, images, p, z, log=LOG))
+    html = re.sub(r'"data:.*?"', "", page(tmp_path, images, p, z, log=LOG, title="a"))
     html = html[: html.index('<script type="application/json"')]
     h = health(p, z)
     readings = (f"{h.confidence:.2f}", f"{h.feature_rank:.1f}", f"{h.feature_spread:.3f}",

@@ -93,6 +93,8 @@ def test_dead_clusters():
         ([12, 550, *[309] * 4], "unequal clusters: sizes from 12 to 550"),  # hues of shapes
         ([2, 10, *[6] * 8], ""),  # chance alone does this to 60 images
         ([10, 50, 20, 20], "unequal clusters"),
+        ([24, 150, *[63] * 28], ""),  # 30 pseudo-labels of DeepCluster for 6 classes
+        ([24, 250, *[60] * 28], "unequal clusters"),
     ],
 )
 def test_unequal_clusters(sizes, words):

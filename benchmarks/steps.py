@@ -47,8 +47,9 @@ from dcl.config import TrainConfig
 from dcl.methods import scan, simclr, swav
 from dcl.methods.selflabel import SelfLabel, self_label_loss
 from dcl.nets import convnets
+from dcl.objective import Objective
 from dcl.runtime.device import autocast, memory_kept
-from dcl.train import Objective, train
+from dcl.train import train
 from dcl.views import PHOTO_VIEW, SCAN_STRONG, SWAV_VIEW, View
 
 BATCH, SIDE, CORES = 256, 32, 2

@@ -35,10 +35,11 @@ from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.methods import deepcluster, lsdc, simclr
 from dcl.notebook import results
+from dcl.objective import Objective
 from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
-from dcl.train import Objective, predict, train
+from dcl.train import predict, train
 from dcl.views import DIGIT_VIEW
 from dcl.views.ricap import RicapDraw
 from tables import known_labels

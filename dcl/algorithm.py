@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from dcl.config import TrainConfig
 from dcl.data import Data
+from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
-from dcl.train import Monitor, seeded
+from dcl.train import seeded
 
 C = TypeVar("C", contravariant=True)
 M = TypeVar("M", covariant=True)
@@ -100,12 +101,14 @@ def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
     return fit
 
 
-def pretrain(method: ModuleType, images: Tensor, config: Any, run: Run) -> Any:
-    """Step 1 of a method that begins with a pretext: its `fit` on the same images.
+def pretrain(method: ModuleType, images: Tensor, config: Any, run: Run, given: Any = None) -> Any:
+    """Step 1 of a method that begins with a pretext: the one given, else its `fit` on the images.
 
     config: the method's own; its `pretext` is trained with its `seed` and checkpointed in
     `<run_dir>/pretext`.
     """
+    if given is not None:
+        return given
     folder = run["run_dir"] and Path(run["run_dir"]) / "pretext"
     recipe = replace(config.pretext, seed=config.seed)
     return method.fit(images, recipe, monitor=run["monitor"], run_dir=folder)

@@ -1,11 +1,11 @@
-"""One visible loop: `train(objective, images, config)`, and what goes in and comes out of it."""
+"""One visible loop: `train(objective, images, config)`, and passes over a set without training."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,85 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcl.config import TrainConfig
 from dcl.data.memmap import forget
+from dcl.objective import Monitor, Objective
 from dcl.optim import learning_rate, make_optimizer
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import autocast, memory_kept
 from dcl.runtime.randomness import random_state, seeded, set_random_state
 
 History = list[dict[str, Any]]
-
-
-class Monitor(Protocol):
-    """Called after every epoch with its stage, number, objective and mean losses."""
-
-    def __call__(
-        self, stage: str, epoch: int, objective: "Objective", losses: dict[str, float]
-    ) -> None:
-        """Look at the objective; the return value is ignored."""
-
-
-class Encoder(nn.Module):
-    """The type of every encoder: images (B,C,H,W), or vectors, to features (B,out_dim)."""
-
-    out_dim: int
-
-
-class Objective(nn.Module):
-    """What gradient descent minimises. Override `forward` and `predict`; the rest is optional."""
-
-    encoder: Encoder
-    epoch: int = 0
-    step: int = 0
-    """Epochs and optimiser steps before the current one, counted by `train`, also across resumes.
-    They live on the host: reading them from a buffer would make the GPU wait."""
-    transient: tuple[str, ...] = ()
-    """Buffers that belong to the training set: in a checkpoint, not in published weights."""
-
-    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Named losses of images x, float (B,C,H,W) in [0,1], which are rows i (B,) of the set.
-
-        Vectors are (B,d) and unscaled, here and below. The loop minimises "loss"; every other
-        entry is logged.
-        """
-        raise TypeError(f"{type(self).__name__} must define forward(x, i)")
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Embeddings (B,D), which are clustered, of images x, float (B,C,H,W) in [0,1]."""
-        return self.encoder(x)
-
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Cluster probabilities (B,K) of images x, float (B,C,H,W) in [0,1]."""
-        raise TypeError(f"{type(self).__name__} must define predict_proba(x)")
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Cluster (B,) int64 of images x, float (B,C,H,W) in [0,1]: the most probable."""
-        return self.predict_proba(x).argmax(1)
-
-    def chances(self) -> dict[str, float]:
-        """The value of each loss that is a cross-entropy when the prediction is uniform."""
-        return {}
-
-    def before_epoch(self, epoch: int) -> None:
-        """Compute what needs the whole set: pseudo-labels, centroids."""
-
-    def after_step(self) -> None:
-        """Change what the optimiser does not: queues, moving averages, step counters."""
-
-    def finished(self) -> bool:
-        """Whether training ends before this epoch; asked after `before_epoch`."""
-        return False
-
-    def length(self, n: int) -> int:
-        """How many rows one epoch over a set of n serves, the same for every epoch: here n."""
-        return n
-
-    def order(self, n: int) -> Tensor:
-        """The rows (length,) of one epoch over a set of n, in the order they are served."""
-        return torch.randperm(n)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser; a group may override its settings."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
 def own_draws(epoch: int) -> AbstractContextManager:

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import pytest
 import torch
+from torch import nn
 
 from dcl import algorithm
 from dcl.app import run
@@ -14,6 +16,7 @@ from dcl.methods import autoencoder, idec, scan
 from dcl.nets import convnets
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint
+from sabotage import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +148,13 @@ def test_the_pretext_takes_the_seed_of_the_method(digits):
         autoencoder, digits.images, config, {"monitor": None, "run_dir": None}
     )
     assert made.config == replace(config.pretext, seed=7)
+
+
+@pytest.mark.parametrize("stem", [stem for stem in METHODS if stem != "idec"])  # needs a decoder
+def test_an_encoder_without_layers_is_not_replaced(stem, digits):
+    """`nn.Sequential()` is false, since its length is 0, and yet an encoder."""
+    bare = nn.Sequential()
+    bare.out_dim = 256
+    module = import_module(f"dcl.methods.{stem}")
+    assert bare in {*module.model(digits.images, recipe(stem, "smoke"), bare).modules()}
+    assert algorithm.pretrain(autoencoder, digits.images, None, {}, bare) is bare

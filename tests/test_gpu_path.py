@@ -27,9 +27,10 @@ from dcl import train as loop
 from dcl.cluster import kmeans, neighbors
 from dcl.config import TrainConfig
 from dcl.methods import scan, simclr
+from dcl.objective import Objective
 from dcl.optim import make_optimizer
 from dcl.recipes import recipe
-from dcl.train import Objective, batches, extract, train
+from dcl.train import batches, extract, train
 from dcl.views import SCAN_STRONG, SWAV_VIEW
 
 aten = torch.ops.aten

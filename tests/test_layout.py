@@ -19,7 +19,7 @@ PACKAGE = ROOT / "dcl"
 FLOORS = [
     {"config", "runtime"},
     {"data", "views"},
-    {"cluster", "optim", "train"},
+    {"cluster", "objective", "optim", "train"},
     {"nets", "measure", "algorithm"},
     {"methods"},
     {"recipes"},
@@ -31,7 +31,7 @@ FLOORS = [
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.stem.startswith("__")]
 METHODS = [path for path in FILES if path.parent.name == "methods"]
 CORE = [path for path in FILES if path.parent.name not in ("methods", "recipes")]
-IN_PACKAGE = {"data.load", "views.view"}
+IN_PACKAGE = {"data.data", "data.load", "views.view"}
 """Files whose names their package hands on, documented there."""
 
 
@@ -103,11 +103,6 @@ def test_the_arrow_test_can_fail():
 
 # ---------------------------------------------------------------- budgets, in whole lines
 
-LARGER = {"train": 310, "nets.convnets": 320, "data.load": 280, "app.run": 270,
-          "measure.health": 260, "measure.plots": 260, "measure.n_clusters": 260,
-          "nets.pretrained": 260}  # fmt: skip
-"""Core files that were larger than 250 lines when lines were first counted whole."""
-
 
 def whole(path: Path) -> int:
     """Lines of a file, with its words: somebody reads those, too."""
@@ -116,7 +111,7 @@ def whole(path: Path) -> int:
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_core_file_fits(path):
-    assert whole(path) <= LARGER.get(name_of(path), 250)
+    assert whole(path) <= 250
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)

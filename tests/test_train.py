@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from dcl.algorithm import check_fit
 from dcl.config import TrainConfig, flat, with_epochs
 from dcl.methods import simclr
+from dcl.objective import Objective
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint
-from dcl.train import Objective, batches, extract, seeded, train
+from dcl.train import batches, extract, seeded, train
 
 
 class Mean(Objective):

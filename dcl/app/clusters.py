@@ -17,8 +17,9 @@ from dcl.config import flat, unflat
 from dcl.data.vectors import check_vectors
 from dcl.measure import baselines
 from dcl.nets.pretrained import architecture
+from dcl.objective import Objective
 from dcl.runtime.files import write_atomic
-from dcl.train import Objective, extract
+from dcl.train import extract
 
 FORMAT = "dcl clusters 1"
 PROTOTYPES = "clusters.prototypes"  # the tensor beside the weights

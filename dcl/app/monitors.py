@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dcl.objective import Monitor, Objective
 from dcl.runtime import dist
 from dcl.runtime.files import write_atomic
-from dcl.train import Monitor, Objective
 
 Row = dict[str, Any]
 

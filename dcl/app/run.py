@@ -36,13 +36,14 @@ from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
 from dcl.nets.features import features, fingerprint
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
+from dcl.objective import Monitor
 from dcl.recipes import choose as choose_recipe
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import versions
-from dcl.train import Monitor, extract, unit
+from dcl.train import extract, unit
 
 # ---------------------------------------------------------------- fit
 

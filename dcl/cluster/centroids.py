@@ -9,11 +9,9 @@ from dcl.cluster.kmeans import kmeans
 class Centroids(nn.Module):
     """K centroids (K,D) of k-means, spherical or not: the best of ten starts."""
 
-    centroids: Tensor
-
     def __init__(self, k: int, dim: int, *, spherical: bool = False):
         super().__init__()
-        self.register_buffer("centroids", torch.zeros(k, dim))
+        self.centroids = nn.Buffer(torch.zeros(k, dim))
         self.spherical = spherical
 
     def fit(self, z: Tensor) -> None:

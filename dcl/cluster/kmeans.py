@@ -40,15 +40,11 @@ def kmeans(
     Raises ValueError: K outside 2..N, NaN, shapes, unknown init.
     DeepCluster (Caron et al. 2018), Eq. 2; chapters metrics and deepcluster.
     """
-    if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(
-            f"x must be float of shape (points, dimensions); got {x.dtype} of {tuple(x.shape)}"
-        )
+    check_points(x)
     if not 2 <= n_clusters <= len(x):
         raise ValueError(
             f"n_clusters must be between 2 and the number of points, {len(x)}; got {n_clusters}"
         )
-    check_finite(x, "x")
     if n_init < 1 or iterations < 1:
         raise ValueError(f"n_init and iterations must be 1 or more; got {n_init}, {iterations}")
     if isinstance(init, Tensor):
@@ -178,6 +174,15 @@ def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
     return c
 
 
+def check_points(x: Tensor) -> None:
+    """Raise ValueError unless x is float (N,D) and finite."""
+    if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
+        raise ValueError(
+            f"x must be float of shape (points, dimensions); got {x.dtype} of {tuple(x.shape)}"
+        )
+    check_finite(x, "x")
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raise ValueError unless x, of any shape and float dtype, is finite; the error says `name`."""
     # a sum is finite only if all its terms are, and takes a twentieth of the time
@@ -205,13 +210,9 @@ def whitening(x: Tensor, dim: int = 256) -> tuple[Tensor, Tensor]:
     ``(x - mean) @ directions`` has variance 1/N in every direction, as in faiss; `whiten` then
     scales rows to length 1, so it makes no difference. Raises as `whiten`.
     """
-    if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(
-            f"x must be float of shape (points, dimensions); got {x.dtype} of {tuple(x.shape)}"
-        )
+    check_points(x)
     if dim < 1:
         raise ValueError(f"dim must be 1 or more; got {dim}")
-    check_finite(x, "x")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         scale = torch.stack(x.aminmax()).double().abs().amax().clamp(min=1e-300)

@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,17 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path("~/.cache/dcl").expanduser()
 
 
+@contextmanager
+def answered_within(seconds: float) -> Iterator[None]:
+    """Within it, a network that does not answer for so long counts as none: an OSError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def download(name: str, dataset: Any, root: Path, folder: str) -> None:
     """Download a data set into a temporary folder inside root, then move its files into place.
 
@@ -30,7 +43,6 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
     """
     resources = getattr(dataset, "resources", None)  # the MNISTs: one archive for each file
     archives = [f"{folder}/{file}" for file, _ in resources] if resources else [dataset.filename]
-    patience = socket.getdefaulttimeout()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as temporary:
@@ -39,8 +51,8 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
                 if (root / archive).is_file():
                     (work / archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(root / archive, work / archive)
-            socket.setdefaulttimeout(30)  # a network that does not answer counts as none
-            dataset(work, download=True)
+            with answered_within(30):
+                dataset(work, download=True)
             for file in sorted(work.rglob("*")):
                 place = file.relative_to(work)
                 if file.is_file() and place.as_posix() not in archives:
@@ -56,5 +68,3 @@ def download(name: str, dataset: Any, root: Path, folder: str) -> None:
             f"and copy somewhere/{folder} to {root / folder}; or, if the files are elsewhere, set "
             f"the variable DCL_DATA, or root=, to the folder that contains {folder}"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)

@@ -1,13 +1,6 @@
-"""Data sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32.
+"""Data sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32."""
 
-`load` returns a `Data`: all images of one split in one tensor (N,C,H,W), with labels if the data
-set has them, or plain vectors (N,d). Labels are for evaluation; no method takes them.
-"""
-
-import hashlib
 import pickle
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcl.data.data import Data, block_of
 from dcl.data.download import data_root, download
 from dcl.data.files import printable
 from dcl.data.folder import Progress, folder
-from dcl.data.vectors import check_vectors, is_vectors, read_vectors
+from dcl.data.vectors import is_vectors, read_vectors
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
@@ -39,102 +33,6 @@ TORCHVISION = {  # torchvision's class, and the folder below the root that it lo
     "stl10": ("STL10", "stl10_binary"),
 }
 Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the classes
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """Images of one split: uint8 (N,C,H,W) with C 1 or 3, labels int64 (N,) or None.
-
-    `images` may also be plain vectors, finite float32 (N,d) of any range, which are accepted
-    wherever images are and used as they are. For a folder also `files`, the relative path of each
-    image, and `skipped`, (file, reason) for each that could not be read. Raises TypeError or
-    ValueError for any other dtype, shape or length.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    classes: list[str] | None
-    name: str
-    split: str
-    files: list[str] | None = None
-    skipped: list[tuple[str, str]] | None = None
-
-    def __post_init__(self) -> None:
-        x, y = self.images, self.labels
-        if isinstance(x, Tensor) and (x.ndim == 2 or (x.is_floating_point() and x.ndim != 4)):
-            check_vectors(x)
-        elif not isinstance(x, Tensor) or x.dtype != torch.uint8:
-            raise TypeError(f"images must be a uint8 tensor; got {getattr(x, 'dtype', type(x))}")
-        elif x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-            raise ValueError(
-                f"images must be (N,C,H,W) with C 1 or 3, none 0; got {tuple(x.shape)}"
-            )
-        if self.files is not None and len(self.files) != len(x):
-            raise ValueError(f"files must be {len(x)}, one per image; got {len(self.files)}")
-        if y is None:
-            return
-        if not isinstance(y, Tensor) or y.dtype != torch.int64:
-            raise TypeError(f"labels must be an int64 tensor; got {getattr(y, 'dtype', type(y))}")
-        if y.shape != x.shape[:1]:
-            raise ValueError(f"labels must be ({len(x)},), one per image; got {tuple(y.shape)}")
-        lowest, highest = int(y.min()), int(y.max())
-        if lowest < 0 or (self.classes is not None and highest >= len(self.classes)):
-            last = "up" if self.classes is None else f"to {len(self.classes) - 1}"
-            raise ValueError(f"labels must be from 0 {last}; got {lowest} to {highest}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def vectors(self) -> bool:
-        """Whether these are vectors (N,d), not images; `channels` and `size` are 0 then."""
-        return self.images.ndim == 2
-
-    @property
-    def noun(self) -> str:
-        """What one row is: "vector" or "image"."""
-        return "vector" if self.vectors else "image"
-
-    @property
-    def channels(self) -> int:
-        """Number of colour channels, 1 or 3."""
-        return 0 if self.vectors else self.images.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Length of the shorter side in pixels."""
-        return min(self.images.shape[2:], default=0)
-
-    @cached_property
-    def checksum(self) -> str:
-        """First 16 hex digits of the sha256 of shape, image bytes and label bytes."""
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        for part in self.images.split(_rows(self.images)):
-            digest.update(part.cpu().contiguous().numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
-
-    def subset(self, n: int, seed: int = 0) -> "Data":
-        """A random n of the images, in their original order; labels play no part in the choice.
-
-        The n images are copied into memory; with n = N the data set itself is returned.
-        """
-        if not 1 <= n <= len(self):
-            raise ValueError(f"n must be between 1 and the number of images, {len(self)}; got {n}")
-        if n == len(self):
-            return self
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
-        rows = chosen.sort().values
-        files = None if self.files is None else [self.files[k] for k in rows.tolist()]
-        rows = rows.to(self.images.device)
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=self.images[rows], labels=labels, files=files)
-
-    def to(self, device: str | torch.device) -> "Data":
-        """The same data set with images and labels on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, images=self.images.to(device), labels=labels)
 
 
 def load(
@@ -208,11 +106,6 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)  # cat would copy a single one
 
 
-def _rows(images: Tensor) -> int:
-    """How many images take about 16 MiB."""
-    return max(1, 2**24 // images[0].numel())
-
-
 def _split(split: str | None, known: tuple[str, ...]) -> str:
     if split and split not in known:
         raise ValueError(f"split must be one of {', '.join(known)}; got {split!r}")
@@ -223,7 +116,7 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[2:] == (size, size):
         return images
     out = images.new_empty((*images.shape[:2], size, size))
-    rows = _rows(images)  # in parts, because floats take four times the memory
+    rows = block_of(images)  # in parts, because floats take four times the memory
     for x, y in zip(images.split(rows), out.split(rows)):
         small = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
         y.copy_(small.round_().clamp_(0, 255))

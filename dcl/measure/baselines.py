@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from dcl.cluster.kmeans import kmeans
 from dcl.data import Data
 from dcl.measure.metrics import knn_accuracy, linear_probe, purity, scores
-from dcl.train import Objective, extract, predict, seeded, unit
+from dcl.objective import Objective
+from dcl.train import extract, predict, seeded, unit
 
 Scores = dict[str, float]
 

@@ -99,7 +99,7 @@ def health(
     `n_clusters` (default: the largest id + 1). features (N,D) float.
     loss: a cross-entropy over the K clusters, to compare with ln K; omit any other loss.
     log: one mapping per epoch; each stage's last row is compared with its "chances", the
-    cross-entropies of a uniform prediction, see `dcl.train.Objective.chances`.
+    cross-entropies of a uniform prediction, see `dcl.objective.Objective.chances`.
     Raises ValueError: shapes, rows that are not probabilities. Chapter metrics.
     """
     if assignments.ndim not in (1, 2) or 0 in assignments.shape:

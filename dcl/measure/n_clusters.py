@@ -130,9 +130,8 @@ def _checked(z: Any) -> np.ndarray:
 def _clouds(x: np.ndarray, ks: list[int], rng: np.random.Generator) -> list[Row]:
     """The sweep on a Gaussian cloud and on a box with the covariance of x; the larger values."""
     _, scale, axes = np.linalg.svd(x, full_matrices=False)
-    shape = (
-        scale[:, None] * axes / math.sqrt(len(x))
-    )  # (D,D), from the identity's covariance to x's
+    # (D,D), from the identity's covariance to x's
+    shape = scale[:, None] * axes / math.sqrt(len(x))
     normal, box = rng.normal(size=x.shape), rng.uniform(-math.sqrt(3), math.sqrt(3), x.shape)
     return _joined(max, [_sweep(c[:, : len(shape)] @ shape, ks, 2, rng) for c in (normal, box)])
 
@@ -163,6 +162,7 @@ def _reduced(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _sweep(x: np.ndarray, ks: list[int], subsamples: int, rng: np.random.Generator) -> list[Row]:
     """One row for each k, measured on `subsamples` random subsets of x (N,D)."""
     from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.stats import entropy
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -179,9 +179,9 @@ def _sweep(x: np.ndarray, ks: list[int], subsamples: int, rng: np.random.Generat
         spread = [silhouette_score(x[part], labels[j, part]) for j, part in enumerate(parts[:2])]
         bends = [_bend(tree[::-1, 2], k) for tree in trees]
         sizes = np.bincount(fcluster(trees[0], k, "maxclust"))
-        balance = _entropy(sizes) / math.log(k)
-        row = Row(k, _agreement(labels), float(np.mean(spread)), float(np.mean(bends)), balance)
-        rows.append(row)
+        balance = float(entropy(sizes)) / math.log(k)
+        found = _agreement(labels), float(np.mean(spread)), float(np.mean(bends)), balance
+        rows.append(Row(k, *found))
     return rows
 
 
@@ -204,11 +204,6 @@ def _bend(heights: np.ndarray, k: int) -> float:
     """
     after, before = np.maximum(heights[[k - 2, k - 1]], heights[0] / 1000)
     return math.log(after / before)
-
-
-def _entropy(sizes: np.ndarray) -> float:
-    share = sizes[sizes > 0] / sizes.sum()
-    return float(-(share * np.log(share)).sum())
 
 
 def _scaled(values: list[float]) -> np.ndarray:

@@ -214,31 +214,21 @@ def prototypes(images: Any, clusters: Any, confidence: Any, each: int = 8, rows:
             f"got {len(a)}, {len(c)}, {len(s)}"
         )
     used = np.unique(c)[:rows]
-    tiles, titles = [], []
-    for k in used:
-        best = np.flatnonzero(c == k)
-        best = best[np.argsort(-s[best], kind="stable")][:each]
-        tiles.append(a[best])
-        titles.append(str(k))
     figure, axes = canvas(len(used), each, (0.62 * each + 0.4, 0.62 * len(used)))
-    for r, ax in enumerate(axes.flat):
-        k, n = divmod(r, each)
-        ax.set(xticks=[], yticks=[])
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        if n == 0:
-            ax.set_ylabel(titles[k], rotation=0, ha="right", va="center", fontsize=10)
-        if n < len(tiles[k]):
-            _show(ax, tiles[k][n])
+    for k, row in zip(used, axes):
+        best = np.flatnonzero(c == k)
+        best = best[np.argsort(-s[best], kind="stable")]
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        row[0].set_ylabel(str(k), rotation=0, ha="right", va="center", fontsize=10)
+        for ax, image in zip(row, a[best[:each]]):
+            _show(ax, image)
     return figure
 
 
-def bars(
-    values: Mapping[str, float] | Mapping[str, Mapping[str, float]],
-    errors: Mapping[str, Mapping[str, float]] | None = None,
-    ylabel: str = "",
-) -> Any:
-    """Grouped bars: {name: value} or {name: {measure: value}}; `errors` gives half-lengths."""
+def bars(values: Mapping[str, float] | Mapping[str, Mapping[str, float]], ylabel: str = "") -> Any:
+    """Grouped bars: {name: value} or {name: {measure: value}}."""
     groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in values.items()}
     measures = list(next(iter(groups.values())))
     figure, axes = canvas(1, 1, (max(4.0, 0.9 + 0.42 * len(groups) * (len(measures) + 1)), 3.2))
@@ -247,10 +237,7 @@ def bars(
     for n, measure in enumerate(measures):
         x = np.arange(len(groups)) + (n - (len(measures) - 1) / 2) * width
         y = [float(v[measure]) for v in groups.values()]
-        e = [float(errors[k][measure]) for k in groups] if errors else None
-        drawn = ax.bar(
-            x, y, 0.92 * width, yerr=e, color=COLOURS[n % 10], ecolor=GREY, label=measure
-        )
+        drawn = ax.bar(x, y, 0.92 * width, color=COLOURS[n % 10], label=measure)
         ax.bar_label(drawn, fmt="%.2f", fontsize=8, color=GREY)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set_ylabel(ylabel)

@@ -43,7 +43,8 @@ from torch.nn import functional as F
 from dcl.algorithm import Run, algorithm
 from dcl.config import TrainConfig, check_config
 from dcl.nets.autoencoders import Scale, coders, mlp_decoder
-from dcl.train import Encoder, Objective, train
+from dcl.objective import Encoder, Objective
+from dcl.train import train
 
 
 @dataclass(frozen=True)

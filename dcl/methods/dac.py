@@ -49,8 +49,9 @@ from dcl.algorithm import Run, algorithm
 from dcl.cluster.pairwise import pair_loss
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
+from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows, own_rows
-from dcl.train import Encoder, Objective, settle, train
+from dcl.train import settle, train
 from dcl.views import View
 
 
@@ -108,8 +109,9 @@ class DAC(Objective):
     def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config, k = config, config.n_clusters
-        shape = config.width, config.depth, config.stages
-        self.encoder = encoder or convnets.all_conv(images, k, *shape)
+        if encoder is None:
+            encoder = convnets.all_conv(images, k, config.width, config.depth, config.stages)
+        self.encoder = encoder
         self.upper, self.lower = thresholds(0.0)
         features = self.encoder.out_dim
         layers: list[nn.Module] = []
@@ -134,11 +136,11 @@ class DAC(Objective):
         with torch.no_grad():
             clean = all_gather_rows(self.embed(x))
         moved = self.embed(self.config.view(x))
-        everybody, mine = all_gather_rows(moved), own_rows(x)
+        everybody, own = all_gather_rows(moved), own_rows(x)
         with torch.autocast(x.device.type, enabled=False):
             alike, selected = self.pair_labels(clean @ clean.T)  # (B,B)
             weights = selected / selected.mean()  # of all: the mean of every process's rows is 1
-            loss = pair_loss(moved, everybody, alike[mine], weights[mine])
+            loss = pair_loss(moved, everybody, alike[own], weights[own])
         found = {"selected": selected.mean(), "alike": (alike * selected).sum() / selected.sum()}
         for name in "upper", "lower":
             found[name] = torch.full((), getattr(self, name), device=x.device)

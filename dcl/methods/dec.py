@@ -42,7 +42,8 @@ from dcl.algorithm import Run, algorithm, pretrain
 from dcl.cluster.kmeans import kmeans
 from dcl.config import TrainConfig, check_config
 from dcl.methods import autoencoder
-from dcl.train import Encoder, Objective, extract, train
+from dcl.objective import Encoder, Objective
+from dcl.train import extract, train
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,6 @@ class DEC(Objective):
     """Codes and centres, trained towards a sharpened version of their own assignment."""
 
     transient = ("target", "labels", "changed")
-    target: Tensor
-    labels: Tensor
-    changed: Tensor
 
     def __init__(self, images: Any, config: Config, encoder: Any):
         super().__init__()
@@ -111,9 +109,9 @@ class DEC(Objective):
         self.encoder = getattr(encoder, "encoder", encoder)  # of an autoencoder: its lower half
         n, k = len(images), config.n_clusters
         self.centres = nn.Parameter(torch.zeros(k, self.encoder.out_dim))
-        self.register_buffer("target", torch.zeros(n, k))
-        self.register_buffer("labels", torch.full((n,), -1))
-        self.register_buffer("changed", torch.ones(()))
+        self.target = nn.Buffer(torch.zeros(n, k))
+        self.labels = nn.Buffer(torch.full((n,), -1))
+        self.changed = nn.Buffer(torch.ones(()))
         self.to(images.device)
 
     def before_epoch(self, epoch: int) -> None:
@@ -165,7 +163,8 @@ class DEC(Objective):
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> DEC:
     """What `fit` trains on these images (N,C,H,W) or vectors (N,d), with fresh weights."""
-    return DEC(images, config, encoder or autoencoder.model(images, config.pretext))
+    pretext = autoencoder.model(images, config.pretext) if encoder is None else encoder
+    return DEC(images, config, pretext)
 
 
 @algorithm
@@ -175,6 +174,6 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> DE
     `encoder`: a fitted `autoencoder.Autoencoder` or any trained module with `out_dim`, instead of
     the pretext; a copy is trained. Chapter: dec.
     """
-    dec = DEC(images, config, encoder or pretrain(autoencoder, images, config, run))  # step 1
+    dec = DEC(images, config, pretrain(autoencoder, images, config, run, encoder))  # step 1
     train(dec, images, config.train, **run)  # steps 2 to 4
     return dec

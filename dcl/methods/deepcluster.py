@@ -30,7 +30,6 @@ Algorithm, repeated:
 - after training, k-means makes `n_clusters` clusters; the paper only wants the features
 - the released code means to draw uniformly over clusters, and does not (chapter deepcluster)
 - W's parameter group has no momentum: to the bit the released second optimiser, new each epoch
-- whitening keeps fewer directions where N or the width is below `pca`; the released code fails
 """
 
 from dataclasses import dataclass
@@ -47,7 +46,8 @@ from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig, check_config
 from dcl.measure.metrics import nmi
 from dcl.nets import convnets
-from dcl.train import Encoder, Objective, extract, train
+from dcl.objective import Encoder, Objective
+from dcl.train import extract, train
 from dcl.views import DEEPCLUSTER_VIEW, View
 
 
@@ -66,9 +66,7 @@ class Config:
     view: View = DEEPCLUSTER_VIEW
     pca: int = 256  #: dimensions kept by the whitening, or fewer where the features have fewer
     reassign: int = 1  #: epochs from one k-means to the next
-    balance: Literal["sample", "weight", "none"] = "sample"
-    """How large clusters are kept from dominating: "sample" draws images uniformly over clusters,
-    "weight" divides the loss by the cluster's size (the same in expectation), "none"."""
+    balance: Literal["sample", "weight", "none"] = "sample"  #: draw or weight clusters equally
     train: TrainConfig = TrainConfig(epochs=500, batch_size=256, lr=0.05, weight_decay=1e-5)
 
     def __post_init__(self) -> None:
@@ -99,7 +97,9 @@ class DeepCluster(Objective):
     def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.images, self.config, c = images, config, config
-        self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width, sobel=c.sobel)
+        if encoder is None:
+            encoder = convnets.encoder(c.encoder, images, width=c.width, sobel=c.sobel)
+        self.encoder = encoder
         width = c.fc or self.encoder.out_dim
         self.fc = nn.Linear(self.encoder.out_dim, width) if c.fc else nn.Identity()
         self.top = nn.Linear(width, c.n_pseudo)

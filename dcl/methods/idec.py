@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from dcl.algorithm import Run, algorithm, pretrain
 from dcl.config import TrainConfig, check_config
 from dcl.methods import autoencoder, dec
-from dcl.train import Encoder, train
+from dcl.objective import Encoder
+from dcl.train import train
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class IDEC(dec.DEC):
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> IDEC:
     """What `fit` trains on these images (N,C,H,W) or vectors (N,d), with fresh weights."""
-    return IDEC(images, config, encoder or autoencoder.model(images, config.pretext))
+    pretext = autoencoder.model(images, config.pretext) if encoder is None else encoder
+    return IDEC(images, config, pretext)
 
 
 @algorithm
@@ -85,6 +87,6 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> ID
     `encoder`: a fitted `autoencoder.Autoencoder` instead of the pretext; a copy is trained.
     Chapter: dec.
     """
-    idec = IDEC(images, config, encoder or pretrain(autoencoder, images, config, run))
+    idec = IDEC(images, config, pretrain(autoencoder, images, config, run, encoder))
     train(idec, images, config.train, **run)
     return idec

@@ -43,9 +43,10 @@ from dcl.cluster.pairwise import cosine_labels, knn_labels, l2_labels, pair_loss
 from dcl.config import TrainConfig, check_config
 from dcl.methods import rotnet, simclr
 from dcl.nets.convnets import freeze
+from dcl.objective import Encoder, Objective
 from dcl.optim import ramp_up
 from dcl.runtime.dist import all_gather_rows, own_rows
-from dcl.train import Encoder, Objective, extract, train
+from dcl.train import extract, train
 from dcl.views import CROP_FLIP, View
 from dcl.views.ricap import RicapDraw, mixed_targets, ricap, ricap_draw
 
@@ -160,7 +161,8 @@ def features_of(pretext: nn.Module) -> Any:
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> LSDC:
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    return LSDC(features_of(encoder or _pretext(config).model(images, config.pretext)), config)
+    pretext = _pretext(config).model(images, config.pretext) if encoder is None else encoder
+    return LSDC(features_of(pretext), config)
 
 
 def _pretext(config: Config) -> Any:
@@ -170,7 +172,7 @@ def _pretext(config: Config) -> Any:
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> LSDC:
     """Cluster images uint8 (N,C,H,W); `encoder`: any with `out_dim`, a fitted SimCLR or RotNet."""
-    pretext = encoder or pretrain(_pretext(config), images, config, run)
+    pretext = pretrain(_pretext(config), images, config, run, encoder)
     lsdc = LSDC(features_of(pretext), config).to(images.device)
     if config.start == "kmeans":
         lsdc.start_at_centroids(images)

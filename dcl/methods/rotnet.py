@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from dcl.algorithm import Run, algorithm
 from dcl.config import TrainConfig
 from dcl.nets import convnets
-from dcl.train import Encoder, Objective, train
+from dcl.objective import Encoder, Objective
+from dcl.train import train
 from dcl.views import CROP_FLIP, View
 
 
@@ -67,9 +68,9 @@ class RotNet(Objective):
     def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config = c = config
-        self.encoder = encoder or convnets.encoder(
-            c.encoder, images, width=c.width, shortcut=c.shortcut
-        )
+        if encoder is None:
+            encoder = convnets.encoder(c.encoder, images, width=c.width, shortcut=c.shortcut)
+        self.encoder = encoder
         self.head = nn.Linear(self.encoder.out_dim, 4)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:

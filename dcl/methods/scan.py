@@ -41,8 +41,9 @@ from dcl.methods import simclr
 from dcl.methods.selflabel import SelfLabel
 from dcl.nets.convnets import identity, linear_head
 from dcl.nets.features import features
+from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import Encoder, Objective, extract, train, unit
+from dcl.train import extract, train, unit
 from dcl.views import SCAN_STRONG, View
 
 
@@ -110,15 +111,13 @@ def head_losses(log_p: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -
 class Scan(Objective):
     """Step 3: an encoder and linear heads that agree with their neighbours."""
 
-    neighbors: Tensor
-
     def __init__(self, encoder: Encoder, images: Tensor, neighbors: Tensor, config: Config):
         super().__init__()
         self.config, self.images, self.encoder = config, images, encoder
         encoder.requires_grad_(not config.freeze_encoder)
         k, norm = config.n_clusters, config.normalize
         self.heads = nn.ModuleList(linear_head(encoder, k, norm) for _ in range(config.heads))
-        self.register_buffer("neighbors", neighbors)  # (N,k)
+        self.neighbors = nn.Buffer(neighbors)  # (N,k)
 
     def before_epoch(self, epoch: int) -> None:
         """A frozen encoder stays in eval mode."""
@@ -151,7 +150,7 @@ class Scan(Objective):
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SelfLabel:
     """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    pretext = encoder or simclr.model(images, config.pretext)
+    pretext = simclr.model(images, config.pretext) if encoder is None else encoder
     trunk: Any = getattr(pretext, "encoder", pretext)
     head = linear_head(trunk, config.n_clusters, config.normalize)
     return SelfLabel(trunk, head.to(images.device), config)
@@ -164,7 +163,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Se
     `encoder`: a trained pretext, a `simclr.SimCLR` (mined in its embedding) or any module with
     `out_dim` (mined in its features); a copy is trained. Chapter: scan.
     """
-    pretext = encoder or pretrain(simclr, images, config, run)  # 1.
+    pretext = pretrain(simclr, images, config, run, encoder)  # 1.
     embed, trunk = getattr(pretext, "embed", pretext), getattr(pretext, "encoder", pretext)
     frozen = config.freeze_encoder and config.scan_view == View()  # every look is the same
     seen = features(trunk, images, cache=run["run_dir"]).to(images.device) if frozen else images

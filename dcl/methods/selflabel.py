@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcl.objective import Encoder, Objective
 from dcl.optim import ema
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import Encoder, Objective
 
 
 def self_label_loss(

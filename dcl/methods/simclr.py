@@ -34,8 +34,9 @@ from torch.nn import functional as F
 from dcl.algorithm import Run, algorithm
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
+from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import Encoder, Objective, train
+from dcl.train import train
 from dcl.views import PHOTO_VIEW, View
 
 
@@ -80,7 +81,9 @@ class SimCLR(Objective):
     def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config = config
-        self.encoder = encoder or convnets.encoder(config.encoder, images, width=config.width)
+        if encoder is None:
+            encoder = convnets.encoder(config.encoder, images, width=config.width)
+        self.encoder = encoder
         width = self.encoder.out_dim
         self.head = convnets.mlp((width, width, config.out_dim), batch_norm=False)
 

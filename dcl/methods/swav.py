@@ -26,7 +26,6 @@ the embeddings z; the nearest prototype (`prototype`) is a finer code, with n_pr
 
 Differences from the paper and the released code:
 
-- Frozen prototypes are detached. The release drops their gradient: the same, nothing moves them.
 - Sinkhorn and the softmax work with logarithms: equal where the released exponentials are finite,
   and defined for every finite score. Scores are float32 also under autocast.
 - The warm-up reaches `lr` at the first step after it; that of the release one step earlier.
@@ -47,8 +46,9 @@ from dcl.cluster.queue import Queue
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
+from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import rank, world_size
-from dcl.train import Encoder, Objective, extract, train
+from dcl.train import extract, train
 from dcl.views import SWAV_VIEW, View, multi_crop
 
 LARGE = replace(SWAV_VIEW, size=224)
@@ -87,11 +87,9 @@ class Config:
     def __post_init__(self) -> None:
         check_config(self, "temperature", "epsilon", n_prototypes=1, hidden=1, dim=1, n_assign=1)
         check_config(self, sinkhorn_iterations=0, freeze_steps=0, queue_length=0, queue_start=0)
-        if not 2 <= len(self.views) >= self.n_assign:
-            least = max(2, self.n_assign)
+        if len(self.views) < (least := max(2, self.n_assign)):
             raise ValueError(f"views must be {least} recipes or more; got {len(self.views)}")
-        if 0 < self.queue_length < self.train.batch_size:
-            least = self.train.batch_size
+        if 0 < self.queue_length < (least := self.train.batch_size):
             raise ValueError(f"queue_length must be 0 or >= {least}; got {self.queue_length}")
 
 
@@ -114,7 +112,9 @@ class SwAV(Objective):
     def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.config, c = config, config
-        self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
+        if encoder is None:
+            encoder = convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
+        self.encoder = encoder
         self.head = convnets.mlp((self.encoder.out_dim, c.hidden, c.dim))
         self.prototypes = nn.Parameter(torch.randn(c.n_prototypes, c.dim))
         whole = c.queue_length - c.queue_length % c.train.batch_size

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcl.nets.convnets import mlp
-from dcl.train import Encoder
+from dcl.nets.convnets import evenly_spaced, mlp
+from dcl.objective import Encoder
 
 ENCODERS = ("mlp", "cnn")
 
@@ -19,17 +19,13 @@ class Scale(nn.Module):
     Source: Xie, Girshick, Farhadi 2016 (DEC), section 4.3. Chapter: dec.
     """
 
-    factor: Tensor
-
     def __init__(self, images: Any, factor: float | None = None):
         super().__init__()
         if factor is None:
-            most = max(16, min(4096, 2**24 // math.prod(images.shape[1:])))  # 64 MB of floats
-            rows = torch.arange(0, len(images), max(1, len(images) // most))
-            sample = images[rows].float()
+            sample = evenly_spaced(images).float()
             square = float(sample.square().mean()) / (255**2 if images.dtype == torch.uint8 else 1)
             factor = 1 / math.sqrt(square) if square else 1.0
-        self.register_buffer("factor", torch.tensor(float(factor)))
+        self.factor = nn.Buffer(torch.tensor(float(factor)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,...) -> (B,...)."""

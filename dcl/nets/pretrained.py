@@ -6,8 +6,6 @@ can take its place. Pass either to a method as ``encoder=``.
 """
 
 import contextlib
-import os
-import socket
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -17,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcl.train import Objective, extract
+from dcl.data.download import answered_within
+from dcl.nets.state_dict import fitting, read
+from dcl.objective import Objective
+from dcl.train import extract
 
 PRETRAINED = (
     "resnet18",
@@ -30,8 +31,6 @@ PRETRAINED = (
     "vit_b_16",
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in torchvision
-PREFIXES = ("module.", "state_dict.", "network.", "encoder_q.", "backbone.", "encoder.", "model.")
-"""Prefixes that other programs put before the names of a network's weights."""
 BLOCK = 64  # images at once without gradients: 512 at 224 px would take gigabytes
 
 
@@ -109,8 +108,8 @@ def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
         source = Path(place).expanduser()
         if not source.is_file():
             raise FileNotFoundError(f"{name}:PATH must name an existing file; got {place!r}")
-        state = _read(source)
-    module.network.load_state_dict(_fitting(state, module.network, classifier, name, source))
+        state = read(source)
+    module.network.load_state_dict(fitting(state, module.network, classifier, name, source))
     return module.eval()
 
 
@@ -171,13 +170,12 @@ def _download(name: str) -> tuple[Any, Path]:
 
     url = get_model_weights(name).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    patience = socket.getdefaulttimeout()
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(30)  # a network that does not answer counts as none
             known = url.rpartition("-")[2].removesuffix(".pth")  # the start of the file's sha256
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the caller's output
+            # stdout is for the caller's output
+            with answered_within(30), contextlib.redirect_stdout(sys.stderr):
                 torch.hub.download_url_to_file(url, str(path), known, sys.stderr.isatty())
     except (OSError, RuntimeError, HTTPException) as error:
         raise FileNotFoundError(
@@ -185,68 +183,4 @@ def _download(name: str) -> tuple[Any, Path]:
             f"{error}. On a connected machine download {url} and copy it to {path} (the variable "
             f"TORCH_HOME moves that folder), or name the file: {name}:PATH"
         ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-    return _read(path), path
-
-
-def _read(path: Path) -> Any:
-    """A file of weights as Python objects; runs no code from it."""
-    import pickle
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{os.fspath(path)} must hold tensors only; it is damaged, or contains code, which was "
-            "not run. Save only the state dict: torch.save(model.state_dict(), path)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as weights: {error}") from error
-
-
-def _fitting(
-    state: Any, network: nn.Module, classifier: str, name: str, path: Path
-) -> dict[str, Tensor]:
-    """The network's entries of a file, under its names; ValueError if they do not fit."""
-    wanted = network.state_dict()
-    for key in ("state_dict", "model", "teacher"):  # checkpoints of training programs
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{path} must hold a state dict; got {type(state).__name__}")
-    while not wanted.keys() & state.keys():
-        found = [p for p in PREFIXES if any(key.startswith(p) for key in state)]
-        if not found:
-            break
-        state = {k.removeprefix(found[0]): v for k, v in state.items() if k.startswith(found[0])}
-    heads = (classifier + ".", classifier.split(".")[0] + ".")
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # absent in old files
-    faults = {
-        "missing": [k for k in wanted if k not in state and k not in counters],
-        "not of this network": [k for k in state if k not in wanted and not k.startswith(heads)],
-        "of another shape": [
-            f"{k} {tuple(getattr(state[k], 'shape', ()))} instead of {tuple(v.shape)}"
-            for k, v in wanted.items()
-            if k in state and getattr(state[k], "shape", None) != v.shape
-        ],
-    }
-    if not any(faults.values()):
-        faults = {"not finite": [k for k in wanted.keys() & state if not _finite(state[k])]}
-    if any(faults.values()):
-        told = (
-            f"{len(keys)} {fault}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-            for fault, keys in faults.items()
-            if keys
-        )
-        raise ValueError(f"{path} does not hold the weights of {name}; {'; '.join(told)}")
-    return {key: state.get(key, value) for key, value in wanted.items()}
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+    return read(path), path

@@ -6,8 +6,8 @@ import pytest
 
 from dcl.app.monitors import Bar, Log, Reading, all_of, read_log, tensorboard
 from dcl.config import epochs_of, with_epochs
+from dcl.objective import Objective
 from dcl.recipes import recipe
-from dcl.train import Objective
 
 
 def test_a_log_that_is_no_log_is_refused(tmp_path):

@@ -29,8 +29,9 @@ from dcl.data import Data, load, splits
 from dcl.data.vectors import is_vectors, vectors_of
 from dcl.measure.baselines import baselines
 from dcl.methods import dec, swav
+from dcl.objective import Objective
 from dcl.recipes import recipe
-from dcl.train import Objective, batches, extract, train
+from dcl.train import batches, extract, train
 
 X = torch.tensor([[0.5, -3.0], [1e6, 2.0], [0.0, 0.25]])
 

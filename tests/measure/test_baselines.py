@@ -6,7 +6,7 @@ from torch import nn
 
 from dcl.data import Data
 from dcl.measure.baselines import baselines, evaluate, principal_components
-from dcl.train import Objective
+from dcl.objective import Objective
 
 
 def three_levels(n=60, labels=True):

@@ -122,7 +122,7 @@ def test_prototypes_are_the_most_confident():
 
 def test_bars():
     values = {"pixels": {"ACC": 0.8, "NMI": 0.7}, "network": {"ACC": 0.4, "NMI": 0.3}}
-    (ax,) = drawn(plots.bars(values, errors=values))
+    (ax,) = drawn(plots.bars(values))
     assert [p.get_height() for p in ax.patches] == [0.8, 0.4, 0.7, 0.3]
     assert [t.get_text() for t in ax.texts] == ["0.80", "0.40", "0.70", "0.30"]
     (ax,) = drawn(plots.bars({"a": 1.0, "b": 2.0}, ylabel="seconds"))

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dcl.nets import convnets
+from dcl.nets import convnets, resnet
 from dcl.train import seeded
 
 
@@ -111,7 +111,7 @@ def test_vgg_trunk_equals_torchvisions(built):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_resnet_equals_torchvisions_with_the_same_weights(depth):
     with seeded(0):
-        mine = perturbed(convnets.ResNet(depth, 3, stem="imagenet"))
+        mine = perturbed(resnet.ResNet(depth, 3, stem="imagenet"))
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     theirs.fc = nn.Identity()
     theirs.load_state_dict(mine.state_dict())  # strict: every name and shape is torchvision's
@@ -122,24 +122,24 @@ def test_resnet_equals_torchvisions_with_the_same_weights(depth):
 
 
 def test_small_stem_keeps_the_resolution():
-    net = convnets.ResNet(18, 3, width=8)
+    net = resnet.ResNet(18, 3, width=8)
     assert isinstance(net.maxpool, nn.Identity)
     seen = []
     net.layer1.register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape)))
     net.layer4.register_forward_hook(lambda m, a, out: seen.append(tuple(out.shape)))
     assert net(floats(images(2))).shape == (2, 64)
     assert seen == [(2, 8, 32, 32), (2, 64, 4, 4)]
-    full = convnets.ResNet(18, 3)
+    full = resnet.ResNet(18, 3)
     assert parameters(full) == 11_168_832  # 11.17 M, as SCAN's
 
 
 def test_shortcut_without_parameters():
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    y = convnets.PadShortcut(2, 2)(x)
+    y = resnet.PadShortcut(2, 2)(x)
     assert y.shape == (1, 3, 2, 2)
     assert y[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert not y[0, 1:].any()
-    lsdc = convnets.ResNet(18, 3, shortcut="pad")
+    lsdc = resnet.ResNet(18, 3, shortcut="pad")
     plain = sum(m.weight.numel() for m in convolutions(lsdc))
     assert not any(m.kernel_size == (1, 1) for m in convolutions(lsdc))
     assert parameters(lsdc) == plain + sum(
@@ -149,7 +149,7 @@ def test_shortcut_without_parameters():
 
 
 def test_residual_block_by_hand():
-    block = convnets.Block(2, 2, 1, bottleneck=False, shortcut="conv").eval()
+    block = resnet.Block(2, 2, 1, bottleneck=False, shortcut="conv").eval()
     for m in convolutions(block):
         nn.init.dirac_(m.weight)  # the identity, so that the block is relu(relu(x) + x)
     x = torch.tensor([-2.0, 3.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)

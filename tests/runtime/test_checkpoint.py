@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from dcl.config import TrainConfig, flat
+from dcl.objective import Objective
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.files import write_atomic
-from dcl.train import Objective, train
+from dcl.train import train
 
 
 @dataclass(frozen=True)

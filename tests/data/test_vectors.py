@@ -394,8 +394,8 @@ def words(page):
 
 
 def test_the_page_about_vectors(done):
-    text = words((done / "report.html").read_text())
-    assert "180 vectors in 3 clusters" in text and re.search("vectors *180, 5 numbers each", text)
+    text = words((done / "report.html").read_text().partition("<script")[0])
+    assert "180 vectors in 3 clusters" in text and re.search("columns *5", text)
     assert "image" not in text.lower() and "picture" not in text and "contact" not in text
     for heading in ("Health", "Losses", "Clusters", "Map", "Facts", "Nearest to the prototype"):
         assert heading in text

@@ -17,7 +17,7 @@ Algorithm:
    .. math:: \min_{W_k, V_k} \lVert h_{k-1} -
              V_k\, \mathrm{drop}(\mathrm{ReLU}(W_k\, \mathrm{drop}(h_{k-1}))) \rVert^2
 
-   without dropout on the image and on the code, and without ReLU on the code; what is drawn again
+   without dropout on the image and on the code, and without ReLU on the code; what is reconstructed
    has a ReLU where :math:`h_{k-1}` had one.
 3. The whole stack without dropout: :math:`\min \lVert x - g(f(x)) \rVert^2`.
 
@@ -76,7 +76,7 @@ class Config:
 
 
 class Autoencoder(Objective):
-    """Encoder and decoder that draw the scaled input again. It does not cluster."""
+    """Encoder and decoder that reconstruct the scaled input. It does not cluster."""
 
     def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
@@ -88,11 +88,11 @@ class Autoencoder(Objective):
         self.to(images.device)
 
     def target(self, x: Tensor) -> Tensor:
-        """What is to be drawn again, (B,d): images or vectors x, scaled."""
+        """What is to be reconstructed, (B,d): images or vectors x, scaled."""
         return self.scale(x).flatten(1)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Mean squared error of what is drawn again."""
+        """Mean squared error of the reconstruction."""
         return {"loss": F.mse_loss(self.decoder(self.encoder(x)).float(), self.target(x))}
 
 

@@ -42,7 +42,7 @@ from dcl.runtime.versions import machine, versions
 from dcl.train import predict, train
 from dcl.views import DIGIT_VIEW
 from dcl.views.ricap import RicapDraw
-from tables import known_labels
+from tables import differing, folded, known_labels
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "book" / "results" / "ablations"
@@ -58,15 +58,16 @@ Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A variant against the recipe: what is published about it, and the score that decides."""
+class Variant:
+    """The recipe with some fields of its Config changed, and what is published about that."""
 
-    variant: str
-    metric: str = "ACC"
+    change: Change
     published: str = ""
-    """What the source reports, and which source; empty if there is none."""
+    """What the source reports, and which source."""
     claim: str = ""
     """"better", "worse" or "same", compared with the recipe, by that source; empty: no claim."""
+    score: str = ""
+    """The score that decides; empty: the study's."""
 
 
 def released_order(labels: Tensor) -> Tensor:
@@ -118,22 +119,23 @@ RELEASED = {"official_indexing": released_sampler, "official_orientation": relea
 
 @dataclass(frozen=True)
 class Study:
-    """Variants of one method's recipe on one data set, as changes of fields of its Config."""
+    """Variants of one method's recipe on one data set."""
 
     method: str
     data: str
-    variants: dict[str, Change]
-    effects: tuple[Effect, ...]
+    score: str
+    variants: dict[str, Variant]
 
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
-        change = {} if variant == RECIPE else self.variants[variant]
+        change = {} if variant == RECIPE else self.variants[variant].change
         fields = {k: v for k, v in change.items() if k not in RELEASED}
         return replace(recipe(self.method, self.data), **fields, seed=seed)
 
     def slip(self, variant: str) -> Change:
         """What of a variant no field makes, but a `fit` of RELEASED: {} or {field: True}."""
-        return {k: v for k, v in self.variants.get(variant, {}).items() if k in RELEASED}
+        change = {} if variant == RECIPE else self.variants[variant].change
+        return {k: v for k, v in change.items() if k in RELEASED}
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
@@ -141,113 +143,67 @@ class Study:
         seeds = ("seed", "pretext.seed")
         return {k: v for k, v in mine.items() if k not in seeds and plain.get(k) != v}
 
+    def meant(self, variant: str) -> Change:
+        """What a run of a variant must record as changed."""
+        return self.changed(self.config(variant)) | self.slip(variant)
+
 
 _SELFLABEL = recipe("scan", "digits").selflabel
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
 
-_POPULAR = "others with the released code: about 100 clusters for CIFAR-10, never 10"
-_BALANCE = "DeepCluster-v2 drops it as unnecessary (SwAV's paper)"
-_RELEASED = "the author: the released code should reproduce the paper (issue 32)"
-_ROUNDS = "paper: fewer than 3 do not converge"
-_COUNT = "paper: 3,000 to 100,000 change at most 0.3 points"
+_ROUNDS = "paper: fewer than 3 iterations do not converge"
 
 STUDIES = {
-    "scan-digits": Study(
-        "scan", "digits",
-        {
-            "1 neighbour": {"n_neighbors": 1},
-            "5 neighbours": {"n_neighbors": 5},
-            "50 neighbours": {"n_neighbors": 50},
-            "100 neighbours": {"n_neighbors": 100},
-            "entropy weight 0": {"entropy_weight": 0.0},
-            "entropy weight 1": {"entropy_weight": 1.0},
-            "entropy weight 2": {"entropy_weight": 2.0},
-            "entropy weight 10": {"entropy_weight": 10.0},
-            "1 head": {"heads": 1},
-            "20 clusters": {"n_clusters": 20},
-            "no self-labelling": {"selflabel": replace(_SELFLABEL, epochs=0)},
-        },
-        (
-            Effect("1 neighbour"),
-            Effect("5 neighbours"),
-            Effect("50 neighbours"),
-            Effect("100 neighbours"),
-            Effect("entropy weight 0"),
-            Effect("entropy weight 1"),
-            Effect("entropy weight 2"),
-            Effect("entropy weight 10"),
-            Effect("1 head"),
-            Effect("20 clusters", "purity", "twice as many, many to one: CIFAR-10 86.2 against "
-                   "87.6, STL-10 76.8 against 76.7 (issue 113)", "same"),
-            Effect("no self-labelling", "ACC", "CIFAR-10: 81.6 without, 88.3 with (README of the "
-                   "release)", "worse"),
-        ),
-    ),
-    "swav-digits": Study(
-        "swav", "digits",
-        {
-            "10 prototypes": {"n_prototypes": 10},
-            "300 prototypes": {"n_prototypes": 300},
-            "prototypes never trained": {"freeze_steps": 10**9},
-            "no Sinkhorn": {"sinkhorn_iterations": 0},
-            "1 iteration": {"sinkhorn_iterations": 1},
-            "10 iterations": {"sinkhorn_iterations": 10},
-            "2 + 4 crops": {"views": (DIGIT_VIEW,) * 2 + _SMALL},
-            "queue of 4 batches": {"queue_length": 512, "queue_start": 5},
-        },
-        (
-            Effect("10 prototypes", "linear"),
-            Effect("300 prototypes", "linear", _COUNT, "same"),
-            Effect("prototypes never trained", "linear", "paper: 73.1 against 73.9", "worse"),
-            Effect("no Sinkhorn", "linear", _ROUNDS, "worse"),
-            Effect("1 iteration", "linear", _ROUNDS, "worse"),
-            Effect("10 iterations", "linear", "paper: more hurt slightly", "worse"),
-            Effect("2 + 4 crops", "linear", "2 + 6 crops: 74.6 against 70.1 at 400 epochs (README "
-                   "of the release)", "better"),
-            Effect("queue of 4 batches", "linear"),
-        ),
-    ),
-    "lsdc-digits": Study(
-        "lsdc", "digits",
-        {
-            "L2": {"labeler": "l2", "threshold": 6.2},
-            "SNE": {"labeler": "sne", "threshold": 0.02, "temperature": 3.0},
-            "nearest neighbours": {"labeler": "knn", "k": 7},
-            "no RICAP": {"beta": 0.0},
-            "targets as released": {"official_orientation": True},
-            "clean view moved": {"clean_view": DIGIT_VIEW},
-        },
-        (
-            Effect("L2"),
-            Effect("SNE"),
-            Effect("nearest neighbours"),
-            Effect("no RICAP"),
-            Effect("targets as released"),
-            Effect("clean view moved"),
-        ),
-    ),
-    "deepcluster-shapes": Study(
-        "deepcluster", "shapes",
-        {
-            "6 clusters": {"n_pseudo": 6},
-            "10 clusters": {"n_pseudo": 10},
-            "100 clusters": {"n_pseudo": 100},
-            "300 clusters": {"n_pseudo": 300},
-            "raw colour": {"sobel": False},
-            "no balance": {"balance": "none"},
-            "the released sampler": {"official_indexing": True},
-        },
-        (
-            Effect("6 clusters", "NMI", _POPULAR, "worse"),
-            Effect("10 clusters", "NMI"),
-            Effect("100 clusters", "NMI"),
-            Effect("300 clusters", "NMI"),
-            Effect("raw colour", "linear", "the author: the paper's runs need the Sobel filter "
-                   "(issue 32)", "worse"),
-            Effect("no balance", "linear", _BALANCE, "same"),
-            Effect("the released sampler", "linear", _RELEASED, "same"),
-        ),
-    ),
+    "scan-digits": Study("scan", "digits", "ACC", {
+        "1 neighbour": Variant({"n_neighbors": 1}),
+        "5 neighbours": Variant({"n_neighbors": 5}),
+        "50 neighbours": Variant({"n_neighbors": 50}),
+        "100 neighbours": Variant({"n_neighbors": 100}),
+        "entropy weight 0": Variant({"entropy_weight": 0.0}),
+        "entropy weight 1": Variant({"entropy_weight": 1.0}),
+        "entropy weight 2": Variant({"entropy_weight": 2.0}),
+        "entropy weight 10": Variant({"entropy_weight": 10.0}),
+        "1 head": Variant({"heads": 1}),
+        "20 clusters": Variant({"n_clusters": 20}, "twice as many clusters, matched many to one: "
+            "CIFAR-10 86.2 against 87.6, STL-10 76.8 against 76.7 (issue 113)", "same", "purity"),
+        "no self-labelling": Variant({"selflabel": replace(_SELFLABEL, epochs=0)},
+            "CIFAR-10: 81.6 without, 88.3 with (README of the release)", "worse"),
+    }),
+    "swav-digits": Study("swav", "digits", "linear", {
+        "10 prototypes": Variant({"n_prototypes": 10}),
+        "300 prototypes": Variant({"n_prototypes": 300}, "paper: from 3,000 to 100,000, a change "
+            "of at most 0.3 points", "same"),
+        "prototypes never trained": Variant({"freeze_steps": 10**9}, "paper: 73.1 against 73.9",
+            "worse"),
+        "no Sinkhorn": Variant({"sinkhorn_iterations": 0}, _ROUNDS, "worse"),
+        "1 iteration": Variant({"sinkhorn_iterations": 1}, _ROUNDS, "worse"),
+        "10 iterations": Variant({"sinkhorn_iterations": 10}, "paper: more iterations hurt "
+            "slightly", "worse"),
+        "2 + 4 crops": Variant({"views": (DIGIT_VIEW,) * 2 + _SMALL}, "2 + 6 crops: 74.6 against "
+            "70.1 at 400 epochs (README of the release)", "better"),
+        "queue of 4 batches": Variant({"queue_length": 512, "queue_start": 5}),
+    }),
+    "lsdc-digits": Study("lsdc", "digits", "ACC", {
+        "L2": Variant({"labeler": "l2", "threshold": 6.2}),
+        "SNE": Variant({"labeler": "sne", "threshold": 0.02, "temperature": 3.0}),
+        "nearest neighbours": Variant({"labeler": "knn", "k": 7}),
+        "no RICAP": Variant({"beta": 0.0}),
+        "targets as released": Variant({"official_orientation": True}),
+        "clean view moved": Variant({"clean_view": DIGIT_VIEW}),
+    }),
+    "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
+        "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "
+            "for CIFAR-10, never 10", "worse"),
+        "10 clusters": Variant({"n_pseudo": 10}),
+        "100 clusters": Variant({"n_pseudo": 100}),
+        "300 clusters": Variant({"n_pseudo": 300}),
+        "raw colour": Variant({"sobel": False}, "the author: the paper's runs need the Sobel "
+            "filter (issue 32)", "worse", "linear"),
+        "no balance": Variant({"balance": "none"}, "DeepCluster-v2 drops it as unnecessary "
+            "(SwAV's paper)", "same", "linear"),
+        "the released sampler": Variant({"official_indexing": True}, "the author: the released "
+            "code should reproduce the paper (issue 32)", "same", "linear"),
+    }),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""
 
@@ -264,10 +220,18 @@ def run(
     Raises ValueError if the file holds runs of another recipe or other variants.
     """
     study, path = STUDIES[name], folder / f"{name}.json"
-    found = read(path) or fresh(study)
+    data, count = load(study.data), 0
+    found = read(path) or {
+        "method": study.method,
+        "data": study.data,
+        "checksum": data.checksum,
+        "images": len(data),
+        "command": "",
+        "recipe": flat(study.config(RECIPE)),
+        "runs": [],
+    }
     if wrong := faults(name, found):
         raise ValueError(f"{path} must hold runs of today's variants:\n" + "\n".join(wrong))
-    data, count = load(study.data), 0
     for seed in range(seeds):
         pretext = None
         for variant in (RECIPE, *(study.variants if only is None else only)):
@@ -285,20 +249,6 @@ def run(
     return count
 
 
-def fresh(study: Study) -> dict[str, Any]:
-    """A file without runs."""
-    data = load(study.data)
-    return {
-        "method": study.method,
-        "data": study.data,
-        "checksum": data.checksum,
-        "images": len(data),
-        "command": "",
-        "recipe": flat(study.config(RECIPE)),
-        "runs": [],
-    }
-
-
 def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | None) -> Run:
     """Train a variant with a seed and score its last epoch. Seconds are CPU time, of `fit`."""
     config, log = study.config(variant, seed), Log(every=10**9)
@@ -309,11 +259,8 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     model = fit(data.images, config, monitor=log, **given)
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
-    losses = {
-        k: v
-        for k, v in log.history[-1].items()
-        if k not in ("stage", "epoch", "seconds", "chances")
-    }
+    told = ("stage", "epoch", "seconds", "chances")
+    losses = {k: round(v, 4) for k, v in log.history[-1].items() if k not in told}
     return {
         "variant": variant,
         "seed": seed,
@@ -321,7 +268,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
         "changed": study.changed(model.config) | slip,
         "metrics": {k: round(v, 4) for k, v in evaluate(model, data, seed=seed).items()},
         "used": len(set(clusters)),
-        "losses": {k: round(v, 4) for k, v in losses.items()},
+        "losses": losses,
         "seconds": round(seconds, 1),
         "clusters": "".join(SYMBOLS[c] for c in clusters),
         "machine": machine("cpu"),
@@ -348,12 +295,12 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
     now = study.config(RECIPE)
     then = flat(unflat(type(now), found["recipe"]))
     wrong = [
-        f"{name}: {k} was {then[k]!r} in the recipe that was run, is {v!r}"
+        f"{name}: {k} was {then[k]!r} in the recorded recipe and is {v!r} now"
         for k, v in flat(now).items()
         if then[k] != v
     ]
     if found["checksum"] != checksum:
-        wrong.append(f"{name}: is not of the images of {study.data}")
+        wrong.append(f"{name}: was not run on the images of {study.data}")
     seen = set()
     for one_run in found["runs"]:
         title, seed = one_run["variant"], one_run["seed"]
@@ -361,34 +308,26 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
         if title != RECIPE and title not in study.variants:
             wrong.append(f"{which}: there is no such variant")
             continue
-        meant = study.changed(study.config(title)) | study.slip(title)
-        if one_run["changed"] != meant:
-            wrong.append(f"{which}: ran with {one_run['changed']}, means {meant}")
+        if one_run["changed"] != (meant := study.meant(title)):
+            wrong.append(f"{which}: was run with {one_run['changed']}, should be {meant}")
         if (title, seed) in seen:
             wrong.append(f"{which}: occurs twice")
         seen.add((title, seed))
         clusters = torch.tensor([SYMBOLS.index(c) for c in one_run["clusters"]])
         if len(clusters) != len(labels):
-            wrong.append(f"{which}: holds clusters of {len(clusters)} images")
+            wrong.append(f"{which}: has clusters of {len(clusters)} images, not {len(labels)}")
             continue
-        again = {
-            **metrics.scores(labels, clusters),
-            "purity": metrics.purity(labels, clusters),
-        }
-        wrong += [
-            f"{which}: {k} is {one_run['metrics'][k]}, its clusters give {v:.4f}"
-            for k, v in again.items()
-            if abs(one_run["metrics"][k] - v) > 1e-4
-        ]
+        again = metrics.scores(labels, clusters) | {"purity": metrics.purity(labels, clusters)}
+        wrong += differing(which, one_run["metrics"], again, 1e-4, "clusters give")
         if one_run["used"] != len(clusters.unique()):
-            wrong.append(f"{which}: {one_run['used']} clusters used, {len(clusters.unique())} are")
+            wrong.append(f"{which}: used is {one_run['used']}, its clusters give another number")
     return wrong
 
 
 def wrong_ablations(folder: Path = FOLDER) -> list[str]:
     """The faults of the files in a folder."""
     paths = sorted(folder.glob("*.json"))
-    unknown = [f"{path.name} is of no study" for path in paths if path.stem not in STUDIES]
+    unknown = [f"{path.name} belongs to no study" for path in paths if path.stem not in STUDIES]
     known = [path for path in paths if path.stem in STUDIES]
     return unknown + [line for path in known for line in faults(path.stem, read(path))]
 
@@ -439,57 +378,48 @@ def content(name: str, folder: Path = FOLDER) -> str:
         cells = [results.cell(runs, metric) for metric in columns]
         lines.append([variant, *cells, f"{used:.1f}".removesuffix(".0"), str(len(runs)),
                       f"{seconds:.0f}"])  # fmt: skip
-    parts = [_caption(found), results.markdown(["", *columns, "used", "n", "CPU s"], lines)]
-    head = ["changed", "published", "score", "difference, 95 %", "n", "here"]
     verdicts = []
-    for effect in study.effects:
-        if effect.variant in shown:
-            mean, half, n = difference(found, effect.variant, effect.metric)
-            range_ = f"{mean:+.3f} ± {half:.3f}" if n > 1 else f"{mean:+.3f}"
-            verdicts.append([effect.variant, effect.published, effect.metric, range_, str(n),
-                             word(mean, half, effect.claim) if n > 1 else "one seed"])  # fmt: skip
-    parts += [results.markdown(head, verdicts), _foot(found)]
-    return "\n\n".join(parts)
-
-
-def _caption(found: dict[str, Any]) -> str:
-    return (
-        f"The {found['images']:,} images of {found['data']}, trained and scored on the same, last "
-        "epoch; mean ± standard deviation over the seeds:"
+    for title in shown[1:]:
+        variant = study.variants[title]
+        score = variant.score or study.score
+        mean, half, n = difference(found, title, score)
+        range_ = f"{mean:+.3f} ± {half:.3f}" if n > 1 else f"{mean:+.3f}"
+        told = word(mean, half, variant.claim) if n > 1 else "one seed"
+        verdicts.append([title, variant.published, score, range_, str(n), told])
+    head = ["changed", "published", "score", "difference, 95 %", "n", "here"]
+    torches, revisions = (
+        ", ".join(sorted({r["versions"][k] for r in found["runs"]})) for k in ("torch", "revision")
     )
-
-
-def _foot(found: dict[str, Any]) -> str:
-    """Command, revisions and machine, folded away."""
-    revisions = sorted({r["versions"]["revision"] for r in found["runs"]})
-    torches = sorted({r["versions"]["torch"] for r in found["runs"]})
-    machines = sorted({r["machine"]["cpu"] for r in found["runs"]})
-    lines = [
-        f"`{found['command']}`",
-        f"Machine: {', '.join(machines)}, 1 thread; torch {', '.join(torches)}; "
-        f"revision {', '.join(revisions)}.",
-        f"Checksum of the images and labels: `{found['checksum']}`.",
-    ]
-    text = "\n".join(f"- {line}" for line in lines)
-    return f"<details><summary>Machine and command</summary>\n\n{text}\n\n</details>"
+    machines = ", ".join(sorted({r["machine"]["cpu"] for r in found["runs"]}))
+    return "\n\n".join(
+        [
+            f"Trained and scored on the same {found['images']:,} images of {found['data']}; last "
+            "epoch, mean ± standard deviation over the seeds:",
+            results.markdown(["", *columns, "used", "n", "CPU s"], lines),
+            results.markdown(head, verdicts),
+            folded(
+                "Machine and command",
+                f"- `{found['command']}`\n"
+                f"- Machine: {machines}, 1 thread; torch {torches}; revision {revisions}.\n"
+                f"- Checksum of the images and labels: `{found['checksum']}`.",
+            ),
+        ]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    known = sorted({variant for study in STUDIES.values() for variant in study.variants})
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)} (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", action="append", metavar="VARIANT")
+    parser.add_argument("--only", action="append", metavar="VARIANT", choices=known)
     parser.add_argument("--out", type=Path, default=FOLDER)
     asked = parser.parse_args(arguments)
     if unknown := [name for name in asked.studies if name not in STUDIES]:
         parser.error(f"there is no study {unknown[0]!r}; there are {', '.join(STUDIES)}")
-    names = asked.studies or [*STUDIES]
-    known = {variant for name in names for variant in STUDIES[name].variants}
-    if unknown := [variant for variant in asked.only or [] if variant not in known]:
-        parser.error(f"there is no variant {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    for name in names:
+    for name in asked.studies or STUDIES:
         mine = asked.only and [v for v in asked.only if v in STUDIES[name].variants]
         count = run(name, asked.out, asked.seeds, mine)
         print(f"{name}: added {count} missing runs")

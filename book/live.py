@@ -32,19 +32,22 @@ UNLUCKY = """\
 :::{{admonition}} On this machine {count}
 :class: warning
 
-All of this page was computed here, and these claims in its text do not hold:
+This page was computed on your machine, and these claims in its text do not
+hold in this run:
 
 {claims}
 
-This happens when a machine's arithmetic or a seed is an unlucky draw;
-[Recorded results](../results.md) show how much seeds differ.
+Another processor, like another seed, trains another network, and this one came
+out worse than the claims allow. [Recorded results](../results.md) show how much
+seeds differ.
 :::"""
 
 NOT_RUN = """\
 :::{{admonition}} On this machine this chapter could not be executed
 :class: danger
 
-Its outputs came with the book, from a run elsewhere. What went wrong here:
+The outputs below came with the book, from a run on another machine. The error
+here was:
 
 {complaint}
 :::"""

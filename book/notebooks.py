@@ -13,22 +13,22 @@ python book/notebooks.py results            write the tables of recorded results
 import argparse
 import copy
 import hashlib
-import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import yaml
 from nbformat import NotebookNode
 
+from dcl.runtime.files import write_atomic
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "book" / "chapters"
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-COLAB_INSTALLS: dict[str, str] = {}
-"""What Colab lacks, package by import name; everything else that the chapters need is there."""
-
+LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 BADGE = "colab-badge"
 
 SHOWN = "mystnb"
@@ -42,39 +42,40 @@ FOLDED = {
 }
 """Cells that the site folds away, by tag, and what stands on the fold."""
 
-NO_ADDRESS = """\
-# Outside Colab this cell does nothing. In Colab it fetches the book, once
-# its public address stands in _config.yml (repository: url) and
-# `python book/notebooks.py stamp` has written it here.
-import sys
-
-if "google.colab" in sys.modules:
-    raise SystemExit(
-        "This copy does not know the book's public address: set "
-        "repository: url in _config.yml and run "
-        "`python book/notebooks.py stamp`."
-    )"""
-
 SETUP = """\
-# Outside Colab this cell does nothing. In Colab it fetches the book and
-# installs what is missing; the installed PyTorch is left alone.
+# Outside Colab this cell does nothing. In Colab it finds or fetches the
+# book and installs tyro, which dcl needs and Colab lacks. Mount your Drive
+# before, and long runs are kept in it.
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
-    book = Path("/content/{folder}")
-    if not book.exists():
-        url = "{url}"
-        get = ["git", "clone", "--quiet", "--depth", "1"]
-        subprocess.run([*get, "--branch", "{branch}", url, book], check=True)
+    name = "{folder}"
+    places = [Path("/content"), Path("/content/drive/MyDrive")]
+    known = [place / name for place in places if (place / name).exists()]
+    book = (known or [places[0] / name])[0]
+    if not known:
+        {fetch}
     sys.path.insert(0, str(book))
-    wanted = {installs}
-    for module, package in wanted.items():
-        if importlib.util.find_spec(module) is None:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, "--no-deps", package], check=True)"""
+    os.environ["PYTHONPATH"] = str(book)  # for !python -m dcl
+    if importlib.util.find_spec("tyro") is None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "tyro"]
+        subprocess.run(pip, check=True)"""
+
+FETCH = """\
+get = ["git", "clone", "--quiet", "--depth", "1"]
+        url = "{url}"
+        subprocess.run([*get, "--branch", "{branch}", url, book], check=True)"""
+
+ASK = """\
+raise SystemExit(
+            "This copy of the chapter does not know where its book is: "
+            f"put the folder of the book, {name}, into your Drive, mount "
+            "the Drive, and run this cell again."
+        )"""
 
 
 def address() -> dict[str, str]:
@@ -85,12 +86,9 @@ def address() -> dict[str, str]:
 
 def setup_source(url: str, branch: str) -> str:
     """Return the source of the set-up cell."""
-    if not url:
-        return NO_ADDRESS
-    folder = url.split("/")[-1].removesuffix(".git")
-    # str.format would trip over the braces of the code
-    text = SETUP.replace("{folder}", folder).replace("{url}", url).replace("{branch}", branch)
-    return text.replace("{installs}", repr(COLAB_INSTALLS).replace("'", '"'))
+    folder = url.split("/")[-1].removesuffix(".git") or "deep-clustering-book"
+    fetch = FETCH.format(url=url, branch=branch) if url else ASK
+    return SETUP.replace("{folder}", folder).replace("{fetch}", fetch)
 
 
 def badge(name: str, url: str, branch: str) -> str:
@@ -133,11 +131,8 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook atomically: a reader sees the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(nbformat.writes(notebook), encoding="utf-8")
-    os.replace(partial, path)
+    """Write a notebook: a reader sees the old one or the new one, never half."""
+    write_atomic(path, nbformat.writes(notebook).encode())
 
 
 def stamped(notebook: NotebookNode, name: str, url: str, branch: str) -> NotebookNode:
@@ -148,7 +143,7 @@ def stamped(notebook: NotebookNode, name: str, url: str, branch: str) -> Noteboo
             "accelerator": "GPU",
             "colab": {"gpuType": "T4", "provenance": []},
             "kernelspec": KERNEL,
-            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+            "language_info": LANGUAGE,
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -170,7 +165,7 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("papermill", None)
     if "language_info" in notebook.metadata:
-        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+        notebook.metadata["language_info"] = dict(LANGUAGE)
     count = 0
     seen: dict[str, int] = {}
     for cell in notebook.cells:
@@ -189,7 +184,6 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
         count += 1
         if cell.execution_count is not None:
             cell.execution_count = count
-        cell.outputs = _joined(cell.outputs)
         for output in cell.outputs:
             output.pop("transient", None)
             if "metadata" in output:
@@ -199,18 +193,6 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Join neighbouring pieces of one stream: where they break depends on timing."""
-    joined: list[NotebookNode] = []
-    for output in outputs:
-        last = joined[-1] if joined else None
-        if last and output.output_type == "stream" and last.get("name") == output.name:
-            last.text += output.text
-        else:
-            joined.append(output)
-    return joined
-
-
 def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
     """Execute one chapter, write it normalised, return the seconds it took.
 
@@ -218,15 +200,15 @@ def run(path: Path, out: Path | None, values: dict[str, object]) -> float:
     """
     import papermill
 
-    url, branch = address().values()
     start = time.perf_counter()
     done = papermill.execute_notebook(
-        stamped(read(path), path.stem, url, branch),
+        stamped(read(path), path.stem, **address()),
         None,
         values,
         cwd=path.parent,
         kernel_name=KERNEL["name"],
         progress_bar=False,
+        coalesce_streams=True,  # where the pieces of a stream break depends on timing
         execution_timeout=1800,
         extra_arguments=["--IPKernelApp.log_level=40"],  # stderr is for errors
     )
@@ -259,14 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.profile and not chosen.out:
         parser.error("--profile needs --out: a committed chapter is run with its own parameters")
 
-    if chosen.command == "results":
-        import pages
-        from tables import retold
-
-        pages.write()
-        for path in paths(chosen.names):
-            write(normalised(retold(read(path))), path)
-        return 0
+    found = paths(chosen.names)
     if chosen.command == "run":
         values: dict[str, object] = {}
         if chosen.profile:
@@ -274,45 +249,47 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.results:
             values["results_dir"] = str(chosen.results.resolve())
         failed = 0
-        for path in paths(chosen.names):
+        for path in found:
             try:
                 print(f"{path.stem}  {run(path, chosen.out, values):.1f} s", flush=True)
             except Exception as error:
                 failed += 1
                 print(f"{path.stem} failed in {failure(error)}", file=sys.stderr, flush=True)
         return int(failed > 0)
-
-    url, branch = address().values()
-    stale = []
-    for path in paths(chosen.names):
-        notebook = read(path)
-        current = stamped(notebook, path.stem, url, branch)
-        if current == notebook:
-            continue
-        if chosen.command == "stamp":
-            write(current, path)
-            print(f"stamped {path.stem}")
-        else:
-            stale.append(path.stem)
-    if stale:
-        print(f"not current: {', '.join(stale)}; run `make notebooks`", file=sys.stderr)
-    if chosen.command == "check":
+    if chosen.command == "results":
         import pages
-        from ablations import wrong_ablations
-        from tables import retold, wrong_results
+        from tables import retold
 
-        for fault in (faults := wrong_results() + wrong_ablations()):
-            print(fault, file=sys.stderr)
-        known = {path.stem: read(path) for path in paths(chosen.names)}
-        other = [stem for stem, one in known.items() if normalised(retold(one)) != normalised(one)]
-        if other := pages.stale() + other:
-            print(
-                f"tables that differ from the recorded results: {', '.join(other)}; "
-                "run `make results`",
-                file=sys.stderr,
-            )
-        return int(bool(stale or faults or other))
-    return int(bool(stale))
+        pages.write()
+        for path in found:
+            write(normalised(retold(read(path))), path)
+        return 0
+    if chosen.command == "stamp":
+        for path in found:
+            write(stamped(read(path), path.stem, **address()), path)
+        return 0
+    faults = [*stale(found)]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))
+
+
+def stale(found: list[Path]) -> Iterator[str]:
+    """What is not up to date in chapters, pages and recorded results, a line for each fault."""
+    import pages
+    from ablations import wrong_ablations
+    from tables import retold, wrong_results
+
+    yield from wrong_results()
+    yield from wrong_ablations()
+    for page in pages.stale():
+        yield f"{page}: its tables differ from the recorded results; run `make results`"
+    for path in found:
+        notebook = read(path)
+        if stamped(notebook, path.stem, **address()) != notebook:
+            yield f"{path.stem}: its stamp is not current; run `make notebooks`"
+        if normalised(retold(notebook)) != normalised(notebook):
+            yield f"{path.stem}: its tables differ from the recorded results; run `make results`"
 
 
 if __name__ == "__main__":

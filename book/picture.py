@@ -1,35 +1,20 @@
 """Take the screenshot of a chapter in README.md: python book/picture.py (after a build)."""
 
-import argparse
 import shutil
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-SITE = ROOT / "_build" / "html"
-
-
-def take(chapter: str, anchor: str, out: Path) -> None:
-    """Write a screenshot of a page of the built book, scrolled to one of its sections."""
-    page_address = (SITE / "chapters" / f"{chapter}.html").as_uri()
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--no-sandbox", "--disable-gpu"],
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
-        page.goto(f"{page_address}#{anchor}")
-        page.evaluate("async () => { await document.fonts.ready; await MathJax.startup.promise }")
-        page.wait_for_timeout(500)
-        page.screenshot(path=out)
-        browser.close()
-
+PAGE = ROOT / "_build" / "html" / "chapters" / "scan.html"
+ANCHOR = "what-the-clusters-look-like"
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chapter", default="scan")
-    parser.add_argument("--anchor", default="what-the-clusters-look-like")
-    parser.add_argument("--out", type=Path, default=ROOT / "book" / "assets" / "chapter.png")
-    chosen = parser.parse_args()
-    take(chosen.chapter, chosen.anchor, chosen.out)
+    with sync_playwright() as play:
+        path = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
+        page.goto(f"{PAGE.as_uri()}#{ANCHOR}")
+        page.evaluate("async () => { await document.fonts.ready; await MathJax.startup.promise }")
+        page.wait_for_timeout(500)
+        page.screenshot(path=ROOT / "book" / "assets" / "chapter.png")

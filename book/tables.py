@@ -98,6 +98,11 @@ def _table(rows: list[results.Result]) -> str:
     return results.markdown(head, lines)
 
 
+def folded(summary: str, text: str) -> str:
+    """Text that a page shows on request: most readers want the table, not where it is from."""
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
 def _names(rows: list[results.Result]) -> list[str]:
     return sorted({r["method"] for r in rows})
 
@@ -118,8 +123,7 @@ def _origin(rows: list[results.Result]) -> str:
         mine = results.commands([r for r in rows if r["method"] == method])
         for text, seeds in mine.items():
             lines.append(f"{method}, `-p seed` {', '.join(map(str, seeds))}: `{text}`.")
-    text = "\n".join(f"- {line}" for line in lines)
-    return f"<details><summary>Machine and commands</summary>\n\n{text}\n\n</details>"
+    return folded("Machine and commands", "\n".join(f"- {line}" for line in lines))
 
 
 # ---------------------------------------------------------------- chapters
@@ -195,15 +199,22 @@ def wrong_results(folder: Path = results.COMMITTED) -> list[str]:
             continue
         labels, checksum = known_labels(row["data"])
         if row["checksum"] != checksum or len(row["clusters"]) != len(labels):
-            faults.append(f"{path.name} is not of the images of {row['data']}")
+            faults.append(f"{path.name} was not run on the images of {row['data']}")
             continue
         again = metrics.scores(labels, torch.tensor(row["clusters"]))
-        faults += [
-            f"{path.name}: {name} is {row['metrics'][name]}, its clusters give {value:.4f}"
-            for name, value in again.items()
-            if abs(row["metrics"][name] - value) > 1e-4
-        ]
+        faults += differing(path.name, row["metrics"], again, 1e-4, "clusters give")
     return faults
+
+
+def differing(
+    name: str, said: dict[str, float], again: dict[str, Any], most: float, by: str
+) -> list[str]:
+    """Say which scores of a file differ by more than `most` from those computed again."""
+    return [
+        f"{name}: {k} is {said[k]}, its {by} {v:.4f}"
+        for k, v in again.items()
+        if abs(said.get(k, v) - v) > most
+    ]
 
 
 def _sees(row: results.Result, network: bool) -> tuple[Any, ...]:
@@ -229,11 +240,7 @@ def wrong_probes(folder: Path = results.COMMITTED, weights: Path = WEIGHTS) -> l
         if row["data"] not in ("digits", "shapes"):
             continue
         again = evaluate(Clusters.load(path).model, load(row["data"]), seed=row["seed"])
-        faults += [
-            f"{file.name}: {name} is {row['metrics'][name]}, its network gives {value:.4f}"
-            for name, value in again.items()
-            if abs(row["metrics"].get(name, value) - value) > 0.003
-        ]
+        faults += differing(file.name, row["metrics"], again, 0.003, "network gives")
     return faults
 
 

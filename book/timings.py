@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,24 @@ sys.path.append(str(ROOT))  # benchmarks is not installed, it is beside the book
 
 from benchmarks import number  # noqa: E402
 from dcl.notebook.results import markdown  # noqa: E402
+from tables import folded  # noqa: E402
 
-table = partial(markdown, rule="---:")  # numbers to the right
 FOLDER = ROOT / "benchmarks" / "results"
 WIDEST = 4  # columns of a table with one column for each candidate
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table with its numbers to the right, without a last column that is empty."""
+    keep = len(head) - (not any(line[-1] for line in lines))
+    return markdown(head[:keep], [line[:keep] for line in lines], rule="---:")
 
 
 def content(name: str, folder: Path = FOLDER) -> str:
     """Return the Markdown of one benchmark; without its file, the command that makes it."""
     path = folder / f"{name}.json"
     if not path.exists():
-        who = "Not run on a GPU yet" if name == "gpu" else "Not run yet"
-        return f"{who}: `python -m benchmarks {name}`."
+        where = " on a GPU" if name == "gpu" else ""
+        return f"Not run{where} yet: `python -m benchmarks {name}`."
     found = json.loads(path.read_text())
     parts = [*times(found), *sorted_out(found["claims"]), *floors(found)]
     parts.append("\n".join(f"- {remark}" for remark in found["remarks"]))
@@ -45,7 +50,8 @@ def times(found: dict[str, Any]) -> list[str]:
     parts = []
     for (unit, columns), some in tables.items():
         n = sorted({row["n"] for rows in some.values() for row in rows})
-        caption = f"{unit[0].upper()}{unit[1:]}, median of {listed(n)} rounds"
+        unit = unit[0].upper() + unit[1:].replace(", a step", " per step")  # recorded as ", a step"
+        caption = f"{unit}, median of {' and '.join(map(str, n))} rounds"
         caption += f" ± half the interquartile range{cpu_note(some)}:"
         side_by_side = len(some) > 1 and len(columns) < WIDEST
         parts += [caption, across(some, columns) if side_by_side else down(some)]
@@ -70,9 +76,7 @@ def down(groups: dict[str, list[dict[str, Any]]]) -> str:
         for row in rows:
             ratio = number(row["ratio"][0]) if row["ratio"] else ""
             lines.append([row["name"], spread(row), ratio])
-    if not any(line[2] for line in lines):
-        return table(["", "time"], [line[:2] for line in lines])
-    return table(["", "time", "× the first"], lines)
+    return table(["", "time", "relative to the first"], lines)
 
 
 def spread(row: dict[str, Any]) -> str:
@@ -94,8 +98,7 @@ def sorted_out(claims: list[dict[str, Any]], most: int = 16) -> list[str]:
     rest = [claim for claim in claims if not claim["bound"]]
     if len(claims) <= most or not held or not rest:
         return [figures(claims)]
-    folded = f"<details><summary>Further figures</summary>\n\n{figures(rest)}\n\n</details>"
-    return [figures(held), folded]
+    return [figures(held), folded("Further figures", figures(rest))]
 
 
 def figures(claims: list[dict[str, Any]]) -> str:
@@ -111,8 +114,6 @@ def figures(claims: list[dict[str, Any]]) -> str:
         verdict = "reached" if claim["reached"] else "**missed**"
         bound = f"{claim['bound']}: {verdict}" if claim["bound"] else ""
         lines.append([claim["text"], value, bound])
-    if not any(line[2] for line in lines):
-        return table(["figure", "value (quartiles)"], [line[:2] for line in lines])
     return table(["figure", "value (quartiles)", "bound"], lines)
 
 
@@ -144,18 +145,10 @@ def foot(found: dict[str, Any]) -> str:
     machine, gpu = found["machine"], found["machine"].get("gpu", "none")
     made = [f"{name} {v}" for name, v in found["versions"].items() if v != "absent"]
     missing = [name for name, v in found["versions"].items() if v == "absent"]
-    with_gpu = "no GPU" if gpu == "none" else gpu
-    lines = [f"- `{found['command']}`"]
-    lines.append(f"- {machine['processor']}, {machine['cores']} cores, {with_gpu}")
-    lines.append(f"- {', '.join(made)}")
-    if missing:
-        lines.append(f"- not installed: {', '.join(missing)}")
-    # folded: readers want the table, those who repeat the measurement the rest
-    return "\n".join(["<details><summary>Machine and command</summary>", "", *lines, ""]) + (
-        "\n</details>"
-    )
-
-
-def listed(values: Sequence[int]) -> str:
-    """Return numbers as words: "5", "5 and 15"."""
-    return " and ".join(map(str, values))
+    lines = [
+        f"`{found['command']}`",
+        f"{machine['processor']}, {machine['cores']} cores, {'no GPU' if gpu == 'none' else gpu}",
+        ", ".join(made),
+        *([f"not installed: {', '.join(missing)}"] if missing else []),
+    ]
+    return folded("Machine and command", "\n".join(f"- {line}" for line in lines))

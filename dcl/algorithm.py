@@ -5,8 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dcl.config import TrainConfig
 from dcl.data import Data
+from dcl.nets.features import fingerprint, under_way
 from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.train import seeded
@@ -24,30 +24,44 @@ M = TypeVar("M", covariant=True)
 Run = dict[str, Any]
 """The `monitor` and `run_dir` of a `fit`, which every `dcl.train.train` in it is given."""
 
-_claimed = ContextVar("claimed", default=False)
-
 
 @contextmanager
-def claimed(run_dir: str | Path | None, config: Any, data: Data, **about: Any) -> Iterator[None]:
-    """Claim `run_dir`, if there is one: a `fit` within the block neither checks nor claims.
+def claimed(
+    run_dir: str | Path | None,
+    method: str,
+    images: Tensor,
+    config: Any,
+    encoder: nn.Module | None = None,
+    **about: Any,
+) -> Iterator[None]:
+    """Check what is to be trained on (`check_fit`), and claim `run_dir`, if there is one.
 
-    about: as in `dcl.runtime.checkpoint.claim`, which raises. If the method refuses the settings
-    before there is a checkpoint, the folder stays free for others.
+    A `fit` within the block does neither again. about: as in `dcl.runtime.checkpoint.claim`, which
+    raises. If the method refuses the settings before there is a checkpoint, the folder stays free.
     """
+    data = check_fit(images, config, encoder)
     kept = Path(run_dir or "") / "config.json"
     fresh = run_dir is not None and not kept.exists()
     if run_dir is not None:
-        checkpoint.claim(run_dir, config, data.checksum, **about)
-    token = _claimed.set(True)
+        said = {"method": method, "encoder": _identity(encoder, config), "config": asdict(config)}
+        checkpoint.claim(run_dir, said, data.checksum, **about)
+    token = under_way.set(data)
     try:
         yield
     except (ValueError, TypeError):
-        begun = (p for depth in range(3) for p in kept.parent.glob("*/" * depth + "*.pt"))
-        if fresh and dist.rank() == 0 and not any(begun):
+        begun = [*kept.parent.glob("*.pt"), *kept.parent.glob("*/*.pt")]
+        if fresh and dist.rank() == 0 and not begun:
             kept.unlink()
         raise
     finally:
-        _claimed.reset(token)
+        under_way.reset(token)
+
+
+def _identity(encoder: nn.Module | None, config: Any) -> str:
+    """The fingerprint of an encoder from elsewhere; empty for the method's own pretext."""
+    pretext = getattr(config, "pretext", None)
+    own = pretext and getattr(encoder, "config", None) == replace(pretext, seed=config.seed)
+    return "" if encoder is None or own else fingerprint(encoder)
 
 
 class Fit(Protocol[C, M]):
@@ -72,6 +86,7 @@ def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
     configuration and these images, copy the encoder to their device, seed with `config.seed`.
     A `fit` within a `fit` is part of the same run: one check, one claim.
     """
+    name = body.__module__.rpartition(".")[2]
 
     def fit(
         images: Tensor,
@@ -81,8 +96,8 @@ def algorithm(body: Callable[[Tensor, C, Any, Run], M]) -> Fit[C, M]:
         monitor: Monitor | None = None,
         run_dir: str | Path | None = None,
     ) -> M:
-        if not _claimed.get():
-            with claimed(run_dir, config, check_fit(images, config, encoder)):
+        if under_way.get() is None:
+            with claimed(run_dir, name, images, config, encoder):
                 return fit(images, config, encoder=encoder, monitor=monitor, run_dir=run_dir)
         own = None if encoder is None else copy.deepcopy(encoder).to(images.device)
         with seeded(config.seed):  # type: ignore[attr-defined]

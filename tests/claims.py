@@ -3,12 +3,12 @@
 python tests/claims.py [CHAPTERS]    run what the files lack (default: all chapters with verdicts)
     --table      run nothing; print what the files say of every claim
 
-A seed is one draw and a processor is one, too: rounding in another order is enough to send a
-training elsewhere. So a chapter is run up to its last verdict with ten seeds in each of two kinds
-of arithmetic, once again with two threads, and three times with each of its sabotages
-(tests/methods/sabotage_*.json). Every finished run is at once a line of
-book/results/claims/CHAPTER.json and is not run again, so an interrupted command goes on. A file
-of another recipe is begun anew. tests/test_claims.py holds the bands in the chapters to the files.
+A seed is one draw, and so is a processor: sums rounded in another order train another network. So
+a chapter is run up to its last verdict with ten seeds in each of two kinds of arithmetic, once more
+with two threads, and three times with each of its sabotages (tests/methods/sabotage_*.json). Every
+finished run is written to book/results/claims/CHAPTER.json at once and is not made again, so an
+interrupted command resumes; the file of another recipe is started anew. tests/test_claims.py checks
+the bands in the chapters against the files.
 """
 
 import argparse
@@ -45,20 +45,13 @@ book makes some forty claims."""
 SABOTAGED = 2.5
 """Deviations that a band keeps from the mean of the sabotaged runs that must not reach it."""
 
-ARITHMETIC: dict[str, dict[str, str]] = {
-    "own": {},
-    "avx2": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    },
-    "sse4": {
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-    },
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+ARITHMETIC: dict[str, tuple[str, ...]] = {
+    "own": (),
+    "avx2": ("avx2", "AVX2", "AVX2"),
+    "sse4": ("default", "SSE41", "SSE4_2"),
 }
-"""What a child process is told to compute with: this processor's own, or as an older one would."""
+"""Values of VARIABLES for a child process: nothing, or what makes it compute as an older CPU."""
 
 MARK = "a run: "
 Run = dict[str, Any]
@@ -176,14 +169,10 @@ def one(chapter: str, name: str, seed: int) -> dict[str, float | None]:
 
 def child(chapter: str, arithmetic: str, threads: int, runs: list[Plan]) -> Iterator[Run]:
     """`one` for each of `runs`, in a process that computes so. RuntimeError with its last words."""
-    environment = {**os.environ, **ARITHMETIC[arithmetic], "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, chapter, "--child"]
-    process = subprocess.Popen(
-        [*command, json.dumps([run[:2] for run in runs])],
-        env={**environment, "MPLBACKEND": "agg"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    older = dict(zip(VARIABLES, ARITHMETIC[arithmetic]))
+    environment = {**os.environ, **older, "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg"}
+    command = [sys.executable, __file__, chapter, "--child", json.dumps([r[:2] for r in runs])]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     for line in process.stdout:
         if line.startswith(MARK):
@@ -218,13 +207,9 @@ def forked(chapter: str, runs: list[tuple[str, int]]) -> None:
         os._exit(0)
 
 
-def path_of(chapter: str) -> Path:
-    return FOLDER / f"{chapter}.json"
-
-
 def load(chapter: str) -> dict[str, Any]:
     """A chapter's file, {} where there is none."""
-    path = path_of(chapter)
+    path = FOLDER / f"{chapter}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -245,7 +230,7 @@ def fill(chapter: str) -> int:
         mine = [planned for planned in missing if planned[2:] == kind]
         for run in child(chapter, *kind, mine):
             found["runs"].append(run)
-            write_atomic(path_of(chapter), results.dumps(found).encode())
+            write_atomic(FOLDER / f"{chapter}.json", results.dumps(found).encode())
             print(f"{chapter} {key(run)}: {run['seconds']} s {run['values']}", flush=True)
     return len(missing)
 
@@ -278,8 +263,12 @@ def noticed(found: dict[str, Any], name: str, claim: str, verdict: Verdict) -> b
     measured = values(found, name, claim)
     if all(map(math.isnan, measured)):
         return True
-    end = reached(measured, verdict.side, SABOTAGED, worst=False)
-    return end < verdict.bound if verdict.side == "at_least" else end > verdict.bound
+    return beyond(reached(measured, verdict.side, SABOTAGED, worst=False), verdict)
+
+
+def beyond(end: float, verdict: Verdict) -> bool:
+    """Whether a band asks for more than `end`."""
+    return verdict.bound > end if verdict.side == "at_least" else verdict.bound < end
 
 
 def claims(found: dict[str, Any], verdict: Verdict) -> list[str]:
@@ -296,15 +285,13 @@ def faults(chapter: str, said: list[Verdict], found: dict[str, Any]) -> Iterator
     if missing := [planned for planned in plan(chapter) if planned not in there]:
         yield f"{chapter}: the file lacks {len(missing)} runs, such as {missing[0]}"
         return
-    for verdict in said:  # a claim that was given up may stay in the file
-        if not claims(found, verdict):
-            yield f"{chapter}: no recorded claim reads {verdict.pattern!r}"
     seen, broken = set(), set(sabotages(chapter))
     for verdict in said:
-        for claim in claims(found, verdict):
+        if not (recorded := claims(found, verdict)):  # a file may hold claims that were given up
+            yield f"{chapter}: no recorded claim reads {verdict.pattern!r}"
+        for claim in recorded:
             end = reached(values(found, "honest", claim), verdict.side, HONEST, worst=True)
-            above = verdict.bound > end if verdict.side == "at_least" else verdict.bound < end
-            if above:
+            if beyond(end, verdict):
                 yield (
                     f"{chapter}: {claim}: {verdict.side} {verdict.bound:g}, "
                     f"where honest runs support {end:.4f}"

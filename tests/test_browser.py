@@ -56,70 +56,43 @@ def test_the_first_that_starts_is_taken(there, good, asked, monkeypatch, tmp_pat
     monkeypatch.setenv("CHROMIUM", "mine")
     play = Play(*good)
     assert browser.start(play).name == asked[-1] and play.asked == asked
-
-
-def test_where_none_starts_the_first_complains(tmp_path):
-    put(tmp_path, "chromium")
-    with pytest.raises(Error, match="chromium does not start"):
+    with pytest.raises(Error, match=f"{asked[0]} does not start"):  # the first complains
         browser.start(Play())
 
 
 # ---------------------------------------------------------------- installed
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine on which some commands succeed, and then a browser starts; what was run on it."""
-    run = []
-
-    def prepare(*good, at_first=False):
-        def done(command, minutes):
-            run.append("apt-get" if command[0] == "sh" else "playwright")
-            return "" if run[-1] in good else "failed"
-
-        monkeypatch.setattr(browser, "done", done)
-        monkeypatch.setattr(browser, "starts", lambda: at_first or bool({*run} & {*good}))
-        return run
-
-    return prepare
-
-
-@pytest.mark.parametrize("user, apt, ways", [
-    (0, True, ["apt-get", "playwright"]), (0, False, ["playwright"]), (1000, True, ["playwright"]),
-])  # fmt: skip
-def test_packages_of_the_system_are_for_its_owner(user, apt, ways, monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "geteuid", lambda: user)
-    if apt:
-        put(tmp_path, "apt-get")
-    assert list(browser.ways()) == ways
-
-
 @pytest.mark.parametrize(
-    "good, at_first, run, why",
+    "good, first, run, why",
     [
         ([], True, [], ""),
         (["apt-get"], False, ["apt-get"], ""),
         (["playwright"], False, ["apt-get", "playwright"], ""),
         ([], False, ["apt-get", "playwright"],
          "no Chromium starts; apt-get failed; playwright failed"),
+        (["playwright"], None, ["apt-get", "playwright"],
+         "no Chromium starts; apt-get failed; playwright does not start"),
     ],
 )  # fmt: skip
-def test_it_is_installed_where_none_starts(good, at_first, run, why, machine, monkeypatch):
-    monkeypatch.setattr(browser, "ways", lambda: {"apt-get": ["sh"], "playwright": ["python"]})
-    seen = machine(*good, at_first=at_first)
+def test_it_is_installed_where_none_starts(good, first, run, why, monkeypatch, tmp_path):
+    """As root, with apt-get. `first`: whether one starts before; None: never."""
+    put(tmp_path, "apt-get")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    seen = []
+
+    def done(command, minutes):
+        seen.append("apt-get" if command[0] == "sh" else "playwright")
+        return "" if seen[-1] in good else "failed"
+
+    monkeypatch.setattr(browser, "done", done)
+    starts = lambda: first is not None and (first or bool({*seen} & {*good}))  # noqa: E731
+    monkeypatch.setattr(browser, "starts", starts)
     assert browser.get() == why and seen == run
-
-
-def test_installed_is_not_enough(machine, monkeypatch):
-    machine("playwright")
-    monkeypatch.setattr(browser, "starts", lambda: False)
-    assert browser.get() == "no Chromium starts; playwright does not start"
-
-
-def test_nothing_is_installed_for_who_wants_none(machine, monkeypatch):
-    run = machine("playwright")
     monkeypatch.setenv("DCL_BROWSER", "none")
-    assert browser.get() == "DCL_BROWSER is none" and run == []
+    assert browser.get() == "DCL_BROWSER is none" and seen == run
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # packages of the system are for its owner
+    assert list(browser.ways()) == ["playwright"]
 
 
 def test_the_package_is_installed_even_from_an_old_list(tmp_path):
@@ -189,9 +162,12 @@ def test_without_a_browser_the_other_parts_decide(last, monkeypatch, capfd):
 
 
 def test_a_browser_that_was_had_must_start_for_the_tests(monkeypatch, capfd):
+    assert set(prove.LOOKING) < set(prove.PARTS)
     code, out = proved(monkeypatch, capfd, "")
     assert code == 0 and out.count("asked required") == 2
     assert "NOT RUN" not in out and "No browser" not in out
+    _, out = proved(monkeypatch, capfd, "apt-get failed", ["notebooks"])  # does not look
+    assert "No browser" not in out
 
 
 def test_where_it_is_required_the_tests_run_without_one_and_fail(monkeypatch, capfd):
@@ -199,15 +175,6 @@ def test_where_it_is_required_the_tests_run_without_one_and_fail(monkeypatch, ca
     code, out = proved(monkeypatch, capfd, "apt-get failed", looks=1)
     assert code == 1 and out.count("asked required") == 2
     assert "FAILED" in out and "No browser: apt-get failed." in out
-
-
-def test_parts_that_do_not_look_get_no_browser(monkeypatch, capfd):
-    _, out = proved(monkeypatch, capfd, "apt-get failed", ["notebooks"])
-    assert "No browser" not in out
-
-
-def test_the_parts_that_look_are_parts():
-    assert set(prove.LOOKING) < set(prove.PARTS)
 
 
 def test_continuous_integration_requires_it(monkeypatch, tmp_path):

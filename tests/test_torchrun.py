@@ -88,7 +88,8 @@ def test_two_processes_leave_one_run_folder_and_speak_once(whole):
     assert "warning: " in out
     names = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "config.json", "log.jsonl", "checkpoint", "model.safetensors", "assignments.csv",
+        "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
+        "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
         "health.json", "report.html",
     }  # fmt: skip
     rows = [(row["stage"], row["epoch"]) for row in log(folder)]

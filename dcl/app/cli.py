@@ -26,6 +26,7 @@ from tyro.conf import Positional
 
 from dcl import methods
 from dcl.app import assignments, run
+from dcl.app.choose import choose
 from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
 from dcl.app.clusters import shipped
 from dcl.app.source import Source
@@ -45,7 +46,7 @@ def resume(out: Positional[Path]) -> int:
         out: The run folder.
     """
     s = run.settings(out)
-    return follow(out, s.config, not s.encoder, lambda bar: run.resume(out, monitor=bar))
+    return follow(out, s.config, not s.network, lambda bar: run.resume(out, monitor=bar))
 
 
 def predict(
@@ -134,7 +135,7 @@ def choose_k(
         seed: Seed of the resampling.
         device: auto, cpu, cuda.
     """
-    print(run.choose(data, encoder, size, split, limit, most, seed, device))
+    print(choose(data, encoder, size, split, limit, most, seed, device))
     return OK
 
 

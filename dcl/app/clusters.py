@@ -85,8 +85,8 @@ class Clusters:
         distance = 1 - (F.normalize(z, dim=1) * own).sum(1)
         return Assignment(clusters, confidence, distance.clamp(min=0), p, z)
 
-    def save(self, path: str | Path, **more: str) -> None:
-        """Write everything into one safetensors file, atomically; `more` goes into its metadata."""
+    def save(self, path: str | Path) -> None:
+        """Write everything into one safetensors file, atomically."""
         from safetensors.torch import save
 
         state = {
@@ -94,7 +94,7 @@ class Clusters:
             for k, v in self.model.state_dict().items()
             if isinstance(v, Tensor) and k not in self.model.transient
         }
-        about = more | {
+        about = {
             "format": FORMAT,
             "dcl": dcl.__version__,
             "method": self.method,

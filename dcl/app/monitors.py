@@ -22,8 +22,8 @@ class Log:
     `also(objective)` returns further numbers to show, first, such as the accuracy against labels
     that the caller holds and `fit` never sees; it is called on the printed epochs only. A loss that
     has been the same in all epochs of the stage is left out of the line. every: 0 prints nothing.
-    With `run_dir` the history is kept in its file `name`, one JSON line per epoch in the order of
-    training, and a resumed run continues it: an epoch that is trained again, after a crash,
+    With `run_dir` the history is kept in its file log.jsonl, one JSON line per epoch in the order
+    of training, and a resumed run continues it: an epoch that is trained again, after a crash,
     replaces its line.
     """
 
@@ -32,10 +32,9 @@ class Log:
         every: int = 1,
         also: Callable[[Objective], dict[str, float]] | None = None,
         run_dir: str | Path | None = None,
-        name: str = "metrics.jsonl",
     ):
         self.every, self.also = every, also
-        self.path = Path(run_dir) / name if run_dir else None
+        self.path = Path(run_dir) / "log.jsonl" if run_dir else None
         kept = read_log(self.path) if self.path else []
         self.rows = {(row["stage"], row["epoch"]): row for row in kept}
         self.before = sum(row["seconds"] for row in kept)

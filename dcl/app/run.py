@@ -1,15 +1,16 @@
 """A run folder: what a fit leaves behind, and everything that starts from it.
 
-    config.json        settings, data and checksum of the run
+    config.json        settings, checksum of the images, and where they came from
     log.jsonl          one line per epoch
-    checkpoint/        from which an interrupted run resumes
+    *.pt, pretext/     checkpoints, from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why
     health.json        numbers that need no labels, and the warning lights that are on
-    report.html        is it healthy, and what is in each cluster
+    report.html        what is in each cluster, and which warning lights are on
 
-No labels anywhere. Chapter: your-images.
+A method's own `fit(..., run_dir=...)` leaves checkpoints and config.json there; `fit` here, on the
+same folder, adds the rest. Nothing here uses labels. Chapter: your-images.
 """
 
 import json
@@ -21,29 +22,22 @@ from torch import nn
 
 import dcl
 from dcl import methods
-from dcl.algorithm import check_fit, claimed
+from dcl.algorithm import claimed
 from dcl.app.assignments import csv_bytes, names, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
 from dcl.app.monitors import Log, all_of, read_log
 from dcl.app.report import report
-from dcl.app.source import Source, side
-from dcl.config import unflat, with_batches
+from dcl.app.source import Source
+from dcl.config import unflat
 from dcl.data import Data
-from dcl.data.download import data_root
 from dcl.data.vectors import is_vectors
 from dcl.measure.health import health
-from dcl.measure.n_clusters import Choice, choose_k
-from dcl.methods import simclr
-from dcl.nets.features import features, fingerprint
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
 from dcl.objective import Monitor
-from dcl.recipes import choose as choose_recipe
-from dcl.recipes import recipe
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import versions
-from dcl.train import extract, unit
 
 # ---------------------------------------------------------------- fit
 
@@ -64,66 +58,61 @@ def fit(
     method: a module of `dcl.methods`, `config` its Config; source: where the data came from, for
     `resume`; encoder: a name for `dcl.nets.pretrained.pretrained`, or a module that maps images to
     (B,D). Without `out` nothing is written. Labels in the data are not used. Raises ValueError
-    when a method that needs images gets vectors, or `out` holds a run with other settings or
-    images; RuntimeError when another process is writing to it. Chapter: your-images.
+    when a method that needs images gets vectors, or `out` holds a run with other settings, images
+    or encoder; RuntimeError when another process is writing to it. Chapter: your-images.
     """
     module = methods.method(method)
     if data.vectors:
         methods.for_vectors(method)
     images = data.images.to(pick_device(device))
-    network, spec, said = _encoder(encoder, data)
+    network, spec = encoder_of(encoder, data)
     if out is None:
         model = module.fit(images, config, encoder=network, monitor=monitor)
         return fitted(model, method, images, spec)
-    out, seen = Path(out), check_fit(images, config, network)
+    out, name = Path(out), encoder if isinstance(encoder, str) else ""
+    about = {"source": asdict(source or Source("")), "pretrained": name, "device": device}
     with checkpoint.lock(out):
-        about = {"source": asdict(source or Source("")), "device": device, "dcl": dcl.__version__}
-        whole = {"method": method, "encoder": said, "config": asdict(config)}
-        with claimed(out, whole, seen, **about):
-            follow = all_of(Log(every=0, run_dir=out, name="log.jsonl"), monitor)
-            model = module.fit(
-                images, config, encoder=network, monitor=follow, run_dir=out / "checkpoint"
-            )
+        with claimed(out, method, images, config, network, **about, dcl=dcl.__version__):
+            follow = all_of(Log(every=0, run_dir=out), monitor)
+            model = module.fit(images, config, encoder=network, monitor=follow, run_dir=out)
         clusters, assignment = fitted(model, method, images, spec)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
-            write(out, data, assignment, method, config)
+            write(out, data, assignment)
     return clusters, assignment
 
 
-def _encoder(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, str, str]:
-    """The module, how `Clusters` names it, and how `config.json` does."""
+def encoder_of(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, str]:
+    """The module of an `encoder` as in `fit`, and how `Clusters` names it."""
+    if isinstance(encoder, Pretrained):
+        return encoder, f"{encoder.spec}@{encoder.size}"
     if isinstance(encoder, nn.Module):
-        if isinstance(encoder, Pretrained):
-            return encoder, f"{encoder.spec}@{encoder.size}", encoder.spec
-        found = as_encoder(encoder, data.images)
-        return found, "module", f"module {fingerprint(found)}"
+        return as_encoder(encoder, data.images), "module"
     if not encoder:
-        return None, "", ""
+        return None, ""
     if data.vectors:
         raise ValueError(f"encoder must be a torch module for vectors; {encoder!r} takes images")
     small = 64  # smaller images are enlarged: the network was trained on 224 px
     found = pretrained(encoder, size=data.size if data.size >= small else 224)
-    return found, f"{found.spec}@{found.size}", encoder
+    return found, f"{found.spec}@{found.size}"
 
 
-def write(out: Path, data: Data, assignment: Assignment, method: str, config: Any) -> None:
+def write(out: Path, data: Data, assignment: Assignment) -> None:
     """Write `assignments.csv`, `skipped.csv`, `health.json` and `report.html`."""
-    files, log = names(data), read_log(out / "log.jsonl")
+    s, files, log = settings(out), names(data), read_log(out / "log.jsonl")
     state = health(assignment.probabilities, assignment.vectors, log=log)
     write_atomic(out / "health.json", json.dumps(asdict(state), indent=1).encode())
     write_atomic(out / "assignments.csv", table(files, assignment))
     if data.skipped:
         write_atomic(out / "skipped.csv", csv_bytes(("file", "reason"), data.skipped))
-    kept = json.loads((out / "config.json").read_bytes())
     about = {
         "data": data.name,
         "split": data.split,
-        data.noun + "s": f"{len(data):,} of {' x '.join(map(str, data.images.shape[1:]))}",
         "skipped": len(data.skipped or ()),
-        "checksum": kept["data"]["checksum"],
-        **{k: v for k, v in kept["config"].items() if not k.startswith("config.")},
-        "seed": kept["config"].get("config.seed"),
+        "checksum": s.checksum,
+        "method": s.method,
+        "encoder": s.encoder or s.network,
+        "seed": s.config.seed,
         **versions(),
     }
     report(
@@ -133,9 +122,9 @@ def write(out: Path, data: Data, assignment: Assignment, method: str, config: An
         assignment.vectors,
         files=files,
         log=log,
-        title=f"{method} on {data.name}",
+        title=f"{s.method} on {data.name}",
         about=about,
-        own_advice=getattr(config, "advice", None),
+        own_advice=getattr(s.config, "advice", None),
     )
 
 
@@ -147,10 +136,23 @@ class Settings:
     """What `config.json` says."""
 
     method: str
-    source: Source
     config: Any
+    network: str
+    """The fingerprint of an encoder from elsewhere; empty: the method's own."""
+    checksum: str
+    source: Source
     encoder: str
+    """The name of a pretrained encoder."""
     device: str
+
+    def load(self) -> Data:
+        """The images of the run. Raises ValueError when it was started from Python."""
+        if not self.source.data or (self.network and not self.encoder):
+            raise ValueError(
+                "data and encoder must be known by name, and this run was started from Python: to "
+                "resume or complete it, call dcl.app.run.fit with the same arguments"
+            )
+        return self.source.load()
 
 
 def settings(out: str | Path) -> Settings:
@@ -160,11 +162,12 @@ def settings(out: str | Path) -> Settings:
         raise FileNotFoundError(f"{str(out)!r} must be a run folder; there is no {path}")
     try:
         kept = json.loads(path.read_bytes())
-        flat, source = kept["config"], Source(**kept["source"])
-        name = flat["method"]
+        flat, source = kept["config"], Source(**kept.get("source", {"data": ""}))
+        name, checksum = flat["method"], kept["data"]["checksum"]
         inner = {k.removeprefix("config."): v for k, v in flat.items() if k.startswith("config.")}
         config = unflat(methods.method(name).Config, inner)
-        return Settings(name, source, config, flat["encoder"], kept["device"])
+        encoder, device = kept.get("pretrained", ""), kept.get("device", "auto")
+        return Settings(name, config, flat["encoder"], checksum, source, encoder, device)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or not a run's ({error})") from error
 
@@ -172,12 +175,7 @@ def settings(out: str | Path) -> Settings:
 def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters, Assignment]:
     """Resume an interrupted run with the settings and images that it started with."""
     s = settings(out)
-    if s.encoder.startswith("module") or not s.source.data:
-        raise ValueError(
-            "resume needs data and encoder by name; this run was started from Python: to resume "
-            "it, call dcl.app.run.fit again with the same arguments"
-        )
-    return fit(s.method, s.source.load(), s.config, out, source=s.source, encoder=s.encoder,
+    return fit(s.method, s.load(), s.config, out, source=s.source, encoder=s.encoder,
                device=s.device, monitor=monitor)  # fmt: skip
 
 
@@ -220,48 +218,11 @@ def rewrite(out: str | Path, *, device: str = "auto") -> None:
     Raises ValueError when the images are no longer those of the run.
     """
     s, found = settings(out), clusters(out, device=device)
-    data = s.source.load()
-    kept = json.loads((Path(out) / "config.json").read_bytes())["data"]["checksum"]
-    if replace(data, labels=None).checksum != kept:  # or the run's assignments would be overwritten
+    data = s.load()
+    # others would overwrite the run's assignments
+    if replace(data, labels=None).checksum != s.checksum:
         raise ValueError(f"data must be the images of the run; {s.source.data} has changed")
     assignment = found.assign(data.images.to(pick_device(device)))
     if dist.rank() == 0:
         with checkpoint.lock(out):
-            write(Path(out), data, assignment, s.method, s.config)
-
-
-def choose(
-    data: str, encoder: str = "", size: int = 0, split: str = "", limit: int = 0, most: int = 20,
-    seed: int = 0, device: str = "auto",
-) -> Choice:  # fmt: skip
-    """How many clusters are in a folder, a data set, vectors, or the embeddings of a run folder.
-
-    encoder: as in `fit`, its features being computed once and cached in `data_root`; "pixels"; or
-    empty: then SimCLR is trained twice, on at most 4,000 images, and both embeddings count.
-    Vectors are used as they are. Raises as `choose_k`. Chapter: your-images.
-    """
-    place = pick_device(device)
-    if most < 3:
-        raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
-    if (Path(data) / "config.json").is_file():
-        found, s = clusters(data, device=device), settings(data)
-        z: Any = found.assign(s.source.load().images.to(place)).vectors
-        return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
-    learned = encoder not in ("", "pixels")
-    most_images = limit or (0 if encoder or is_vectors(data) else 4000)
-    images = Source(data, split, side(data, size, learned), most_images).load()
-    if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
-        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
-    if learned:
-        network, _, _ = _encoder(encoder, images)
-        assert network is not None
-        z = features(network.to(place), images.images, cache=data_root() / "features")
-    elif encoder or images.vectors:
-        z = unit(images.images).flatten(1)
-    else:
-        name = choose_recipe("simclr", data, "quick", gray=images.channels == 1)
-        config = with_batches(recipe("simclr", name), len(images))
-        shown = images.images.to(place)
-        looks = [simclr.fit(shown, replace(config, seed=seed + k)) for k in range(2)]
-        z = [extract(look.embed, shown) for look in looks]
-    return choose_k(z, range(2, min(most, len(images) // 2) + 1), seed=seed)
+            write(Path(out), data, assignment)

@@ -12,12 +12,12 @@ Algorithm:
 1. Scale the input by one number for the whole set, so that the mean of
    :math:`\lVert x \rVert^2 / d` is one.
 2. Layer by layer, if `layers` has epochs: with :math:`h_{k-1}` the outputs of the layers below,
-   which stay as they are,
+   which are frozen,
 
    .. math:: \min_{W_k, V_k} \lVert h_{k-1} -
              V_k\, \mathrm{drop}(\mathrm{ReLU}(W_k\, \mathrm{drop}(h_{k-1}))) \rVert^2
 
-   without dropout on the image and on the code, and without ReLU on the code; what is reconstructed
+   without dropout on the image and on the code, and without ReLU on the code; the reconstruction
    has a ReLU where :math:`h_{k-1}` had one.
 3. The whole stack without dropout: :math:`\min \lVert x - g(f(x)) \rVert^2`.
 
@@ -112,11 +112,11 @@ class Layer(Objective):
             nn.init.zeros_(linear.bias)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The layer and its mirror; what is below stays."""
+        """The layer and its mirror; the layers below are frozen."""
         return [{"params": [*self.encoder.parameters(), *self.mirror.parameters()]}]
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Mean squared error of the layer's input, from a corrupted one."""
+        """Mean squared error of the layer's input, reconstructed from a corrupted one."""
         drop = self.dropout
         with torch.no_grad():
             h = self.below(x)  # (B,a)
@@ -126,7 +126,7 @@ class Layer(Objective):
 
 
 def layers_of(objective: Autoencoder) -> Iterator[Layer]:
-    """The encoder's layers from the image up, each with a fresh start (step 2)."""
+    """The encoder's layers from the image up, each with new weights (step 2)."""
     scale, trunk = objective.encoder.children()
     parts = list(trunk.children())
     at = {k: m for k, m in enumerate(parts) if isinstance(m, nn.Linear)}

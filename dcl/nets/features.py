@@ -3,6 +3,7 @@
 import hashlib
 import re
 import warnings
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from dcl.data import Data
 from dcl.runtime.files import write_atomic
 from dcl.train import extract
+
+under_way: ContextVar[Data | None] = ContextVar("under_way", default=None)
+"""The images of the run under way, if there is one: they are hashed once (`dcl.algorithm`)."""
 
 
 def features(
@@ -24,7 +28,9 @@ def features(
     The encoder may be on a GPU while the images are not. Raises TypeError or ValueError: images
     that are not such a tensor, features that are not (N,D) or not finite. Chapter: your-images.
     """
-    data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
+    data = under_way.get()
+    if data is None or data.images is not images:
+        data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     if cache is None:

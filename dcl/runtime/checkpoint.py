@@ -24,6 +24,7 @@ from dcl.runtime import dist
 from dcl.runtime.files import write_atomic
 
 HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
+FORMAT = "dcl run 1"
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
 
 
@@ -117,16 +118,18 @@ def _holder(root: Path) -> str:
 def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
-    Writes `config.json` on first use, including `about`, which is not compared. Raises ValueError
-    that lists the differences when the folder already holds a run with other settings or data,
-    ValueError when its `config.json` cannot be read, and what `lock` raises.
+    Writes `config.json` on first use, including `about`, which is not compared; what it lacks of
+    `about` is added later. Raises ValueError that lists the differences when the folder already
+    holds a run with other settings or data, ValueError for a run of an earlier version or a
+    `config.json` that cannot be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
+    whole = {"format": FORMAT, **mine, **about}
     with lock(run_dir):
         if not path.exists():
             if dist.rank() == 0:
-                write_atomic(path, json.dumps({**mine, **about}, indent=1).encode())
+                write_atomic(path, json.dumps(whole, indent=1).encode())
             return
     try:
         theirs = json.loads(path.read_bytes())
@@ -137,6 +140,11 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
             f"{str(path)!r} is damaged ({type(e).__name__}: {e}), so the settings of the run there "
             "are unknown. Restore it, or choose another run_dir."
         ) from e
+    if theirs.get("format") != FORMAT:
+        raise ValueError(
+            f"run_dir {str(run_dir)!r} holds a run of another version of dcl, which cannot be "
+            "resumed. Choose another run_dir, or remove that folder."
+        )
 
     def said(part: dict[str, Any], key: str) -> str:
         return repr(part[key]) if key in part else "no such setting"  # of another version
@@ -153,6 +161,9 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
             + "\n".join(differences)
             + "\nChoose another run_dir, or remove that folder."
         )
+    if about.keys() - theirs.keys() and dist.rank() == 0:
+        with lock(run_dir):
+            write_atomic(path, json.dumps({**whole, **theirs}, indent=1).encode())
 
 
 # ---------------------------------------------------------------- checkpoints

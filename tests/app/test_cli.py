@@ -80,10 +80,10 @@ def test_refused_settings_do_not_keep_the_folder(photos, tmp_path, capfd):
     (out / "other").mkdir(parents=True)
     (out / "other" / "config.json").write_text("mine")
     (tmp_path / "scratch").mkdir()
-    (out / "checkpoint").symlink_to(tmp_path / "scratch")  # checkpoints on another disk
+    (out / "pretext").symlink_to(tmp_path / "scratch")  # checkpoints on another disk
     assert fit(photos, out, "--size", "16", "--config.n-neighbors", "500") == IMPOSSIBLE
     assert fit(photos, out, "--size", "16", "--epochs", "1") in (OK, WARNING)
-    assert (out / "checkpoint").is_symlink() and list((tmp_path / "scratch").glob("*.pt"))
+    assert (out / "pretext").is_symlink() and list((tmp_path / "scratch").glob("*.pt"))
     assert (out / "other" / "config.json").read_text() == "mine"
     assert fit(photos, out, "--size", "16", "--config.n-neighbors", "30") == IMPOSSIBLE
     assert "n_neighbors: there 20, now 30" in capfd.readouterr().err

@@ -16,7 +16,7 @@ def test_a_log_that_is_no_log_is_refused(tmp_path):
     for text in ("not json\n", "[1]\n", "{}\n", '{"stage": "scan", "epoch": 0}\n'):
         path.write_text(text)
         with pytest.raises(ValueError, match="log.jsonl must be one JSON object per line"):
-            Log(run_dir=tmp_path, name="log.jsonl")
+            Log(run_dir=tmp_path)
 
 
 def test_log_keeps_and_prints(capsys):
@@ -39,11 +39,11 @@ def test_the_history_of_an_interrupted_run_goes_on(tmp_path, capsys):
         first("scan", epoch, Objective(), {"loss": 1.0 + epoch})
     assert first.before == 0
     second = Log(also=lambda objective: {"ACC": 0.5}, run_dir=tmp_path)
-    assert second.history == first.history == read_log(tmp_path / "metrics.jsonl")
+    assert second.history == first.history == read_log(tmp_path / "log.jsonl")
     assert second.before == sum(row["seconds"] for row in first.history)
     second("scan", 1, Objective(), {"loss": 9.0})  # killed before its checkpoint: trained again
     second("selflabel", 2, Objective(), {"loss": 0.5})
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert second.history == lines and lines[-1]["ACC"] == 0.5
     assert [(r["stage"], r["epoch"], r["loss"]) for r in lines] == [
         ("scan", 0, 1.0), ("scan", 1, 9.0), ("selflabel", 2, 0.5),

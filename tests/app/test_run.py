@@ -43,7 +43,8 @@ def weights(out):
 def test_a_run_leaves_what_it_promises(done, photos):
     names = {p.name for p in done.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "config.json", "log.jsonl", "checkpoint", "model.safetensors", "assignments.csv",
+        "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
+        "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
         "skipped.csv", "health.json", "report.html",
     }  # fmt: skip
     lines = [json.loads(line) for line in (done / "log.jsonl").read_text().splitlines()]
@@ -194,7 +195,7 @@ def test_a_network_from_python(photos, tmp_path):
     config = replace(config, scan=replace(config.scan, batch_size=40))
     clusters, found = run.fit("scan", data, config, tmp_path / "x", encoder=own)
     assert len(calls) <= 6  # the check, mining and the end; not once for every batch and epoch
-    assert len(list((tmp_path / "x" / "checkpoint").glob("features-*.safetensors"))) == 1
+    assert len(list((tmp_path / "x").glob("features-*.safetensors"))) == 1
     calls.clear()
     assert torch.equal(run.fit("scan", data, config, tmp_path / "x", encoder=own)[1][0], found[0])
     assert len(calls) <= 3  # the check and the end: what was extracted is read again

@@ -9,7 +9,7 @@ import pytest
 
 import ablations
 import tables
-from ablations import FOLDER, RECIPE, STUDIES, Effect, Study, faults, read, word
+from ablations import FOLDER, RECIPE, STUDIES, Study, Variant, faults, read, word
 from dcl.data import load
 from dcl.methods import scan, simclr
 from dcl.notebook import results
@@ -17,66 +17,32 @@ from dcl.notebook import results
 FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def complaints(study):
-    """What is wrong with the variants of a study: changes that change nothing, or the same."""
-    changes = {v: study.changed(study.config(v)) | study.slip(v) for v in study.variants}
-    found = [f"{v} changes nothing" for v, change in changes.items() if not change]
-    for name, change in changes.items():
-        wanted = study.variants[name]
-        found += [f"{name} leaves {k}" for k in wanted if not any(
-            key.split(".")[0] == k for key in change)]  # fmt: skip
-        found += [f"{name} also moves {k}" for k in change if k.split(".")[0] not in wanted]
-        found += [f"{name} is {other}" for other, its in changes.items()
-                  if name < other and change and change == its]  # fmt: skip
-    return found
-
-
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_variant_changes_what_it_names_and_nothing_else(name):
+def test_every_variant_changes_what_it_names_and_is_no_other(name):
+    """A field set to the recipe's own value changes nothing, and flattened it does not appear."""
     study = STUDIES[name]
-    assert complaints(study) == []
-    assert study.changed(study.config(RECIPE, seed=5)) == {}
-    assert study.config(RECIPE, seed=5).seed == 5
-    assert {effect.variant for effect in study.effects} == set(study.variants)
-    for effect in study.effects:
-        assert effect.metric in ("ACC", "NMI", "ARI", "purity", "kNN", "linear")
-        assert effect.claim in ("", "better", "worse", "same")
-        assert effect.published or not effect.claim
-
-
-def test_a_variant_that_changes_nothing_is_noticed():
-    whole = STUDIES["scan-digits"]
-    for change, complaint in (
-        ({"n_neighbors": 20}, "1 neighbour changes nothing"),
-        ({"n_neighbors": 5}, "1 neighbour is 5 neighbours"),
-        ({"n_neighbors": 1, "heads": 10}, "1 neighbour leaves heads"),
-    ):
-        study = replace(whole, variants=whole.variants | {"1 neighbour": change})
-        assert complaint in complaints(study)
+    assert study.meant(RECIPE) == {} and study.config(RECIPE, seed=5).seed == 5
+    meant = {title: study.meant(title) for title in study.variants}
+    for title, variant in study.variants.items():
+        assert {key.split(".")[0] for key in meant[title]} == {*variant.change}
+        assert variant.published or not variant.claim
+    assert len({json.dumps(change, default=str) for change in meant.values()}) == len(meant)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_variants_were_other_trainings(name):
-    """A parameter that `fit` ignored would leave the clusters of the recipe."""
-    found = {
-        (r["variant"], r["seed"]): r["clusters"] for r in read(FOLDER / f"{name}.json")["runs"]
-    }
-    for (variant, seed), clusters in found.items():
-        if variant != RECIPE and (RECIPE, seed) in found:
-            assert clusters != found[RECIPE, seed], (variant, seed)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_the_recipe_is_the_recorded_one(name):
-    """Same configuration and seed: the probes, too, are those of book/results."""
+def test_variants_were_other_trainings_than_the_recipe_which_is_the_recorded_one(name):
+    """A parameter that `fit` ignored would leave the clusters; probes are those of results."""
     found, many = read(FOLDER / f"{name}.json"), 0
+    recipes = {r["seed"]: r["clusters"] for r in found["runs"] if r["variant"] == RECIPE}
     for run in found["runs"]:
+        if run["variant"] != RECIPE:
+            assert run["clusters"] != recipes[run["seed"]], (run["variant"], run["seed"])
+            continue
         stem = f"{found['method']}-{found['data']}-quick-seed{run['seed']}"
-        if run["variant"] == RECIPE:
-            for recorded in results.load(stem=stem):
-                for metric, value in recorded["metrics"].items():
-                    assert run["metrics"][metric] == pytest.approx(value, abs=0.005), (stem, metric)
-                many += 1
+        for recorded in results.load(stem=stem):
+            for metric, value in recorded["metrics"].items():
+                assert run["metrics"][metric] == pytest.approx(value, abs=0.005), (stem, metric)
+            many += 1
     assert many >= 3
 
 
@@ -86,16 +52,11 @@ def test_the_recipe_is_the_recorded_one(name):
 @pytest.mark.parametrize(
     ("mean", "half", "claim", "said"),
     [
-        (0.05, 0.06, "", "within noise"),
         (0.05, 0.05, "better", "within noise"),
-        (0.0, 0.0, "", "within noise"),
         (0.05, 0.04, "", "higher"),
         (-0.05, 0.04, "", "lower"),
-        (0.05, 0.04, "better", "**reproduced**"),
         (-0.05, 0.04, "worse", "**reproduced**"),
-        (-0.05, 0.04, "better", "**refuted**"),
         (0.05, 0.04, "worse", "**refuted**"),
-        (0.005, 0.01, "same", "**reproduced**"),
         (0.012, 0.004, "same", "**reproduced**"),
         (0.015, 0.01, "same", "within noise"),
         (-0.05, 0.06, "same", "within noise"),
@@ -130,12 +91,12 @@ def tiny(monkeypatch):
     few = load("digits").subset(200)
     for module in (ablations, tables):
         monkeypatch.setattr(module, "load", lambda name: few)
-    study = Study("scan", "smoke", {"1 head": {"heads": 1}}, (Effect("1 head"),))
+    study = Study("scan", "smoke", "ACC", {"1 head": Variant({"heads": 1})})
     monkeypatch.setitem(STUDIES, "tiny", study)
     return study
 
 
-def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, monkeypatch):
+def test_runs_are_done_once_and_an_interrupted_command_resumes(tiny, tmp_path, monkeypatch):
     pretexts, one = [], ablations.one
     fit = simclr.fit
     monkeypatch.setattr(simclr, "fit", lambda *a, **k: pretexts.append(1) or fit(*a, **k))
@@ -164,12 +125,10 @@ def test_runs_are_done_once_and_an_interrupted_command_goes_on(tiny, tmp_path, m
     assert [r["changed"] for r in found["runs"]] == [{}, {"heads": 1}] * 2
     assert found["command"] == "python book/ablations.py tiny --seeds 3"
     assert faults("tiny", found) == []
-    text = ablations.content("tiny", tmp_path)
-    assert re.search(r"\| 1 head \| 0\.\d{3} ± 0\.\d{3} \|.* \| 2 \| [01] \|", text)
     # a run so short may put all images into one cluster; the probes tell trainings apart
     assert len({str(r["metrics"]) for r in found["runs"]}) == 4
-    monkeypatch.setitem(STUDIES, "tiny", replace(tiny, variants={"1 head": {"heads": 3}}))
-    with pytest.raises(ValueError, match="ran with {'heads': 1}, means {'heads': 3}"):
+    monkeypatch.setitem(STUDIES, "tiny", replace(tiny, variants={"1 head": Variant({"heads": 3})}))
+    with pytest.raises(ValueError, match="run with {'heads': 1}, should be {'heads': 3}"):
         ablations.run("tiny", tmp_path, seeds=2)
 
 
@@ -179,13 +138,12 @@ def test_a_variant_that_never_reached_the_training_is_noticed(tiny, tmp_path, mo
     monkeypatch.setattr(scan, "fit", deaf)
     ablations.run("tiny", tmp_path, seeds=1)
     (line,) = faults("tiny", read(tmp_path / "tiny.json"))
-    assert "1 head, seed 0: ran with {}, means {'heads': 1}" in line
+    assert "1 head, seed 0: was run with {}, should be {'heads': 1}" in line
 
 
 # ---------------------------------------------------------------- files and page
 
 
-@pytest.mark.skipif(not FILES, reason="nothing was run yet")
 def test_a_made_up_number_is_noticed(tmp_path):
     name = FILES[0]
     whole = read(FOLDER / f"{name}.json")
@@ -194,14 +152,17 @@ def test_a_made_up_number_is_noticed(tmp_path):
         (lambda f: None, None),
         (lambda f: f["runs"][1]["metrics"].update(ACC=0.999), "ACC is 0.999, its clusters give"),
         (lambda f: f["runs"][1]["metrics"].update(purity=0.999), "purity is 0.999"),
-        (lambda f: f["runs"][1].update(used=99), "99 clusters used"),
+        (lambda f: f["runs"][1].update(used=99), "used is 99"),
         (lambda f: f["runs"][1].update(clusters=f["runs"][1]["clusters"][::-1]), "NMI is"),
-        (lambda f: f["runs"][1].update(clusters="0"), "holds clusters of 1 images"),
+        (lambda f: f["runs"][1].update(clusters="0"), "has clusters of 1 images"),
         (lambda f: f["runs"][1].update(variant="x"), "there is no such variant"),
-        (lambda f: f["runs"][1].update(changed={}), "ran with {}"),
+        (lambda f: f["runs"][1].update(changed={}), "was run with {}"),
         (lambda f: f["runs"].append(f["runs"][1]), "occurs twice"),
-        (lambda f: f.update(checksum="0"), "is not of the images"),
-        (lambda f: f["recipe"].update({"n_clusters": 99}), "n_clusters was 99 in the recipe"),
+        (lambda f: f.update(checksum="0"), "not run on the images"),
+        (
+            lambda f: f["recipe"].update({"n_clusters": 99}),
+            "n_clusters was 99 in the recorded",
+        ),
     ):
         found = copy.deepcopy(whole)
         change(found)
@@ -209,7 +170,7 @@ def test_a_made_up_number_is_noticed(tmp_path):
         lines = ablations.wrong_ablations(tmp_path)
         assert not lines if complaint is None else complaint in "\n".join(lines), complaint
     (tmp_path / "other.json").write_text("{}")
-    assert "other.json is of no study" in ablations.wrong_ablations(tmp_path)
+    assert "other.json belongs to no study" in ablations.wrong_ablations(tmp_path)
 
 
 def test_every_study_has_its_place_on_the_page():

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from filelock import FileLock
 
 from browser import BROKEN_IMAGES, CONTRAST, FORM, OVERFLOW, SIDEWAYS, Seen, looking  # noqa: F401
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
 SOURCES = ["_config.yml", *(f"book/{p}" for p in ("**/*.md", "**/*.ipynb", "*.yml", "assets/*"))]
 
+WIDE = {"width": 1280, "height": 900}
 PATIENCE = 120_000  # ms for a page: the API is a megabyte, and other tests run beside it
 
 
@@ -33,8 +35,7 @@ def build_if_older() -> None:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
+    def log_message(self, *args): ...
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,6 @@ def address():
 
 def names() -> list[str]:
     """The pages that the table of contents leads to, the ends of the site included."""
-    import yaml
-
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     return [f"{name}.html" for name in files] + ["genindex.html"]
@@ -87,27 +86,24 @@ RAW_MATH = r"""() => {
 def test_page(browser, address, name):
     """Each page, in both widths and both colours."""
     for scheme in ("light", "dark"):
-        context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        seen = Seen(page, address)
-        page.goto(address + name, wait_until="load")
-        page.evaluate(READY)
-        assert page.evaluate("document.documentElement.dataset.theme") == scheme
-        assert page.title()
-        assert page.evaluate(SIDEWAYS) == [], f"{name} is cut at the right, {scheme}"
-        if name.startswith("chapters/"):
-            assert page.evaluate(FORM) == []
-        for width in (1280, 390):
-            page.set_viewport_size({"width": width, "height": 900})
-            assert page.evaluate(OVERFLOW) == [], f"{name} sticks out at {width} px, {scheme}"
-        assert page.evaluate(CONTRAST) == [], f"{name}, {scheme}: hard to read"
-        assert page.evaluate(RAW_MATH) == []
-        assert page.evaluate(BROKEN_IMAGES) == []
-        assert seen.foreign == [], "requests to other origins"
-        assert seen.bad == []
-        assert seen.console == []
-        context.close()
+        with browser.new_page(color_scheme=scheme, viewport=WIDE) as page:
+            page.set_default_timeout(PATIENCE)
+            seen = Seen(page, address)
+            page.goto(address + name, wait_until="load")
+            page.evaluate(READY)
+            assert page.evaluate("document.documentElement.dataset.theme") == scheme
+            assert page.title()
+            assert page.evaluate(SIDEWAYS) == [], f"{name} is cut at the right, {scheme}"
+            if name.startswith("chapters/"):
+                assert page.evaluate(FORM) == []
+            for width in (1280, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert page.evaluate(OVERFLOW) == [], f"{name} sticks out at {width} px, {scheme}"
+            assert page.evaluate(CONTRAST) == [], f"{name}, {scheme}: hard to read"
+            assert page.evaluate(RAW_MATH) == []
+            assert page.evaluate(BROKEN_IMAGES) == []
+            assert seen.foreign == [], "requests to other origins"
+            assert seen.bad == seen.console == []
 
 
 def test_no_page_names_a_folder_of_this_machine(address):
@@ -164,71 +160,67 @@ def test_the_links_that_lead_nowhere_are_found(tmp_path):
 
 
 def test_search_finds_a_chapter(browser, address):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    seen = Seen(page, address)
-    page.goto(address + "index.html")
-    page.locator("button.search-button:visible, button.search-button__button:visible").first.click()
-    box = page.locator("input[type=search]:visible")
-    assert box.count() == 1, "one search field, not two"
-    box.fill("sinkhorn")
-    box.press("Enter")
-    # results come one by one, and the first may be of another page
-    page.wait_for_selector("#search-results li a[href*='chapters/']")
-    assert seen.foreign == [] and seen.console == []
-    context.close()
+    with browser.new_page(viewport=WIDE) as page:
+        seen = Seen(page, address)
+        page.goto(address + "index.html")
+        buttons = "button.search-button:visible, button.search-button__button:visible"
+        page.locator(buttons).first.click()
+        box = page.locator("input[type=search]:visible")
+        assert box.count() == 1, "one search field, not two"
+        box.fill("sinkhorn")
+        box.press("Enter")
+        # results come one by one, and the first may be of another page
+        page.wait_for_selector("#search-results li a[href*='chapters/']")
+        assert seen.foreign == seen.console == []
 
 
 def test_the_theme_can_be_switched(browser, address):
-    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.goto(address + "index.html")
-    themes = []
-    for _ in range(3):
-        page.locator("button.theme-switch-button:visible").first.click()
-        themes.append(page.evaluate("document.documentElement.dataset.mode"))
-    assert set(themes) == {"auto", "light", "dark"}
-    while page.evaluate("document.documentElement.dataset.mode") != "dark":
-        page.locator("button.theme-switch-button:visible").first.click()
-    page.reload()
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark", "the choice is kept"
-    context.close()
+    """And stays as chosen. That each theme looks right is seen above, page by page."""
+    with browser.new_page(color_scheme="light", viewport=WIDE) as page:
+        page.goto(address + "index.html")
+        button = page.locator("button.theme-switch-button:visible").first
+        mode = "document.documentElement.dataset.mode"
+        assert {button.click() or page.evaluate(mode) for _ in range(3)} == {
+            "auto",
+            "light",
+            "dark",
+        }
+        while page.evaluate(mode) != "dark":
+            button.click()
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_folded_code_unfolds(browser, address):
-    """What is hidden in the book opens by a click."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.goto(address + names()[2])
-    folded = page.locator("details.hide").first
-    assert not folded.evaluate("e => e.open")
-    folded.locator("summary").click()
-    assert folded.evaluate("e => e.open")
-    context.close()
+    with browser.new_page(viewport=WIDE) as page:
+        page.goto(address + names()[2])
+        folded = page.locator("details.hide").first
+        assert not folded.evaluate("e => e.open")
+        folded.locator("summary").click()
+        assert folded.evaluate("e => e.open")
 
 
 def test_page_checks_can_fail(browser, address):
     """A foreign request, a broken image, wide text, grey on grey and raw maths are all noticed."""
-    context = browser.new_context(viewport={"width": 390, "height": 900})
-    page = context.new_page()
-    page.route("https://example.invalid/**", lambda route: route.fulfill(body=""))
-    seen = Seen(page, address)
-    page.goto(address + "index.html", wait_until="load")
-    page.evaluate("""() => {
-      const add = html => document.querySelector('article').insertAdjacentHTML('beforeend', html);
-      add('<img src="missing.png">');
-      add('<img src="https://example.invalid/a.png">');
-      add('<p style="width: 900px; background: #999; color: #888">wide</p>');
-      add('<p>$$ x $$</p>');
-      add('<div class="highlight"><pre style="width: 90px">' + 'long '.repeat(50) + '</pre></div>');
-      add('<div class="solution" id="answer"></div>');
-    }""")
-    page.evaluate(READY)
-    assert any("900" in w or "P " in w or "page" in w for w in page.evaluate(OVERFLOW))
-    assert page.evaluate(CONTRAST) and page.evaluate(RAW_MATH)
-    assert any("long" in w for w in page.evaluate(SIDEWAYS))
-    assert {f.split(":")[0] for f in page.evaluate(FORM)} >= {"no caption", "no alt", "open"}
-    assert len(page.evaluate(BROKEN_IMAGES)) == 2
-    assert seen.foreign == ["https://example.invalid/a.png"]
-    assert any("404" in line for line in seen.bad)
-    context.close()
+    with browser.new_page(viewport={"width": 390, "height": 900}) as page:
+        page.route("https://example.invalid/**", lambda route: route.fulfill(body=""))
+        seen = Seen(page, address)
+        page.goto(address + "index.html", wait_until="load")
+        page.evaluate("""() => {
+          const article = document.querySelector('article');
+          const add = html => article.insertAdjacentHTML('beforeend', html);
+          add('<img src="missing.png">');
+          add('<img src="https://example.invalid/a.png">');
+          add('<p style="width: 900px; background: #999; color: #888">wide</p>');
+          add('<p>$$ x $$</p>');
+          add(`<div class="highlight"><pre style="width: 90px">${'long '.repeat(50)}</pre></div>`);
+          add('<div class="solution" id="answer"></div>');
+        }""")
+        page.evaluate(READY)
+        assert any("900" in w or "P " in w or "page" in w for w in page.evaluate(OVERFLOW))
+        assert page.evaluate(CONTRAST) and page.evaluate(RAW_MATH)
+        assert any("long" in w for w in page.evaluate(SIDEWAYS))
+        assert {f.split(":")[0] for f in page.evaluate(FORM)} >= {"no caption", "no alt", "open"}
+        assert len(page.evaluate(BROKEN_IMAGES)) == 2
+        assert seen.foreign == ["https://example.invalid/a.png"]
+        assert any("404" in line for line in seen.bad)

@@ -24,50 +24,44 @@ def write(folder, seed=0, config=None, acc=0.9, **more):
     )
 
 
+def read(path):
+    return json.loads(path.read_text())
+
+
 def test_a_result_names_what_made_it(tmp_path):
     path = write(tmp_path, baselines={"k-means on pixels": {"ACC": 0.8}}, clusters=[0, 1])
     assert path.name == "scan-digits-quick-seed0.json"
-    result = json.loads(path.read_text())
+    result = read(path)
     assert result["checksum"] == load("digits").checksum
     assert result["split"] == "all" and result["images"] == 1797 and result["seed"] == 0
     assert result["config"]["lr"] == 0.1 and result["seconds"] == 12.3
-    assert result["clusters"] == [0, 1]
+    assert result["clusters"] == [0, 1] and result["files"] == "as published"
     assert {"python", "torch", "numpy", "revision"} <= result["versions"].keys()
     assert {"cpu", "cores", "threads"} <= result["machine"].keys()
+    assert 0.05 < result["machine"]["memory_gib"] < 100
     assert "papermill book/chapters/scan.ipynb" in result["command"]
     assert "-p dataset digits -p seed 0" in result["command"]
 
 
-def test_the_command_says_what_was_changed(tmp_path):
-    path = write(tmp_path, epochs=2)
-    assert "-p dataset digits -p epochs 2 -p seed 0" in json.loads(path.read_text())["command"]
-    data = replace(load("digits"), name="photos")
-    command = json.loads(write(tmp_path, data=data).read_text())["command"]
-    assert "-p dataset folder:photos -p seed 0" in command
+def test_the_command_and_the_files_say_what_was_changed(tmp_path):
+    digits = load("digits")
+    assert "-p dataset digits -p epochs 2 -p seed 0" in read(write(tmp_path, epochs=2))["command"]
+    files = [f"{k}.{'JPG' if k else 'png'}" for k in range(len(digits))]
+    result = read(write(tmp_path, data=replace(digits, name="photos", files=files)))
+    assert "-p dataset folder:photos -p seed 0" in result["command"]
+    assert result["files"] == ".jpg .png"
 
 
-def test_the_split_names_both_sides(tmp_path):
+def test_the_split_names_both_sides_and_all_images_together_are_another_run(tmp_path):
     digits = load("digits")
     path = write(tmp_path, trained_on=replace(digits, split="train"))
-    assert json.loads(path.read_text())["split"] == "train -> all"
-
-
-def test_all_images_together_are_another_run(tmp_path):
-    both = replace(load("digits"), name="mnist", split="train+test")
+    assert read(path)["split"] == "train -> all"
+    both = replace(digits, name="mnist", split="train+test")
     path = write(tmp_path, data=both)
     assert path.name == "scan-mnist-train+test-quick-seed0.json"
-    assert "-p dataset mnist:train+test -p seed 0" in json.loads(path.read_text())["command"]
+    assert "-p dataset mnist:train+test -p seed 0" in read(path)["command"]
     assert write(tmp_path, data=replace(both, split="test")).name == "scan-mnist-quick-seed0.json"
     assert write(tmp_path, data=replace(both, name="photos")).name.startswith("scan-photos-train+")
-
-
-def test_a_result_tells_how_the_images_were_stored(tmp_path):
-    digits = load("digits")
-    files = [f"{k}.{'JPG' if k else 'png'}" for k in range(len(digits))]
-    path = write(tmp_path, data=replace(digits, name="photos", files=files))
-    assert json.loads(path.read_text())["files"] == ".jpg .png"
-    assert json.loads(write(tmp_path).read_text())["files"] == "as published"
-    assert 0.05 < json.loads(path.read_text())["machine"]["memory_gib"] < 100
 
 
 def test_other_parameters_do_not_overwrite(tmp_path):

@@ -210,12 +210,16 @@ def names(cells: list[NotebookNode], context: type) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_cell_needs_what_a_figure_defines(name):
-    """The runs behind the claims, and the sabotaged ones, leave figures out."""
+    """The runs behind the claims, and the sabotaged ones, leave figures out before the verdicts."""
     cells = code(chapter(name))
-    figures = [cell for cell in cells if "figure" in tags(cell)]
-    others = [cell for cell in cells if "figure" not in tags(cell)]
-    lost = names(figures, ast.Store) - names(others, ast.Store)
-    assert lost & names(others, ast.Load) == set()
+    last = max((n for n, cell in enumerate(cells) if "verdict" in tags(cell)), default=0)
+    drawn, known = set(), set()
+    for cell in cells[: last + 1]:
+        if "figure" in tags(cell):
+            drawn |= names([cell], ast.Store)
+        else:
+            assert (drawn - known) & names([cell], ast.Load) == set(), cell.source
+            known |= names([cell], ast.Store)
 
 
 @pytest.mark.parametrize("name", METHODS)

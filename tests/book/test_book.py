@@ -218,8 +218,8 @@ def test_no_cell_needs_what_a_figure_defines(name):
         if "figure" in tags(cell):
             drawn |= names([cell], ast.Store)
         else:
-            assert (drawn - known) & names([cell], ast.Load) == set(), cell.source
             known |= names([cell], ast.Store)
+            assert (drawn - known) & names([cell], ast.Load) == set(), cell.source
 
 
 @pytest.mark.parametrize("name", METHODS)

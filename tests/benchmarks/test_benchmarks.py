@@ -85,21 +85,21 @@ def test_numbers_keep_three_digits():
 # Clocks
 
 
-def burn(seconds):
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
+def test_candidates_take_turns_and_short_work_is_repeated(monkeypatch):
+    now, order = [0.0], []
+    clock = SimpleNamespace(process_time=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr("benchmarks.time", clock)
 
+    def work(name, seconds):
+        order.append(name)
+        now[0] += seconds
 
-def test_candidates_take_turns_and_short_work_is_repeated():
-    order = []
-    work = {name: lambda name=name: (order.append(name), burn(0.06)) for name in "ab"}
-    times = cpu_times(work, 2)
+    times = cpu_times({name: lambda name=name: work(name, 0.06) for name in "ab"}, 2)
     assert order == [*"aaabbb", *"abab"]  # warmed up, then in turns
-    assert all(len(values) == 2 and min(values) >= 59 for values in times.values())
-    calls = []
-    cpu_times({"short": lambda: (calls.append(1), burn(0.005))}, 2)
-    assert len(calls) > 3 + 2 * 5
+    assert times == {name: pytest.approx([60, 60]) for name in "ab"}
+    order.clear()
+    times = cpu_times({"short": lambda: work("short", 0.005)}, 2)
+    assert len(order) == 3 + 2 * 10 and times["short"] == pytest.approx([5, 5])
 
 
 def test_the_clock_of_the_wall_counts_waiting_and_cpu_that_of_children():

@@ -2,7 +2,7 @@
 
     config.json        settings, checksum of the images, and where they came from
     log.jsonl          one line per epoch
-    *.pt, pretext/     checkpoints, from which an interrupted run resumes
+    `*.pt`, pretext/   checkpoints, from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why

@@ -21,7 +21,7 @@ class Published(NamedTuple):
         return f"{told}: {self.source}" if told else "not read here"
 
 
-TOY = "the paper, quoted by IDEC-toy"
+TOY = "the paper, in IDEC-toy's README"
 LOG = "last epoch of the author's log"
 README = "README of the release"
 

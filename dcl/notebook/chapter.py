@@ -102,7 +102,7 @@ def evidence(chapter: str, claim: str) -> dict[str, list[float]]:
         kind = run["run"]
         if kind == "honest":
             kind += f", {run['arithmetic']}" + (", 2 threads" if run["threads"] > 1 else "")
-        value = run["values"][claim]
+        value = run["values"].get(claim)
         found.setdefault(kind, []).append(float("nan") if value is None else value)
     return found
 

@@ -232,7 +232,7 @@ def commands(results: list[Result]) -> dict[str, list[int]]:
         text = re.sub(r" -p seed \d+", "", r["command"])
         text = re.sub(r"\b0\d-(?=[a-z])", "", text)  # chapters had numbers when it was recorded
         found.setdefault(text, []).append(r["seed"])
-    return {text: sorted(found[text]) for text in sorted(found)}
+    return {text: sorted(set(found[text])) for text in sorted(found)}
 
 
 def print_commands(results: list[Result]) -> None:

@@ -15,6 +15,7 @@ class Published(NamedTuple):
     scores: dict[str, str]  # as printed there, the main one first; {}: not read
     source: str = ""
     profile: str = ""  # to run it: paper has the schedule published for these images, gpu another
+    chapter: str = ""  # the one that runs it, if it is not named after the method
 
     def __str__(self) -> str:
         told = ", ".join(f"{metric} {value}" for metric, value in self.scores.items())
@@ -29,7 +30,7 @@ PUBLISHED = [
     Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
     Published("dec", "STL-10 (HOG)", {}),
     Published("dec", "Reuters-10k", {"ACC": ".778"}, "DEC-keras, 10 seeds"),
-    Published("idec", "mnist", {"ACC": ".881"}, TOY, "paper"),
+    Published("idec", "mnist", {"ACC": ".881"}, TOY, "paper", "dec"),
     Published("idec", "USPS", {"ACC": ".7605"}, TOY),
     Published("idec", "Reuters-10k", {"ACC": ".756"}, TOY),
     Published("dac", "mnist", {"ACC": ".981"}, f"{LOG}, all 70,000 images", "paper"),

@@ -204,9 +204,8 @@ def judged(said: Published, rows: list[results.Result]) -> str:
 def _how(said: Published, rows: list[results.Result]) -> list[str]:
     """How the runs were made, or could be."""
     if not rows:
-        chapter = "dec" if said.method == "idec" else said.method
-        words = f"python book/record.py {chapter} -p profile {said.profile} -p dataset {said.data}"
-        return [f"not run yet, `{words}`"] if said.profile else []
+        words = f"{said.chapter or said.method} -p profile {said.profile} -p dataset {said.data}"
+        return [f"not run yet, `python book/record.py {words}`"] if said.profile else []
     data, which = rows[0]["data"], _which(rows[0], rows[0]["split"])
     which = f"{results.TITLES[data]}, {which}" if data in results.TITLES else which
     return [

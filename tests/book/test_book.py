@@ -407,7 +407,7 @@ def test_reproduced_is_said_of_the_papers_schedule_on_its_images_alone():
 def test_the_pages_with_published_scores_by_hand(tmp_path, monkeypatch):
     said = [
         Published("scan", "cifar10", {"NMI": ".8", "ACC": ".9"}, "a README", "paper"),
-        Published("idec", "mnist", {}, profile="paper"),
+        Published("idec", "mnist", {}, profile="paper", chapter="dec"),
         Published("idec", "Reuters-10k", {"ACC": ".756"}, "a log"),
     ]
     monkeypatch.setattr(tables, "PUBLISHED", said)

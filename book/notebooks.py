@@ -6,8 +6,8 @@ python book/notebooks.py run [NAMES]        execute from a fresh kernel and norm
     --profile P --results DIR               with these parameters
 python book/notebooks.py check              are stamps, tables and recorded results up to date?
 python book/notebooks.py results            write the tables of recorded results: README.md,
-                                            results.md, ablations.md, speed.md, and outputs
-                                            in the chapters
+                                            results, reproduced, ablations, speed, api (.md),
+                                            and outputs in the chapters
 """
 
 import argparse

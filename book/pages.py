@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ablations
 import timings
-from tables import tables
+from tables import counted, reproduced, summary, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,8 +22,12 @@ def modules(room: str) -> str:
 
 
 PAGES: dict[Path, tuple[str, Callable[[str], str]]] = {
-    ROOT / "README.md": ("results", lambda _: tables()),
+    ROOT / "README.md": ("results", lambda _: summary()),
     ROOT / "book" / "results.md": ("results", lambda _: tables(whole=True)),
+    ROOT / "book" / "reproduced.md": (
+        "published",
+        lambda name: reproduced(name) if name else counted(),
+    ),
     ROOT / "book" / "ablations.md": ("ablations", ablations.content),
     ROOT / "book" / "speed.md": ("timings", timings.content),
     ROOT / "book" / "api.md": ("modules", modules),

@@ -7,14 +7,13 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "_build" / "html" / "chapters" / "scan.html"
-ANCHOR = "what-the-clusters-look-like"
 
 if __name__ == "__main__":
     with sync_playwright() as play:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
-        page.goto(f"{PAGE.as_uri()}#{ANCHOR}")
+        page.goto(PAGE.as_uri())
         page.evaluate("async () => { await document.fonts.ready; await MathJax.startup.promise }")
         page.wait_for_timeout(500)
         page.screenshot(path=ROOT / "book" / "assets" / "chapter.png")

@@ -1,7 +1,7 @@
 """The recorded results as the book shows them, made from book/results/*.json and nothing else.
 
-In README.md and results.md (see `pages`), and in the chapters as outputs of the cells below
-"Recorded results", which read only those files and so are made without running a chapter.
+In README.md, results.md and reproduced.md (see `pages`), and in the chapters as outputs of the
+cells below "Recorded results", which read only those files: no chapter is run for them.
 """
 
 import copy
@@ -25,19 +25,15 @@ from dcl.data import load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.notebook import results
+from dcl.notebook.parameters import PROFILES
+from published import PUBLISHED, Published
 
 METRICS = ("ACC", "NMI", "ARI")
 SECTION = "## Recorded results"
 NONE = "No results are recorded yet."
-
-PUBLISHED = {
-    ("scan", "cifar10"): "ACC .883, NMI .797, ARI .772: best ResNet-18, README of the release",
-    ("dec", "mnist"): "ACC .912 ± .047: DEC-keras, 300 epochs of autoencoder",
-    ("idec", "mnist"): "ACC .881: README of IDEC-toy",
-    ("dac", "mnist"): "ACC .981: last epoch of the author's log, all 70,000 images",
-    ("swav", "cifar10"): "linear .892: ResNet-18 of solo-learn, 1000 epochs",
-}
-"""What others report, by method and prefix of the data set's name; looked up, not remembered."""
+NOBREAK = "\N{NO-BREAK SPACE}"
+CLOSE = 0.02  # a mean that is at most this much lower is called reproduced
+ORDER = [*dict.fromkeys(p.method for p in PUBLISHED)]
 
 # ---------------------------------------------------------------- tables
 
@@ -81,10 +77,9 @@ def _which(row: results.Result, split: str) -> str:
 def _table(rows: list[results.Result]) -> str:
     shown = [m for m in (*METRICS, "kNN", "linear") if any(m in r["metrics"] for r in rows)]
     given = {
-        m: text
-        for m in sorted({r["method"] for r in rows})
-        for (method, data), text in PUBLISHED.items()
-        if m == method and rows[0]["data"].startswith(data)
+        p.method: str(p)
+        for p in PUBLISHED
+        if p.scores and rows[0]["data"].startswith(p.data) and p.method in _names(rows)
     }
     head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
     lines = []
@@ -124,6 +119,99 @@ def _origin(rows: list[results.Result]) -> str:
         for text, seeds in mine.items():
             lines.append(f"{method}, `-p seed` {', '.join(map(str, seeds))}: `{text}`.")
     return folded("Machine and commands", "\n".join(f"- {line}" for line in lines))
+
+
+# ---------------------------------------------------------------- what others report
+
+
+def summary(folder: Path = results.COMMITTED) -> str:
+    """Return the table of the front page: each method on the digits, its best baseline, others'."""
+    rows = results.load(folder, data="digits", profile="quick")
+    lines = []
+    for method in sorted(_names(rows), key=[*ORDER, *_names(rows)].index):
+        mine = [r for r in rows if r["method"] == method]
+        beside = {
+            name: [{**r, "metrics": r["baselines"][name]} for r in mine]
+            for name in mine[0]["baselines"]
+        }
+        best = max(beside, key=lambda name: results.over_seeds(beside[name], "ACC")[0])
+        line = [method, results.cell(mine, "ACC"), f"{results.cell(beside[best], 'ACC')}, {best}"]
+        lines.append([*line, str(len(mine)), _elsewhere(method)])
+    pixels = [r for r in results.baselines(rows) if r["method"] == "k-means on pixels"]
+    lines.append(["k-means on pixels", results.cell(pixels, "ACC"), "", str(len(pixels)), ""])
+    return results.markdown(["method", "ACC", "best baseline", "n", "published elsewhere"], lines)
+
+
+def _elsewhere(method: str) -> str:
+    for said in PUBLISHED:
+        if said.method == method and said.scores:
+            metric, value = next(iter(said.scores.items()))
+            return f"{metric} {value} on {titled(said.data)}: {said.source}"
+    return "not read here"
+
+
+def titled(data: str) -> str:
+    """The name of a data set as people write it."""
+    return {"mnist": "MNIST", "stl10": "STL-10"}.get(data, data.replace("cifar", "CIFAR-"))
+
+
+def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
+    """Return a method's table of the page "Reproduced?", and the command of each row."""
+    lines, told = [], []
+    for said in (p for p in PUBLISHED if p.method == method):
+        rows = nearest(said, results.load(folder, method=method))
+        shown = [m for m in said.scores or METRICS[:1] if any(m in r["metrics"] for r in rows)]
+        here = ", ".join(f"{m} {results.cell(rows, m)}".replace(" ", NOBREAK) for m in shown)
+        word, n = f"**{judged(said, rows)}**", str(len(rows) or "")
+        lines.append([titled(said.data), word, here, n, str(said)])
+        told += [f"- {titled(said.data)}: {text}" for text in _how(said, rows)]
+    head = ["data", "reproduced?", "here", "n", "published"]
+    return "\n\n".join(filter(None, [results.markdown(head, lines), "\n".join(told)]))
+
+
+def counted(folder: Path = results.COMMITTED) -> str:
+    """Say how many rows of the page have which word."""
+    words = [judged(p, nearest(p, results.load(folder, method=p.method))) for p in PUBLISHED]
+    known = dict.fromkeys(["reproduced", "not reproduced", "reduced", "not run", *words])
+    told = ", ".join(f"{words.count(word)} **{word}**" for word in known)
+    return f"Of {len(words)} rows: {told}."
+
+
+def nearest(said: Published, rows: list[results.Result]) -> list[results.Result]:
+    """The runs closest to what was published: of these images, with the longest profile."""
+    same = [r for r in rows if r["data"] == said.data]
+    same = same or [r for r in rows if r["data"].startswith(f"{said.data}-")]
+    if not same:
+        return []
+    best = max(same, key=lambda r: PROFILES.index(r["profile"]))
+    return [r for r in same if all(r[k] == best[k] for k in ("data", "split", "profile"))]
+
+
+def judged(said: Published, rows: list[results.Result]) -> str:
+    """Say whether the runs reproduce what was published; the page explains the words."""
+    if not rows:
+        return "not run"
+    first = rows[0]
+    if (first["data"], first["profile"], said.profile) != (said.data, "paper", "paper"):
+        return "reduced"
+    if not said.scores:
+        return "run, nothing to compare"
+    metric, value = next(iter(said.scores.items()))
+    mean, _, _ = results.over_seeds(rows, metric)
+    return "reproduced" if mean >= float(value.split()[0]) - CLOSE else "not reproduced"
+
+
+def _how(said: Published, rows: list[results.Result]) -> list[str]:
+    """How the runs were made, or could be."""
+    if not rows:
+        words = f"{said.chapter or said.method} -p profile {said.profile} -p dataset {said.data}"
+        return [f"not run yet, `python book/record.py {words}`"] if said.profile else []
+    data, which = rows[0]["data"], _which(rows[0], rows[0]["split"])
+    which = f"{results.TITLES[data]}, {which}" if data in results.TITLES else which
+    return [
+        f"`{text}`, `-p seed` {', '.join(map(str, seeds))}; {which}"
+        for text, seeds in results.commands(rows).items()
+    ]
 
 
 # ---------------------------------------------------------------- chapters

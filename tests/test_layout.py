@@ -172,7 +172,7 @@ def named(source: str) -> set[str]:
     return found & stems
 
 
-OF_SINGLE_METHODS = {"ablations", "tables"}
+OF_SINGLE_METHODS = {"ablations", "published"}
 """Book tools that hold what was studied or published of one method after another."""
 LISTLESS = [path for path in FILES if path.parent.name not in ("methods", "recipes")]
 LISTLESS += [p for p in (ROOT / "book").glob("*.py") if p.stem not in OF_SINGLE_METHODS]

@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import ablations
 import notebooks
 import pages
+import record
 import sabotage
 import tables
 from dcl.app.clusters import WEIGHTS
@@ -24,6 +25,7 @@ from dcl.notebook import results
 from dcl.recipes import recipe
 from notebooks import CHAPTERS, chapters, normalised, setup_source, stamped, tags
 from pages import PAGES, filled
+from published import PUBLISHED, Published
 from sabotage import chapter_of
 from tables import wrong_probes, wrong_results
 
@@ -278,7 +280,7 @@ def test_a_changed_digit_on_a_page_is_noticed(page, tmp_path, monkeypatch):
     text, copied = page.read_text(), tmp_path / page.name
     monkeypatch.setattr(pages, "PAGES", {copied: PAGES[page]})
     prose = filled(text, PAGES[page][0], lambda name: "")
-    numbers = [found for found in re.findall(r"\d ± .+? \|", text) if found not in prose]
+    numbers = [found for found in re.findall(r"\d\s±\s.+? \|", text) if found not in prose]
     assert len(numbers) > 5
     for number in numbers[::20]:
         copied.write_text(text.replace(number, str((int(number[0]) + 1) % 10) + number[1:], 1))
@@ -366,16 +368,91 @@ def test_a_table_for_each_set_split_and_profile_by_hand(tmp_path):
     (tmp_path / "3.json").write_text(json.dumps(told))
     text = tables.tables(tmp_path, whole=True)
     assert re.findall(r"^\*\*(.+?)\*\*: (.+)$", text, re.M) == [
-        ("CIFAR-10 (JPEG q75), gpu", "trained on 5,000 images of train, scored on the 10,000 "
-         "images of test, from .jpg files"),
-        ("mnist, gpu", "trained on train, scored on the 10,000 images of test, from .jpg files"),
-        ("mnist, gpu", "trained and scored on the same 10,000 images (train+test), from .jpg "
-         "files"),
+        ("CIFAR-10 (JPEG q75), reduced, CPU", "trained on 5,000 images of train, scored on the "
+         "10,000 images of test, from .jpg files"),
+        ("mnist, reduced, CPU", "trained on train, scored on the 10,000 images of test, "
+         "from .jpg files"),
+        ("mnist, reduced, CPU", "trained and scored on the same 10,000 images (train+test), "
+         "from .jpg files"),
     ]  # fmt: skip
-    assert "| scan | 0.900 | 1 | 60 | ACC .883, NMI .797" in text
-    assert "| scan | 0.900 ± 0.000 | 2 | 60 |\n| k-means on pixels | 0.500 ± 0.000 | 2 |  |" in text
+    assert "| scan | .900 | 1 | 60 | ACC .883, NMI .797" in text
+    assert "| scan | .900 ± .000 | 2 | 60 |\n| k-means on pixels | .500 ± .000 | 2 |  |" in text
     assert "- Machine: C, 1 thread(s); at most 1.2 GiB of memory." in text
     assert "- scan, `-p seed` 0, 1: `python book/record.py scan`." in text
+
+
+def run_of(method: str, data: str, profile: str, acc: float, **more) -> results.Result:
+    found = {"method": method, "data": data, "profile": profile, "metrics": {"ACC": acc}, "seed": 0,
+             "split": "train -> test", "images": 9, "command": "c", "machine": {}, "seconds": 1.0,
+             "baselines": {"k-means on pixels": {"ACC": 0.5}, "k-means": {"ACC": 0.7}}}  # fmt: skip
+    return found | more
+
+
+def test_reproduced_is_said_of_the_papers_schedule_on_its_images_alone():
+    scan = Published("scan", "cifar10", {"ACC": ".883"}, "README", "paper")
+    for said, rows, word in (
+        (scan, [], "not run"),
+        (scan, [run_of("scan", "mnist", "paper", 0.9)], "not run"),
+        (scan, [run_of("scan", "cifar100-20", "paper", 0.9)], "not run"),
+        (scan, [run_of("scan", "cifar10", "gpu", 0.9)], "reduced"),
+        (scan, [run_of("scan", "cifar10-jpeg", "paper", 0.9)], "reduced"),
+        (scan, [run_of("scan", "cifar10", "paper", acc) for acc in (0.85, 0.88)], "reproduced"),
+        (scan, [run_of("scan", "cifar10", "paper", 0.86)], "not reproduced"),
+        (scan._replace(scores={}), [run_of("scan", "cifar10", "paper", 0.9)], "run, nothing to co"),
+        (scan._replace(profile="gpu"), [run_of("scan", "cifar10", "paper", 0.9)], "reduced"),
+    ):
+        assert tables.judged(said, tables.nearest(said, rows)).startswith(word), (said, rows)
+    both = [run_of("scan", "cifar10-jpeg", "paper", 0.3), run_of("scan", "cifar10", "quick", 0.4)]
+    assert tables.nearest(scan, both) == both[1:]
+    both = [run_of("scan", "cifar10", "quick", 0.3), run_of("scan", "cifar10", "gpu", 0.4)]
+    assert tables.nearest(scan, both) == both[1:]
+
+
+def test_the_pages_with_published_scores_by_hand(tmp_path, monkeypatch):
+    said = [
+        Published("scan", "cifar10", {"NMI": ".8", "ACC": ".9"}, "a README", "paper"),
+        Published("idec", "mnist", {}, profile="paper", chapter="dec"),
+        Published("idec", "Reuters-10k", {"ACC": ".756"}, "a log"),
+    ]
+    monkeypatch.setattr(tables, "PUBLISHED", said)
+    for k, row in enumerate([run_of("scan", "digits", "quick", 0.8, seed=1),
+                             run_of("scan", "digits", "quick", 0.9),
+                             run_of("new", "digits", "quick", 0.9),
+                             run_of("scan", "cifar10-jpeg", "quick", 0.4)]):  # fmt: skip
+        (tmp_path / f"{k}.json").write_text(json.dumps(row))
+    assert tables.summary(tmp_path).splitlines()[2:] == [
+        "| scan | .850 ± .071 | .700 ± .000, k-means | 2 | NMI .8 on CIFAR-10: a README |",
+        "| new | .900 | .700, k-means | 1 | not read here |",
+        "| k-means on pixels | .500 ± .000 |  | 2 |  |",
+    ]
+    assert tables.reproduced("scan", tmp_path).splitlines()[2:] == [
+        "| CIFAR-10 | **reduced** | ACC\N{NO-BREAK SPACE}.400 | 1 | NMI .8, ACC .9: a README |",
+        "",
+        "- CIFAR-10: `c`, `-p seed` 0; CIFAR-10 (JPEG q75), trained on train, scored on the 9 "
+        "images of test",
+    ]
+    assert tables.reproduced("idec", tmp_path).splitlines()[2:] == [
+        "| MNIST | **not run** |  |  | not read here |",
+        "| Reuters-10k | **not run** |  |  | ACC .756: a log |",
+        "",
+        "- MNIST: not run yet, `python book/record.py dec -p profile paper -p dataset mnist`",
+    ]
+    assert tables.counted(tmp_path) == (
+        "Of 3 rows: 0 **reproduced**, 0 **not reproduced**, 1 **reduced**, 2 **not run**."
+    )
+
+
+def test_what_is_published_names_its_source_and_commands_that_would_start():
+    page = (notebooks.ROOT / "book" / "reproduced.md").read_text()
+    shown = re.findall(r"^<!-- published: (\w+) start -->$", page, re.M)
+    assert shown == [*dict.fromkeys(said.method for said in PUBLISHED)]
+    assert {*shown} == {row["method"] for row in results.load()}
+    for said in PUBLISHED:
+        assert bool(said.source) == bool(said.scores) and said.profile in ("", "gpu", "paper")
+    for words in re.findall(r"`python book/record\.py (.+?)`", page):
+        name, *given = words.split()  # scan -p profile gpu -p dataset cifar10
+        if "folder:" not in words:
+            assert record.parameters(name, [*zip(given[1::3], given[2::3])])["dataset"]
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "dec"])

@@ -1,0 +1,77 @@
+"""What others report, for the tables: a line for each method and set that its paper is known for.
+
+A score stands here only if we read it: in the release of the paper, its log or README, or in the
+repository that the line names. Papers that we have not at hand have none.
+"""
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """What others report of a method on a data set."""
+
+    method: str
+    data: str  # as recorded results call it; or a set that no chapter loads
+    scores: dict[str, str]  # as printed there, the main one first; {}: not read
+    source: str = ""
+    profile: str = ""  # to run it: paper has the schedule published for these images, gpu another
+    chapter: str = ""  # the one that runs it, if it is not named after the method
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{metric} {value}" for metric, value in self.scores.items())
+        return f"{told}: {self.source}" if told else "not read here"
+
+
+TOY = "the paper, in IDEC-toy's README"
+LOG = "last epoch of the author's log"
+README = "README of the release"
+
+PUBLISHED = [
+    Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
+    Published("dec", "STL-10 (HOG)", {}),
+    Published("dec", "Reuters-10k", {"ACC": ".778"}, "DEC-keras, 10 seeds"),
+    Published("idec", "mnist", {"ACC": ".881"}, TOY, "paper", "dec"),
+    Published("idec", "USPS", {"ACC": ".7605"}, TOY),
+    Published("idec", "Reuters-10k", {"ACC": ".756"}, TOY),
+    Published("dac", "mnist", {"ACC": ".981"}, f"{LOG}, all 70,000 images", "paper"),
+    Published("dac", "cifar10", {"ACC": ".518"}, f"{LOG}, second variant", "gpu"),
+    Published("dac", "stl10", {"ACC": ".433"}, "the author's log, epoch 36 of 75", "gpu"),
+    Published("dac", "cifar100-20", {"ACC": ".255"}, LOG, "gpu"),
+    Published("dac", "ImageNet-10", {"ACC": ".668"}, LOG),
+    Published("dac", "ImageNet-Dogs", {"ACC": ".250"}, LOG),
+    Published("deepcluster", "VOC07", {"mAP": ".704"}, f"fc6-8, {README}, an erratum"),
+    Published("deepcluster", "ImageNet", {}),
+    Published("lsdc", "cifar10", {}, profile="paper"),
+    Published("lsdc", "cifar100-20", {}, profile="gpu"),
+    Published("lsdc", "stl10", {}, profile="gpu"),
+    Published("lsdc", "mnist", {}, profile="gpu"),
+    Published("lsdc", "Reuters-10k", {}),
+    Published("swav", "ImageNet", {"linear": ".753"}, f"ResNet-50, 800 epochs, {README}"),
+    Published("swav", "cifar10", {"linear": ".892"}, "ResNet-18 of solo-learn, 1000 epochs", "gpu"),
+    Published(
+        "scan",
+        "cifar10",
+        {"ACC": ".883", "NMI": ".797", "ARI": ".772"},
+        f"best ResNet-18, {README}",
+        "paper",
+    ),
+    Published(
+        "scan",
+        "cifar100-20",
+        {"ACC": ".507", "NMI": ".486", "ARI": ".333"},
+        f"best ResNet-18, {README}",
+        "gpu",
+    ),
+    Published(
+        "scan",
+        "stl10",
+        {"ACC": ".809", "NMI": ".698", "ARI": ".646"},
+        f"best ResNet-18, {README}",
+        "gpu",
+    ),
+    Published("scan", "ImageNet-50", {"ACC": ".768"}, README),
+    Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
+    Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
+    Published("scan", "ImageNet", {"ACC": ".399"}, README),
+]
+"""In the order of the chapters; of a method, what it is best known for comes first."""

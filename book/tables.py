@@ -53,7 +53,7 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
     """
     parts = []
     for (data, split, _), rows in groups(results.load(folder)).items():
-        title = results.TITLES.get(data, data)
+        title = results.TITLES.get(data, titled(data))
         parts.append(f"**{title}, {results.how(rows[0])}**: {_which(rows[0], split)}")
         parts.append(_table(rows))
         if whole:
@@ -86,7 +86,7 @@ def _table(rows: list[results.Result]) -> str:
     both = rows + results.baselines(rows)
     for method in [*_names(rows), *_names(results.baselines(rows))]:
         mine = [r for r in both if r["method"] == method]
-        cells = [results.cell(mine, m) for m in shown]
+        cells = [results.cell(mine, m).replace(" ", NOBREAK) for m in shown]
         seconds = sum(r["seconds"] for r in mine) / len(mine)
         line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
         lines.append(line + ([given.get(method, "")] if given else []))

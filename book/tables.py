@@ -86,11 +86,16 @@ def _table(rows: list[results.Result]) -> str:
     both = rows + results.baselines(rows)
     for method in [*_names(rows), *_names(results.baselines(rows))]:
         mine = [r for r in both if r["method"] == method]
-        cells = [results.cell(mine, m).replace(" ", NOBREAK) for m in shown]
+        cells = [_unbroken(mine, m) for m in shown]
         seconds = sum(r["seconds"] for r in mine) / len(mine)
         line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
         lines.append(line + ([given.get(method, "")] if given else []))
     return results.markdown(head, lines)
+
+
+def _unbroken(rows: list[results.Result], metric: str) -> str:
+    """Mean ± deviation, which no page breaks between lines."""
+    return results.cell(rows, metric).replace(" ", NOBREAK)
 
 
 def folded(summary: str, text: str) -> str:
@@ -135,10 +140,10 @@ def summary(folder: Path = results.COMMITTED) -> str:
             for name in mine[0]["baselines"]
         }
         best = max(beside, key=lambda name: results.over_seeds(beside[name], "ACC")[0])
-        line = [method, results.cell(mine, "ACC"), f"{results.cell(beside[best], 'ACC')}, {best}"]
+        line = [method, _unbroken(mine, "ACC"), f"{_unbroken(beside[best], 'ACC')}, {best}"]
         lines.append([*line, str(len(mine)), _elsewhere(method)])
     pixels = [r for r in results.baselines(rows) if r["method"] == "k-means on pixels"]
-    lines.append(["k-means on pixels", results.cell(pixels, "ACC"), "", str(len(pixels)), ""])
+    lines.append(["k-means on pixels", _unbroken(pixels, "ACC"), "", str(len(pixels)), ""])
     return results.markdown(["method", "ACC", "best baseline", "n", "published elsewhere"], lines)
 
 
@@ -161,7 +166,7 @@ def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
     for said in (p for p in PUBLISHED if p.method == method):
         rows = nearest(said, results.load(folder, method=method))
         shown = [m for m in said.scores or METRICS[:1] if any(m in r["metrics"] for r in rows)]
-        here = ", ".join(f"{m} {results.cell(rows, m)}".replace(" ", NOBREAK) for m in shown)
+        here = ", ".join(f"{m}{NOBREAK}{_unbroken(rows, m)}" for m in shown)
         word, n = f"**{judged(said, rows)}**", str(len(rows) or "")
         lines.append([titled(said.data), word, here, n, str(said)])
         told += [f"- {titled(said.data)}: {text}" for text in _how(said, rows)]

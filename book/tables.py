@@ -86,16 +86,7 @@ def _table(rows: list[results.Result]) -> str:
         for (method, data), text in PUBLISHED.items()
         if m == method and rows[0]["data"].startswith(data)
     }
-    head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
-    lines = []
-    both = rows + results.baselines(rows)
-    for method in [*_names(rows), *_names(results.baselines(rows))]:
-        mine = [r for r in both if r["method"] == method]
-        cells = [results.cell(mine, m) for m in shown]
-        seconds = sum(r["seconds"] for r in mine) / len(mine)
-        line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
-        lines.append(line + ([given.get(method, "")] if given else []))
-    return results.markdown(head, lines)
+    return results.comparison(rows, shown, given)
 
 
 def folded(summary: str, text: str) -> str:

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -200,16 +200,14 @@ def rows(
     times: Times, group: str = "", cpu: Times | None = None, unit: str | None = None
 ) -> list[Row]:
     """The candidates of one piece of work, beside the first of them."""
-    first = next(iter(times))
-    found = []
-    for name, values in times.items():
-        ratio = None
-        if name != first:
-            middle, low, high = quartiles([a / b for a, b in zip(values, times[first])])
-            ratio = round(middle, 4), round(low, 4), round(high, 4)
-        plain = asdict(row(name, values))
-        spent = round(statistics.median(cpu[name]), 3) if cpu else None
-        found.append(Row(**plain | {"group": group, "ratio": ratio, "cpu": spent, "unit": unit}))
+    first, *others = [replace(row(name, t), group=group, unit=unit) for name, t in times.items()]
+    found = [first]
+    for other in others:
+        each = [a / b for a, b in zip(times[other.name], times[first.name])]
+        middle, low, high = (round(value, 4) for value in quartiles(each))
+        found.append(replace(other, ratio=(middle, low, high)))
+    if cpu:
+        found = [replace(r, cpu=round(statistics.median(cpu[r.name]), 3)) for r in found]
     return found
 
 
@@ -261,21 +259,19 @@ def number(value: float) -> str:
 
 def show(outcome: Outcome) -> str:
     """The outcome as text tables."""
-    lines = [outcome.unit]
-    group = None
+    lines = []
     for r in outcome.rows:
-        if (r.group, r.unit) != group:
-            lines += ["", f"{r.group}{f' ({r.unit})' if r.unit else ''}"] if r.group else []
+        title = f"{r.group}, {r.unit or outcome.unit}".removeprefix(", ")
+        if title not in lines:
+            lines += ["", title]
             lines.append(f"{'':36}{'median':>10}{'quartiles':>20}{'n':>4}{'ratio':>8}{'CPU':>9}")
-            group = r.group, r.unit
         between = f"{number(r.low)} .. {number(r.high)}"
         beside = number(r.ratio[0]) if r.ratio else ""
         spent = "" if r.cpu is None else number(r.cpu)
-        text = f"{r.name:36}{number(r.median):>10}{between:>20}{r.n:4}{beside:>8}{spent:>9}"
-        lines.append(text.rstrip())
-    lines += [""] if outcome.claims else []
+        lines.append(f"{r.name:36}{number(r.median):>10}{between:>20}{r.n:4}{beside:>8}{spent:>9}")
+    lines.append("")
     for claim in outcome.claims:
-        text = f"{claim.group + ': ' if claim.group else ''}{claim.text}: {number(claim.value)}"
+        text = f"{claim.group}: {claim.text}: {number(claim.value)}".removeprefix(": ")
         if claim.low is not None and claim.high is not None:
             text += f" (quartiles {number(claim.low)} .. {number(claim.high)}, n={claim.n})"
         if claim.bound:
@@ -293,11 +289,9 @@ def save(name: str, outcome: Outcome, folder: Path, command: str = "") -> Path:
         "machine": machine(),
         "versions": installed(*PACKAGES),
         **asdict(outcome),
-        "claims": [
-            asdict(claim) | {"bound": claim.bound, "reached": claim.holds}
-            for claim in outcome.claims
-        ],
     }
+    for kept, claim in zip(content["claims"], outcome.claims):
+        kept |= {"bound": claim.bound, "reached": claim.holds}
     path, draft = folder / f"{name}.json", folder / f".{name}.json.part"
     draft.write_text(json.dumps(content, indent=1) + "\n")
     draft.replace(path)

@@ -11,11 +11,12 @@ what that takes, and no figure compares with it, since it is not the same work.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from benchmarks import Claim, Outcome, Row, Work, cpu_times, peer, ratio, rows, threads
+from benchmarks import Outcome, Work, cpu_times, peer, ratio, rows, threads
 from dcl.views import View, multi_crop, view
 
 BATCH, SIDE = 256, 32
@@ -28,34 +29,17 @@ PIL, TENSOR = "torchvision, per image, PIL", "torchvision v2, per image, tensors
 ONE_DRAW = "torchvision v2, one draw for all"
 
 
-def torchvision_view(view: View, last: Sequence[object]) -> Callable:
-    """The same view by torchvision."""
-    from torchvision.transforms import v2
-
+def torchvision_view(T: ModuleType, view: View, *last: object) -> Callable:
+    """The same view by torchvision's first interface, or by its second, `T`, before `last`."""
     steps = [
-        v2.RandomResizedCrop(view.size, view.scale, antialias=True),
-        v2.RandomHorizontalFlip(view.flip),
-        v2.RandomApply([v2.ColorJitter(*view.jitter)], view.jitter_prob),
-        v2.RandomGrayscale(view.gray),
-    ]
-    if view.blur:
-        steps.append(v2.RandomApply([v2.GaussianBlur(13, view.blur_sigma)], view.blur))
-    return v2.Compose([*steps, *last])
-
-
-def pil_view(view: View) -> Callable:
-    """The same view by torchvision's first interface, the one that published pipelines use."""
-    import torchvision.transforms as T
-
-    steps = [
-        T.RandomResizedCrop(view.size, view.scale),
+        T.RandomResizedCrop(view.size, view.scale, antialias=True),
         T.RandomHorizontalFlip(view.flip),
         T.RandomApply([T.ColorJitter(*view.jitter)], view.jitter_prob),
         T.RandomGrayscale(view.gray),
     ]
     if view.blur:
         steps.append(T.RandomApply([T.GaussianBlur(13, view.blur_sigma)], view.blur))
-    return T.Compose([*steps, T.ToTensor()])
+    return T.Compose([*steps, *last])
 
 
 def kornia_view(view: View) -> Callable:
@@ -77,12 +61,13 @@ def candidates(images: Tensor, views: Sequence[View], remarks: list[str]) -> Wor
     """All crops of all images, by each library; absent ones are left out, and said."""
     work: Work = {OURS: lambda: multi_crop(images.float() / 255, views)}
     if peer("torchvision", remarks):
+        from torchvision import transforms
         from torchvision.transforms import v2
-        from torchvision.transforms.functional import to_pil_image
 
-        pictures = [to_pil_image(image) for image in images]
-        by_pil = [pil_view(view) for view in views]
-        by_tensor = [torchvision_view(view, [v2.ToDtype(torch.float32, True)]) for view in views]
+        pictures = [transforms.functional.to_pil_image(image) for image in images]
+        by_pil = [torchvision_view(transforms, view, transforms.ToTensor()) for view in views]
+        to_float = v2.ToDtype(torch.float32, True)
+        by_tensor = [torchvision_view(v2, view, to_float) for view in views]
         work[PIL] = lambda: [torch.stack([f(p) for p in pictures]) for f in by_pil]
         work[TENSOR] = lambda: [torch.stack([f(image) for image in images]) for f in by_tensor]
         work[ONE_DRAW] = lambda: [f(images) for f in by_tensor]
@@ -98,21 +83,19 @@ def run(rounds: int) -> Outcome:
     small = torch.rand(BATCH, 3, SIDE // 4, SIDE // 4)
     images = torch.nn.functional.interpolate(small, (SIDE, SIDE), mode="bicubic").clamp(0, 1)
     images = (images * 255).byte()
-    measured: list[Row] = []
-    claims: list[Claim] = []
-    remarks: list[str] = []
+    settings = {"batch": [BATCH, 3, SIDE, SIDE], "threads": 1, "rounds": rounds}
+    outcome = Outcome([], [], settings, [])
     with threads(1):
         for group, views in (("one view", (VIEW,)), ("2 + 6 crops", CROPS)):
-            times = cpu_times(candidates(images, views, remarks), rounds)
-            measured += rows(times, group)
+            times = cpu_times(candidates(images, views, outcome.remarks), rounds)
+            outcome.rows.extend(rows(times, group))
             for name, bound in ((PIL, 1 / 8), (KORNIA, 1 / 3)):
                 if name in times:
                     text = f"{group}: time of dcl / {name}"
-                    claims.append(ratio(text, times[OURS], times[name], at_most=bound))
+                    outcome.claims.append(ratio(text, times[OURS], times[name], at_most=bound))
         recipes: Work = {
             name: partial(lambda view: view(images.float() / 255), getattr(view, name))
             for name in RECIPES
         }
-        measured += rows(cpu_times(recipes, rounds), "the book's recipes")
-    settings = {"batch": [BATCH, 3, SIDE, SIDE], "threads": 1, "rounds": rounds}
-    return Outcome(measured, claims, settings, list(dict.fromkeys(remarks)))
+        outcome.rows.extend(rows(cpu_times(recipes, rounds), "the book's recipes"))
+    return replace(outcome, remarks=list(dict.fromkeys(outcome.remarks)))

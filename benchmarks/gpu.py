@@ -1,17 +1,15 @@
 """dcl on one NVIDIA GPU: steps, views, clusters, epochs, against the machine's own rates.
 
-`python -m benchmarks gpu`, or part by part: `python -m benchmarks.gpu --parts "step 512" kmeans`.
-What each part found is written at once (`gpu-parts.json`), and a second call of that kind continues
-with the parts that are missing or failed. The images are smooth noise in CIFAR-10's shapes. All
-times lie between two synchronisations of the device, or between two events on it, after a warm-up
-whose seconds are given. What a step could reach at most is computed beside it: its operations
-(counted) over the rate of a large product in the same run, its bytes over that of a copy.
+What each part found is written at once (`gpu-parts.json`), so that a run that was interrupted, or
+of which parts failed, resumes with the others. The images are smooth noise in CIFAR-10's shapes.
+All times lie between two synchronisations of the device, or between two events on it, after a
+warm-up whose seconds are given. What a step could reach at most is computed beside it: its
+operations (counted) over the rate of a large product in the same run, its bytes over that of a
+copy.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 import traceback
 import warnings
@@ -34,11 +32,8 @@ from benchmarks import (
     Row,
     installed,
     machine,
-    number,
     progress,
     row,
-    save,
-    show,
 )
 from benchmarks.steps import LARGE, SMALL, Case, Ours, Theirs, floor, pictures, rates, wait
 from benchmarks.steps import view_bytes as bytes_of_views
@@ -81,10 +76,6 @@ class Sizes:
     """Seconds of neighbours that are waited for; beyond, the probe stands for all."""
     sinkhorn: tuple[int, int] = (4096, 3000)
     recipe: str = "cifar10"
-
-
-TINY = Sizes("small_cnn", 8, "float32", 64, (16, 32), 2, 2, "eager", (0,), 64, 2**12, 300, 10,
-    (8, 8, 16), 100, 100.0, (32, 10), "smoke")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -346,36 +337,27 @@ def parts(sizes: Sizes) -> dict[str, Callable[[Place], Found]]:
 
 
 def measure(
-    out: Path,
-    device: str = "cuda",
-    sizes: Sizes | None = None,
-    names: Iterable[str] = (),
-    minutes: float = 8.0,
-    again: bool = False,
+    out: Path, device: str = "cuda", sizes: Sizes | None = None, names: Iterable[str] = ()
 ) -> dict[str, Found]:
-    """Run the parts that `out` does not hold yet; write after each. No part begins too late.
+    """Run the parts (`names`: some) that `out` does not hold yet; write after each.
 
-    Parts of another machine, other versions or sizes are measured again; with `again`, all are.
+    What another machine, other versions or other sizes found is not continued.
     """
     sizes = sizes or Sizes()
     out.mkdir(parents=True, exist_ok=True)
     path, begun = out / "gpu-parts.json", time.perf_counter()
     here = {"machine": machine(), "versions": installed(*PACKAGES), "sizes": asdict(sizes)}
     here = json.loads(json.dumps(here))  # as it comes back from the file
-    content = json.loads(path.read_text()) if path.exists() and not again else {}
+    content = json.loads(path.read_text()) if path.exists() else {}
     if {name: content.get(name) for name in here} != here:
         content = {**here, "parts": {}}
     found = content["parts"]
     listed = parts(sizes)
     place = Place(torch.device(device), sizes, out, found)
     for name in names or listed:
-        spent = time.perf_counter() - begun
         if name in found and "error" not in found[name]:
             continue
-        if spent > 60 * minutes:
-            progress(f"{name}: left out after {spent:.0f} s; call again for it")
-            continue
-        progress(f"{name}, after {spent:.0f} s")
+        progress(f"{name}, after {time.perf_counter() - begun:.0f} s")
         try:
             found[name] = listed[name](place)
         except Exception as error:  # one part does not take the others along
@@ -383,7 +365,6 @@ def measure(
             traceback.print_exc()
         finally:
             fresh(place)
-        found[name]["seconds"] = time.perf_counter() - begun - spent
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(content, indent=1) + "\n")
         draft.replace(path)
@@ -400,24 +381,23 @@ def outcome(found: dict[str, Found], sizes: Sizes) -> Outcome:
         if value is not None:
             claims.append(Claim(text, float(f"{value:.4g}"), **bound))
 
-    for name, part in good.items():
-        if "step, ms" in part:
-            entries.append(replace(row(f"dcl, {name}", part["step, ms"]), group="a step"))
+    timed_steps = {f"dcl, {name}": part for name, part in good.items()}
     for workers, tried in good.get("lightly", {}).get("tried", {}).items():
-        if "step, ms" in tried:
-            text = f"lightly, {sizes.batches[0]}, {workers}"
-            entries.append(replace(row(text, tried["step, ms"]), group="a step"))
+        timed_steps[f"lightly, {sizes.batches[0]}, {workers}"] = tried
+    for name, part in timed_steps.items():
+        if "step, ms" in part:
+            entries.append(replace(row(name, part["step, ms"]), group="a step"))
     plain = {n: p for n, p in good.items() if n.startswith("step")}
     if plain:
-        best = max(plain, key=lambda name: plain[name]["images/s"])
-        claim(f"images/s, two views, {best}", plain[best]["images/s"], at_least=20_000)
-        share = plain[best]["share of the views"]
+        best, part = max(plain.items(), key=lambda item: item[1]["images/s"])
+        claim(f"images/s, two views, {best}", part["images/s"], at_least=20_000)
+        share = part["share of the views"]
         claim(f"share of the views in the time, {best}", share, at_most=0.15)
-        done = plain[best]["share of the product's FLOP/s"]
+        done = part["share of the product's FLOP/s"]
         claim(f"FLOP/s of the step / of a large product, {best}", done)
-        moved = plain[best]["views' share of the copy's bytes/s"]
+        moved = part["views' share of the copy's bytes/s"]
         claim(f"bytes/s of the views / of a copy, {best}", moved)
-        claim(f"step / floor, {best}", plain[best]["step / floor"])
+        claim(f"step / floor, {best}", part["step / floor"])
     same = [p["images/s"] for n, p in plain.items() if n.split()[1] == str(sizes.batches[0])]
     if same and "lightly" in good:
         text = f"dcl / lightly's pipeline, images/s at batch {sizes.batches[0]}"
@@ -451,31 +431,7 @@ def run(rounds: int) -> Outcome:
     if not torch.cuda.is_available():
         raise Absent("an NVIDIA GPU that torch can use")
     sizes = Sizes(turns=max(2, rounds // 3))
-    return outcome(measure(HERE, sizes=sizes, again=True), sizes)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m benchmarks.gpu`: some parts, into a folder of one's own."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("--parts", nargs="*", default=[], metavar="PART", help="which; none: all")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no part begins later")
-    parser.add_argument("--again", action="store_true", help="forget what --out holds")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
-    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU does in seconds")
-    chosen = parser.parse_args(arguments)
-    sizes = TINY if chosen.tiny else Sizes()
-    for name in chosen.parts:
-        if name not in parts(sizes):
-            parser.error(f"PART must be one of {', '.join(parts(sizes))}; got {name}")
-    found = measure(chosen.out, chosen.device, sizes, chosen.parts, chosen.minutes, chosen.again)
-    result = outcome(found, sizes)
-    print(show(result))
-    save("gpu", result, chosen.out, "python -m benchmarks gpu")
-    took = {name: number(part.get("seconds", 0)) for name, part in found.items()}
-    print("seconds:", ", ".join(f"{name} {value}" for name, value in took.items()))
-    return int(any("error" in part for part in found.values()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    found = measure(HERE, sizes=sizes)
+    if not any("error" in part for part in found.values()):
+        (HERE / "gpu-parts.json").unlink()  # all is in the outcome; the next run starts anew
+    return outcome(found, sizes)

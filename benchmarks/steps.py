@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ class Case:
 
     name: str
     method: str
-    """swav, simclr, barlow, scan or selflabel."""
+    """swav, simclr, scan or selflabel."""
     views: tuple[View, ...]
     encoder: str = "small_cnn"
     width: int = 32
@@ -87,7 +88,6 @@ class Case:
 CASES = (
     Case("SwAV, 2 views, small CNN", "swav", (LARGE, LARGE), at_least=2),
     Case("SimCLR, 2 views, small CNN", "simclr", (PHOTO, PHOTO), at_least=2),
-    Case("Barlow Twins, 2 views, small CNN", "barlow", (PHOTO, PHOTO), at_least=2),
     Case("SwAV, 2 + 6 crops, small CNN", "swav", (LARGE,) * 2 + (SMALL,) * 6, steps=2),
     Case("SCAN, image and neighbour, small CNN", "scan", (STRONG,)),
     Case("self-labelling, small CNN", "selflabel", (View(), STRONG)),
@@ -111,28 +111,6 @@ def neighbours(n: int) -> Tensor:
 # What dcl trains
 
 
-class Barlow(Objective):
-    """dcl's views and network under the loss and the head of lightly."""
-
-    def __init__(self, encoder: nn.Module, views: tuple[View, ...]):
-        super().__init__()
-        self.encoder, self.views = encoder, views
-        self.head, self.criterion = barlow_parts(encoder.out_dim)
-
-    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Both views in one pass."""
-        z = self.head(self.encoder(torch.cat([view(x) for view in self.views])))
-        return {"loss": self.criterion(*z.float().chunk(2))}
-
-
-def barlow_parts(width: int) -> tuple[nn.Module, nn.Module]:
-    """lightly's projector, narrower than for ImageNet, and its loss."""
-    from lightly.loss import BarlowTwinsLoss
-    from lightly.models.modules.heads import BarlowTwinsProjectionHead
-
-    return BarlowTwinsProjectionHead(width, HIDDEN, HIDDEN), BarlowTwinsLoss()
-
-
 def objective(case: Case, images: Tensor) -> Objective:
     """What dcl trains, with fresh weights."""
     encoder = convnets.encoder(case.encoder, images, width=case.width)
@@ -143,8 +121,6 @@ def objective(case: Case, images: Tensor) -> Objective:
     if case.method == "simclr":
         config = simclr.Config(out_dim=DIM, view=case.views[0])
         return simclr.SimCLR(images, config, encoder)
-    if case.method == "barlow":
-        return Barlow(encoder, case.views)
     if case.method == "scan":
         config = scan.Config(scan_view=case.views[0])
         return scan.Scan(encoder, images, neighbours(len(images)).to(images.device), config)
@@ -178,11 +154,16 @@ class Swav(nn.Module):
 
 
 class Pair(nn.Module):
-    """lightly's SimCLR or Barlow Twins step."""
+    """lightly's SimCLR step."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, criterion: nn.Module):
+    def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.encoder, self.head, self.criterion = encoder, head, criterion
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import SimCLRProjectionHead
+
+        width = encoder.out_dim
+        self.encoder, self.criterion = encoder, NTXentLoss(simclr.Config.temperature)
+        self.head = SimCLRProjectionHead(width, width, DIM, batch_norm=False)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """A pass for each view, as in lightly's examples."""
@@ -213,16 +194,7 @@ def peer(case: Case, images: Tensor) -> nn.Module:
     encoder = convnets.encoder(case.encoder, images, width=case.width)
     if case.peer == "torchvision":
         return Scan(encoder, case.method)
-    if case.method == "swav":
-        return Swav(encoder)
-    if case.method == "barlow":
-        return Pair(encoder, *barlow_parts(encoder.out_dim))
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules.heads import SimCLRProjectionHead
-
-    width = encoder.out_dim
-    head = SimCLRProjectionHead(width, width, DIM, batch_norm=False)
-    return Pair(encoder, head, NTXentLoss(simclr.Config.temperature))
+    return Swav(encoder) if case.method == "swav" else Pair(encoder)
 
 
 # The peer's views: from one PIL image to a list of tensors
@@ -479,47 +451,41 @@ class Side:
     """A process of its own that opens cases and takes turns when it is told."""
 
     def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(other,))
-        self.process.start()
-        other.close()
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
-    def __call__(self, *message: Any) -> Any:
-        """Send a message and wait for the answer."""
-        self.pipe.send(message)
-        answer = self.pipe.recv()  # EOFError: the process is gone
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def open(self, kind: str, case: Case, batch: int, count: int, **options: Any) -> float:
+        """Open a case of "ours" or "theirs" with so many threads; seconds to the first batch."""
+        return self.pool.submit(_open, kind, case, batch, count, options).result()
+
+    def turn(self, steps: int) -> Turn:
+        """A turn of what is open."""
+        return self.pool.submit(_turn, steps).result()
 
     def close(self) -> None:
         """End the process."""
-        self.pipe.send(None)
-        self.process.join(30)
+        self.pool.submit(_close).result()
+        self.pool.shutdown()
 
 
-def serve(pipe: Any) -> None:
-    """A process: ("open", kind, case, batch, options, threads), then ("turn", steps)."""
-    side: Ours | Theirs | None = None
-    while (message := pipe.recv()) is not None:
-        try:
-            order, *rest = message
-            if order == "open":
-                kind, case, batch, options, count = rest
-                if side:
-                    side.close()
-                torch.set_num_threads(count)
-                torch.manual_seed(0)
-                images = pictures(max(MOST, case.steps) * batch)
-                side = {"ours": Ours, "theirs": Theirs}[kind](case, images, batch, **options)
-                pipe.send(getattr(side, "first_batch", 0.0))
-            else:
-                pipe.send(side.turn(*rest))
-        except Exception as error:  # goes to whoever asked
-            pipe.send(error)
-    if side:
-        side.close()
+_opened: list[Ours | Theirs] = []  # in the process of a `Side`: one or none
+
+
+def _open(kind: str, case: Case, batch: int, count: int, options: dict[str, Any]) -> float:
+    _close()
+    torch.set_num_threads(count)
+    torch.manual_seed(0)
+    images = pictures(max(MOST, case.steps) * batch)
+    _opened.append({"ours": Ours, "theirs": Theirs}[kind](case, images, batch, **options))
+    return getattr(_opened[0], "first_batch", 0.0)
+
+
+def _turn(steps: int) -> Turn:
+    return _opened[0].turn(steps)
+
+
+def _close() -> None:
+    while _opened:
+        _opened.pop().close()
 
 
 # The floor: operations over their rate, bytes over theirs
@@ -619,17 +585,15 @@ def best_setting(
 ) -> tuple[str, dict[str, Any]]:
     """Open the peer in the setting that did best in a few steps; its name, and what was tried."""
     tried: dict[str, dict[str, Any]] = {}
-    best, opened = "", None
     for workers, count in settings:
-        opened = f"{workers} workers, {count} thread{'s' * (count > 1)}"
-        first = side("open", "theirs", case, batch, {"workers": workers}, count)
-        turn = side("turn", min(TRY, case.steps))
-        tried[opened] = {"is": (workers, count), "step, ms": turn.wall, "first batch, s": first}
-        if turn.wall <= min(t["step, ms"] for t in tried.values()):
-            best = opened
-    if opened != best:
+        name = f"{workers} workers, {count} thread{'s' * (count > 1)}"
+        first = side.open("theirs", case, batch, count, workers=workers)
+        turn = side.turn(min(TRY, case.steps))
+        tried[name] = {"is": (workers, count), "step, ms": turn.wall, "first batch, s": first}
+    best = min(tried, key=lambda name: tried[name]["step, ms"])
+    if best != name:
         workers, count = tried[best]["is"]
-        side("open", "theirs", case, batch, {"workers": workers}, count)
+        side.open("theirs", case, batch, count, workers=workers)
     return best, tried
 
 
@@ -643,13 +607,13 @@ def measure(
 ) -> tuple[list[Row], Claim, dict[str, Any]]:
     """Both sides in turns: rows, the ratio of the times, and how the peer did best."""
     setting, tried = best_setting(case, batch, theirs, settings)
-    ours("open", "ours", case, batch, {}, CORES)
-    ours("turn", 1)
+    ours.open("ours", case, batch, CORES)
+    ours.turn(1)
     names = "dcl", f"DataLoader, {case.peer}"
     taken: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(turns):
         for name, side in zip(names, (ours, theirs)):
-            taken[name].append(side("turn", case.steps))
+            taken[name].append(side.turn(case.steps))
     wall = {name: [turn.wall for turn in took] for name, took in taken.items()}
     cpu = {name: [turn.cpu for turn in took] for name, took in taken.items()}
     parts = {

@@ -20,23 +20,23 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a fork takes no threads along
 
-import torch
 
 from dcl import train as loop
 from dcl.config import with_epochs
 from dcl.data import load
+from dcl.methods import method, methods
 from dcl.recipes import recipe
 from dcl.runtime import checkpoint
 from dcl.train import predict
+from smoke import same
 
-METHODS = ("deepcluster", "lsdc", "swav", "scan")
+METHODS = sorted(methods())
 SLOW_TO_IMPORT = ("torch._dynamo", "torch.utils.serialization.config")
-for name in (*SLOW_TO_IMPORT, *(f"dcl.methods.{stem}" for stem in METHODS)):
+for name in SLOW_TO_IMPORT:
     importlib.import_module(name)  # once, here, and not in every copy of this process
 EPOCHS = 4
 POINTS = ("half written", "written", "between the names", "renamed")
@@ -44,9 +44,8 @@ IMAGES = load("digits").subset(300).images
 
 
 def four_epochs(stem):
-    """The smoke recipe, four epochs a stage; of SCAN the form with a moving average."""
-    smoke = with_epochs(recipe(stem, "smoke"), EPOCHS)
-    return replace(smoke, ema="teacher", threshold=0.3) if stem == "scan" else smoke
+    """The smoke recipe, four epochs a stage."""
+    return with_epochs(recipe(stem, "smoke"), EPOCHS)
 
 
 # ---------------------------------------------------------------- processes
@@ -116,9 +115,8 @@ def fit(stem, run, out, aim=None):
         os.write(journal, f"saved {place} {n}\n".encode())
 
     loop._resume, checkpoint.save = noted_resume, noted_save
-    method = importlib.import_module(f"dcl.methods.{stem}")
-    objective = method.fit(IMAGES, four_epochs(stem), run_dir=run)
-    save(out, {"weights": objective.state_dict(), "clusters": predict(objective, IMAGES)})
+    objective = method(stem).fit(IMAGES, four_epochs(stem), run_dir=run)
+    save(out, objective.state_dict() | {"clusters": predict(objective, IMAGES)})
 
 
 def aim_at(point, nth):
@@ -151,19 +149,6 @@ def aim_at(point, nth):
         write(path, *parts, **more)
 
     checkpoint.write_atomic = armed_write
-
-
-def same(a, b):
-    """Two results are equal to the bit."""
-    keys = a["weights"].keys()
-    return (
-        keys == b["weights"].keys()
-        and torch.equal(a["clusters"], b["clusters"])
-        and all(
-            torch.equal(x, y) if torch.is_tensor(x) else x == y
-            for x, y in ((a["weights"][k], b["weights"][k]) for k in keys)
-        )
-    )
 
 
 def row(name, tried, good, note=""):
@@ -202,7 +187,7 @@ def lost(lines):
 
 
 def kills(number, seed, root, whole):
-    """Kill runs of the four methods in turn, up to three times each, until the plan is done.
+    """Kill runs of the methods in turn, up to three times each, until the plan is done.
 
     The plan: `number` kills at random moments, and a few at each point inside a write.
     """
@@ -280,36 +265,39 @@ def full_disk(root, whole):
 
     Here it is a limit on the size of a file, which needs no rights and takes some bytes first.
     """
-    run, out = root / "disk" / "run", root / "disk.result"
-    size = (root / "swav" / "train.pt").stat().st_size
+    stem, run, out = METHODS[0], root / "disk" / "run", root / "disk.result"
     fresh = loop._resume, checkpoint.save
 
     def limit(n):
         resource.setrlimit(resource.RLIMIT_FSIZE, (n, resource.RLIM_INFINITY))
 
     def fills_up():
+        places = []
+
         def two_only(path, state):
-            limit(size // 2 if len(state["history"]) == 3 else resource.RLIM_INFINITY)
+            places.append(path)
+            limit(1000 if len(state["history"]) == 3 else resource.RLIM_INFINITY)
             fresh[1](path, state)
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         checkpoint.save = two_only
         try:
-            fit("swav", run, out)
+            fit(stem, run, out)
         except OSError as e:
             text = str(e)
         else:
             raise AssertionError("the disk did not fill up")
-        assert "could not write" in text and str(run / "train.pt") in text, text
-        assert not list(run.glob(".*.partial"))
-        assert epochs(run / "train.pt") == 2 and epochs(run / "train.previous.pt") == 1
+        place = places[-1]
+        assert "could not write" in text and str(place) in text, text
+        assert not list(run.rglob(".*.partial"))
+        assert epochs(place) == 2 and epochs(checkpoint.previous(place)) == 1
         limit(resource.RLIM_INFINITY)
         loop._resume, checkpoint.save = fresh
-        fit("swav", run, out)
+        fit(stem, run, out)
 
     run.parent.mkdir()
     text = outcome(fills_up)
-    good = text == "ok" and same(checkpoint.load(out), whole["swav"][0])
+    good = text == "ok" and same(checkpoint.load(out), whole[stem][0])
     return row("full disk survived, equal", 1, int(good), text)
 
 

@@ -101,15 +101,6 @@ def test_a_run_that_has_begun_keeps_its_folder(digits, tmp_path):
         assert (out / "config.json").exists()
 
 
-def test_a_refused_fit_within_a_fit_does_not_disarm_the_next_one(digits, tmp_path):
-    """After an error the next call checks and claims again."""
-    config = recipe("idec", "smoke")
-    with pytest.raises(ValueError, match="decoder"):
-        idec.fit(digits.images, config, encoder=convnets.encoder("small_cnn", digits.images))
-    with pytest.raises(TypeError, match="images must be a uint8"):
-        idec.fit(digits.images.long(), config)
-
-
 def test_the_folder_of_an_older_version_is_refused_in_plain_words(digits, tmp_path):
     config = recipe("scan", "smoke")
     flags = {"config": asdict(config), "method": "scan", "encoder": "", "official_neighbors": False}

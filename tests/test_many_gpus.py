@@ -3,24 +3,27 @@
 `python tests/test_many_gpus.py` writes the numbers into the page.
 """
 
-import importlib
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as td
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from dcl import train as loop
 from dcl.cluster.kmeans import lloyd
-from dcl.config import TrainConfig
+from dcl.config import TrainConfig, with_stages
 from dcl.data import load
+from dcl.nets import convnets
 from dcl.recipes import recipe
-from dcl.train import train
-from dcl.views import View
+from dcl.train import batches
 from processes import in_processes
+from sabotage import METHODS
+from smoke import accepted, module, smooth, still
 
 PAGE = Path(__file__).resolve().parent.parent / "book" / "many-gpus.md"
 UNITS = {"step": "B", "epoch": "B", "memory": "B", "work": ""}
@@ -107,8 +110,6 @@ def test_numbers_in_sentences_follow_from_the_settings():
 
 
 def test_the_network_of_the_tables_is_the_one_that_is_built():
-    from dcl.nets import convnets
-
     network = convnets.encoder("resnet50", torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     found = {
@@ -122,86 +123,51 @@ def test_the_network_of_the_tables_is_the_one_that_is_built():
 
 # ---------------------------------------------------------------- counted
 
-SAME, BATCH = View(), 20
-SMALL = {
-    # the method's settings, and what its step is made of: (row of the page, how often)
-    "simclr": ({"view": SAME}, {"BatchNorm, one pass with gradients": 1,
-        "SimCLR: embeddings of two views": 1}),
-    "deepcluster": ({"view": SAME, "n_pseudo": 5, "n_clusters": 3, "reassign": 100},
-        {"BatchNorm, one pass with gradients": 1}),
-    "lsdc": ({"view": SAME, "clean_view": SAME, "n_clusters": 7, "frozen": ()},
-        {"BatchNorm, one pass with gradients": 3, "LSD-C: features, owners, probabilities": 1}),
-    "dac": ({"view": SAME, "n_clusters": 7}, {"BatchNorm, one pass with gradients": 1,
-        "BatchNorm, one pass without": 1, "DAC: label features twice, owners": 1}),
-    "swav": ({"views": (SAME, SAME), "n_prototypes": 9, "freeze_steps": 0, "queue_length": BATCH,
-        "queue_start": 0, "dim": 6}, {"BatchNorm, one pass with gradients": 1,
-        "SwAV: Sinkhorn, two crops, three rounds": 1,
-        "SwAV: embeddings for the queue, if there is one": 1}),
-    "scan": ({"scan_view": SAME, "n_clusters": 7, "heads": 2}, {
-        "BatchNorm, one pass with gradients": 1, "SCAN: logits of images and neighbours": 1}),
-    "selflabel": ({"strong": SAME, "n_clusters": 7, "heads": 2}, {
-        "BatchNorm, one pass with gradients": 1, "BatchNorm, one pass without": 1,
-        "SCAN: logits for self-labelling": 1}),
-}  # fmt: skip
-
-
-def network():
-    net = nn.Sequential(
-        nn.Conv2d(1, 4, 5, 3), nn.BatchNorm2d(4), nn.Tanh(),
-        nn.Conv2d(4, 6, 2), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
-    net.out_dim = 6
-    return net
-
-
-def objective(stem, images):
-    method = "scan" if stem == "selflabel" else stem
-    module = importlib.import_module(f"dcl.methods.{method}")
-    stage = TrainConfig(1, BATCH, "sgd", 0.01, precision="float32")
-    name = "scan" if method == "scan" else "train"
-    config = replace(recipe(method, "smoke"), **SMALL[stem][0], **{name: stage})
-    if stem == "scan":
-        neighbors = torch.arange(len(images))[:, None]
-        return module.Scan(network(), images, neighbors, config), stage
-    return module.model(images, config, network()), stage
+BATCH = 20
+STEP = TrainConfig(2, BATCH, "sgd", 0.01, precision="float32")
 
 
 def counted(rank):
-    """Bytes added up in a step of each method: an epoch of five steps less one of three."""
-    sent = []
+    """What the last step of each stage of each method adds up, and the rounds of a k-means."""
+    sent, norms, step, steps, rounds = [], [], {}, {}, {}
     add = td.all_reduce
 
     def noted(x, *rest, **more):
         sent.append(x.numel() * x.element_size())
         return add(x, *rest, **more)
 
-    td.all_reduce = noted
-    images = load("digits").subset(5 * BATCH).images
-    found = {}
-    for stem in SMALL:
-        totals, messages = [], []
-        for n in (3, 5):
-            torch.manual_seed(0)
-            made, stage = objective(stem, images[: n * BATCH])
-            made.before_epoch = lambda epoch: None  # what happens once per epoch does not count
+    def passed(module, inputs):
+        if isinstance(module, _BatchNorm) and module.training:
+            norms.append((module.num_features, torch.is_grad_enabled()))
+
+    def stepwise(*args):
+        for batch in batches(*args):
             sent.clear()
-            train(made, images[: n * BATCH], stage)
-            totals.append(sum(sent))
-            messages.append(len(sent))
-        norms = [m for m in made.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        found[stem] = {
-            "bytes": (totals[1] - totals[0]) / 2,
-            "messages": (messages[1] - messages[0]) / 2,
-            "W": sum(p.numel() for p in made.parameters() if p.requires_grad),
-            "L": len(norms),
-            "C": sum(m.num_features for m in norms),
-        }
+            norms.clear()
+            yield batch
+        step.update(sent=[*sent], norms=[*norms])
+
+    td.all_reduce, loop.batches = noted, stepwise
+    register_module_forward_pre_hook(passed)
+    images = load("digits").subset(5 * BATCH).images
+    for stem in METHODS:
+        config = with_stages(still(recipe(stem, "smoke")), lambda s: STEP if s.epochs else s)
+
+        def look(stage, epoch, objective, losses, stem=stem, config=config):
+            weights = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+            width = objective.embed(images[:2].float() / 255).shape[1]
+            numbers = {"W": weights, "P": 2, "B": BATCH, "D": 12, "e": width}
+            numbers["K"] = getattr(config, "n_prototypes", getattr(config, "n_clusters", 0))
+            numbers["H"] = getattr(config, "heads", 1)
+            steps[stem, stage] = {"numbers": numbers, **step}
+
+        module(stem).fit(images, config, encoder=accepted(stem, images, smooth()), monitor=look)
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    for rounds in (1, 2):  # far from standing still
+    for n in (1, 2):  # far from standing still
         sent.clear()
-        lloyd(x, torch.zeros(6), 4, rounds, False, x[:4])
-        found[f"rounds {rounds}"] = sum(sent)
-    return found
+        lloyd(x, torch.zeros(6), 4, n, False, x[:4])
+        rounds[n] = sum(sent)
+    return steps, rounds
 
 
 @pytest.fixture(scope="module")
@@ -209,24 +175,36 @@ def found(tmp_path_factory):
     return in_processes(counted, (), tmp_path_factory.mktemp("counted"))[0]
 
 
-@pytest.mark.parametrize("stem", SMALL)
-def test_a_step_sends_what_the_page_says(stem, found):
-    made, (changed, parts) = found[stem], SMALL[stem]
-    numbers = {k: made[k] for k in "WLC"} | {"P": 2, "B": BATCH, "D": 6, "H": 2}
-    numbers["K"] = changed.get("n_prototypes", changed.get("n_clusters"))
-    numbers["e"] = changed.get("dim", 64)
+def expected(name, stage, step):
+    """Bytes of a step by the page: gradients, BatchNorm, and the rows of the method or stage."""
     page = formulas("step", PAGE.read_text())
-    expected = value(page["gradients"], numbers)
-    expected += sum(times * value(page[row], numbers) for row, times in parts.items())
-    assert made["bytes"] == expected
-    if stem == "deepcluster":  # gradients in one message, and five for each BatchNorm
-        assert made["messages"] == 1 + 5 * made["L"]
+    total = value(page["gradients"], step["numbers"])
+    for row, grad in (("BatchNorm, one pass with gradients", True),
+                      ("BatchNorm, one pass without", False)):  # fmt: skip
+        channels = [width for width, needed in step["norms"] if needed == grad]
+        total += value(page[row], {"L": len(channels), "C": sum(channels)})
+    own = [row for row in page if row.startswith(f"{name}, {stage}:")]
+    own = own or [row for row in page if row.startswith(f"{name}:")]
+    return total + sum(value(page[row], step["numbers"]) for row in own), own
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_step_sends_what_the_page_says(stem, found):
+    """A method whose step sends more has a row on the page, which begins with its name."""
+    name = module(stem).__doc__.split(":")[0]
+    steps = {stage: step for (method, stage), step in found[0].items() if method == stem}
+    assert steps
+    for stage, step in steps.items():
+        total, own = expected(name, stage, step)
+        assert sum(step["sent"]) == total, (stage, own)
+        if not own:  # gradients in one message, and five for each BatchNorm
+            assert len(step["sent"]) == 1 + 5 * len(step["norms"])
 
 
 def test_a_round_of_k_means_sends_what_the_page_says(found):
     page = formulas("epoch", PAGE.read_text())["DeepCluster: k-means, each of 20 rounds"]
     on_a_gpu = value(page, {"K": 4, "d": 6})
-    assert found["rounds 2"] - found["rounds 1"] == on_a_gpu - 4 * 4 * 6  # a CPU sums in float32
+    assert found[1][2] - found[1][1] == on_a_gpu - 4 * 4 * 6  # a CPU sums in float32
 
 
 if __name__ == "__main__":

@@ -19,17 +19,37 @@ def step(w, gradients, **settings):
     return p.detach(), optimizer
 
 
-def test_larc_by_hand():
-    # |p| = 5, |g| = 2: a = .001 * 5 / 2 = .0025; step = lr * a * g = 10 * .0025 * (0, 2)
-    p, _ = step([3.0, 4.0], [[0.0, 2.0]], lr=10.0)
-    torch.testing.assert_close(p, torch.tensor([3.0, 3.95]))
+@pytest.mark.parametrize(
+    ("gradient", "decay", "expected"),
+    [
+        # |p| = 5, |g| = 2: a = .001 * 5 / 2 = .0025; step = lr * a * g = 10 * .0025 * (0, 2)
+        ([0.0, 2.0], 0.0, [3.0, 3.95]),
+        ([0.0, 2e3], 0.0, [3.0, 3.95]),  # a share of the weight, whatever the gradient
+        # a = .001 * 5 / (2 + .1 * 5) = .002; g + wd p = (.3, 2.4); step = 10 * .002 * that
+        ([0.0, 2.0], 0.1, [3 - 0.006, 4 - 0.048]),
+    ],
+)
+def test_larc_by_hand(gradient, decay, expected):
+    p, optimizer = step([3.0, 4.0], [gradient], lr=10.0, weight_decay=decay)
+    torch.testing.assert_close(p, torch.tensor(expected))
+    assert optimizer.param_groups[0]["weight_decay"] == decay  # put back after the step
 
 
-def test_larc_weight_decay_by_hand():
-    # a = .001 * 5 / (2 + .1 * 5) = .002; direction g + wd p = (.3, 2.4); step = 10 * .002 * that
-    p, optimizer = step([3.0, 4.0], [[0.0, 2.0]], lr=10.0, weight_decay=0.1)
-    torch.testing.assert_close(p, torch.tensor([3 - 0.006, 4 - 0.048]))
-    assert optimizer.param_groups[0]["weight_decay"] == 0.1  # put back after the step
+def test_larc_on_all_tensors_at_once_equals_one_after_the_other():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights, gradients = ([torch.randn(s) for s in ((3,), (2, 5), (4,), (6,))] for _ in "wg")
+    weights[1], gradients[2], gradients[3] = torch.zeros(2, 5), torch.zeros(4), None
+
+    def stepped(chosen):
+        parameters = [torch.nn.Parameter(weights[k].clone()) for k in chosen]
+        for p, k in zip(parameters, chosen):
+            p.grad = gradients[k]
+        LARC(parameters, lr=7.0, weight_decay=0.1).step()
+        return parameters
+
+    for together, k in zip(stepped(range(4)), range(4)):
+        torch.testing.assert_close(together, stepped([k])[0])
 
 
 def test_larc_momentum_gathers_scaled_gradients():
@@ -38,13 +58,6 @@ def test_larc_momentum_gathers_scaled_gradients():
     first = 1 - 100 * 0.001  # .9; the buffer holds .001
     second = first - 100 * (0.9 * 0.001 + 0.001 * first)
     torch.testing.assert_close(p, torch.tensor([second]))
-
-
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_larc_step_is_a_share_of_the_weight_whatever_the_gradient(size):
-    p, _ = step([3.0, 4.0], [[size, -size]], lr=12.0)
-    moved = (p - torch.tensor([3.0, 4.0])).norm()
-    assert float(moved) == pytest.approx(12 * 0.001 * 5, rel=1e-4)
 
 
 def test_a_zero_weight_takes_the_raw_step_and_a_zero_gradient_none():
@@ -60,25 +73,6 @@ def test_a_parameter_without_gradient_stands_still_whatever_momentum_and_decay_s
     optimizer.step()
     assert torch.equal(p.detach(), torch.tensor([1.0, 2.0]))
     assert not optimizer.state
-
-
-def test_larc_on_all_tensors_at_once_equals_one_after_the_other():
-    shapes, trust, wd = [(3,), (2, 5), (4,), (6,), (1, 2)], 0.001, 0.1
-    torch.manual_seed(0)
-    weights, gradients = ([torch.randn(s) for s in shapes] for _ in range(2))
-    weights[1], gradients[2], gradients[3] = torch.zeros(2, 5), torch.zeros(4), None
-    expected = []
-    for p, g in zip(weights, gradients, strict=True):
-        if g is not None and p.norm() > 0 and g.norm() > 0:
-            g = trust * p.norm() / (g.norm() + wd * p.norm() + 1e-8) * (g + wd * p)
-        expected.append(p if g is None else p - 7 * g)
-    parameters = [torch.nn.Parameter(p.clone()) for p in weights]
-    optimizer = LARC(parameters, lr=7.0, weight_decay=wd)
-    for p, g in zip(parameters, gradients, strict=True):
-        p.grad = g
-    optimizer.step()
-    for p, q in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(p.detach(), q)
 
 
 def test_make_optimizer_and_its_groups():
@@ -122,18 +116,6 @@ def test_warmup_and_cosine_by_hand():
     assert lr(12) == pytest.approx(0.8 + 2 * (1 - 0.5))  # 1.8
     assert lr(15) == pytest.approx(0.8 + 2 * (1 + math.cos(11 * math.pi / 12)))
     assert lr(16) == pytest.approx(0.8)
-
-
-def test_the_papers_schedule():
-    config = TrainConfig(
-        epochs=800, lr=4.8, schedule="cosine", final_lr=0.0048, warmup_epochs=10, warmup_lr=0.3
-    )
-    lr = learning_rate(config, steps_per_epoch=313)
-    rates = [lr(s) for s in range(0, 800 * 313, 313)]
-    assert rates[0] == 0.3 and rates[10] == pytest.approx(4.8) and max(rates) == rates[10]
-    assert rates[1] - rates[0] == pytest.approx(0.45)
-    assert rates[405] == pytest.approx((4.8 + 0.0048) / 2)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
 
 
 def test_constant_and_steps():

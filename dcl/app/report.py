@@ -1,13 +1,16 @@
-"""One self-contained page about a run: is it healthy, and what is in each cluster? No labels.
+"""One self-contained page about a run: what is in each cluster, and what is wrong? No labels.
 
-The template `report.html.jinja` holds the page and its words; this module computes what it shows.
+The template `report.html.jinja` holds the page and its words, `report.css` and `report.js` its look
+and its script; this module computes what they show.
 """
 
 import io
 import math
 import os
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,12 @@ from markupsafe import Markup
 from torch import Tensor
 
 from dcl.app.report_clusters import Picture, clusters, contact_sheet, picture
+from dcl.app.report_map import projected, thumbnails
+from dcl.app.report_pairs import cluster_pairs, near_duplicates
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
-from dcl.measure.health import Row, advice, health, stages
+from dcl.measure.health import advice, health
+from dcl.measure.losses import Row, stages
 from dcl.runtime.files import write_atomic
 
 VECTOR_WORDS = {
@@ -30,6 +36,10 @@ VECTOR_WORDS = {
     "image": "vector",
 }
 """Warnings and their advice speak of images; for vectors, these words are replaced."""
+
+FILES = ("assignments.csv", "skipped.csv", "health.json", "model.safetensors", "log.jsonl",
+         "config.json")  # fmt: skip
+"""What a page links to, where it stands in the same folder."""
 
 
 def report(
@@ -44,7 +54,7 @@ def report(
     about: Mapping[str, Any] | None = None,
     own_advice: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one HTML page, atomically, and return its path. The page loads nothing else.
+    """Write one HTML page, atomically, and return its path. It loads nothing else.
 
     images uint8 (N,C,H,W), of which only the rows that are drawn are read, so a memory map will do;
     or vectors, float32 (N,d), shown in tables instead of pictures; probabilities (N,K) with rows
@@ -66,9 +76,19 @@ def report(
         raise ValueError(f"files must name all {n} {noun}s; got {len(files)}")
     p, z, log = probabilities.detach().cpu(), features.detach().cpu(), list(log or [])
     state, confidence = health(p, z, log=log), p.max(1).values
-    sizes = plots.health_panel(state)
-    sizes.axes[0].set_ylabel(f"{noun}s")
-    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
+    names = files or [f"{noun} {row}" for row in range(n)]
+    at, z = projected(p, z), z if z.isfinite().all() else z.nan_to_num()
+    shown = clusters(images, p, z, state)
+    about_map: dict[str, Any] = {"run": _mark(names, p.argmax(1))}
+    thumbs = None
+    if at:
+        about_map |= at | {"names": [_printable(names[row]) for row in at["rows"]]}
+        if noun == "image":
+            thumbs, about_map["thumbs"] = thumbnails(images, at["rows"])
+    twins, usual = near_duplicates(z)
+    here, folder = Path(__file__).parent, Path(path).parent
+    script = (here / "report.js").read_text("utf-8")
+    template = (here / "report.html.jinja").read_text("utf-8")
     page = Template(
         template, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
     ).render(
@@ -78,21 +98,36 @@ def report(
         features=z.shape,
         health=state,
         lights=[(_said(w, noun), _said(advice(w, own_advice), noun)) for w in state.warnings],
-        sizes=_drawn(sizes),
+        sizes=_drawn(size_bars(state.sizes, noun), (4.6, 2.4)),
         histogram=_drawn(confidence_histogram(p, noun), (4.6, 2.4)),
         sure=float((confidence > 0.9).float().mean()),
         curves=[_curve(stage, rows) for stage, rows in stages(log).items()],
-        clusters=clusters(images, p, z, state),
+        clusters=shown,
+        pairs=cluster_pairs(shown, z),
+        twins=twins,
+        usual=usual,
+        assigned=p.argmax(1).tolist(),
         contact_sheet=partial(contact_sheet, images),
-        names=files or [f"{noun} {row}" for row in range(n)],
+        names=names,
         confidence=confidence.tolist(),
-        map=_map(p, z),
+        map=at,
+        thumbs=thumbs,
+        data=about_map,
+        style=Markup((here / "report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         log=log,
         about=about or {},
-        in_run_folder=(Path(path).parent / "config.json").exists(),
+        beside=[name for name in FILES if (folder / name).exists()],
     )
     write_atomic(path, page.encode())
     return Path(path)
+
+
+def _mark(names: Sequence[str], assigned: Tensor) -> str:
+    """What tells this clustering from others: names typed for another one must not appear."""
+    said = "\0".join(names).encode("utf-8", "surrogateescape") + assigned.numpy().tobytes()
+    return sha256(said).hexdigest()[:16]
 
 
 def _printable(value: object) -> object:
@@ -126,6 +161,18 @@ def _drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
     return picture(data, "png", round(drawing.get_figwidth() * 100))
 
 
+def size_bars(sizes: Sequence[int], noun: str = "image") -> Any:
+    """The sizes of the clusters as bars, largest first."""
+    drawing, axes = plots.canvas(1, 1, (6.0, 2.4))
+    ax = axes[0, 0]
+    ax.bar(range(len(sizes)), sorted(sizes, reverse=True), color=plots.COLOURS[0])
+    ax.axhline(sum(sizes) / len(sizes), color=plots.COLOURS[5], linestyle="--", linewidth=1.2)
+    ax.set_xticks([])
+    ax.set_xlabel("clusters, largest first (dashed: equal sizes)")
+    ax.set_ylabel(f"{noun}s")
+    return drawing
+
+
 def confidence_histogram(probabilities: Tensor, noun: str = "image") -> Any:
     """A histogram of confidence, the largest probability of each row (N,K)."""
     p = probabilities.float().numpy()
@@ -152,16 +199,3 @@ def _curve(stage: str, rows: Sequence[Row]) -> dict[str, Any]:
         "chances": known,
         "floor": "floor" in last,
     }
-
-
-def _map(p: Tensor, z: Tensor) -> dict[str, Any] | None:
-    rows = z.isfinite().all(1).nonzero()[:, 0]
-    rows = rows[torch.linspace(0, len(rows) - 1, min(2000, len(rows))).long()]
-    z = z[rows].float()
-    if len(z) < 30 or float((z - z.mean(0)).abs().max()) < 1e-5 * float(z.abs().max()):
-        return None  # the features are all equal, or there are too few
-    method = "t-sne" if z.shape[1] > 2 else "pca"
-    drawing = plots.embedding(z, p[rows].argmax(1), method=method)
-    for label in drawing.axes[0].texts:  # which would squeeze the map to fit them in
-        label.set_in_layout(False)
-    return {"picture": _drawn(drawing), "count": len(z), "method": method}

@@ -16,7 +16,7 @@ SECTIONS = 100
 """How many clusters, the largest, get a section; the others are only listed."""
 
 PICTURES, ROWS = 8, 10
-"""How many typical images, or vectors, a section shows, and as many doubtful ones."""
+"""How many near images, or vectors, a section shows, and as many far ones."""
 
 APART = 5
 """How many columns of the vectors are named that set a cluster apart."""
@@ -28,48 +28,52 @@ class Cluster(NamedTuple):
     k: int
     size: int
     confidence: float  # mean over the members
+    spread: float  # mean distance of the members to the prototype, by cosine
     prototype: int
-    typical: list[int]  # the most confident images besides the prototype; the vectors nearest to it
-    doubtful: list[int]  # the least confident of the other members, in rising order
+    near: list[int]  # the members nearest to the prototype, which comes first
+    far: list[int]  # the farthest of the other members, farthest first
     sheet: list[int]  # members evenly spaced from the most to the least confident
-    distance: dict[int, float]  # vectors: of each member to the prototype, by cosine
+    distance: dict[int, float]  # of each member to the prototype, by cosine
     apart: list[tuple[int, float]]  # vectors: column, its mean minus the overall one, in deviations
 
 
 def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
-    """The clusters that get a section: images (N,C,H,W) or vectors (N,d), p (N,K), z (N,D)."""
+    """The clusters that get a section, largest first.
+
+    images (N,C,H,W) or vectors (N,d); p (N,K); features z (N,D), finite.
+    """
     vectors = images.ndim == 2
     if vectors:
         deviation, mean = torch.std_mean(images, 0, correction=0)
     most = ROWS if vectors else PICTURES
     confidence, cluster = p.max(1)
     by_confidence = confidence.argsort(descending=True, stable=True)
-    z = z if z.isfinite().all() else z.nan_to_num()
     standing = prototypes(z, p).tolist()
     largest = sorted(range(h.n_clusters), key=lambda k: -h.sizes[k])[:SECTIONS]
-    drawn = sorted(k for k in largest if h.sizes[k])
-    tiles = min(100, max(20, 2000 // max(len(drawn), 1)))
+    drawn = [k for k in largest if h.sizes[k]]
+    tiles = min(100, max(20, 2000 // len(drawn)))
     found = []
     for k in drawn:
         members = by_confidence[cluster[by_confidence] == k].tolist()
         sure, prototype = float(confidence[members].mean()), standing[k]
-        typical = [row for row in members if row != prototype][:most]
-        distance, apart = {}, []
+        unit = F.normalize(z[members].float(), dim=1)
+        away = (1 - unit @ F.normalize(z[prototype].float(), dim=0)).clamp(min=0)
+        away[members.index(prototype)] = 0
+        others = [members[i] for i in away.argsort(stable=True).tolist()]
+        others.remove(prototype)
+        near = [prototype, *others[: most - 1]]
+        far = others[most - 1 :][::-1][:most]
+        apart = []
         if vectors:
-            unit = F.normalize(z[members].float(), dim=1)
-            away = (1 - unit @ F.normalize(z[prototype].float(), dim=0)).clamp(min=0)
-            typical = [members[i] for i in away.argsort(stable=True).tolist()][:most]
-            distance = dict(zip(members, away.tolist()))
             # a constant column sets nothing apart
             shift = torch.where(deviation > 0, (images[members].mean(0) - mean) / deviation, 0.0)
             first = shift.abs().argsort(descending=True, stable=True)[:APART].tolist()
             apart = [(column, float(shift[column])) for column in first]
-        shown = {prototype, *typical}
-        doubtful = [row for row in members if row not in shown][-most:][::-1]
         at = torch.linspace(0, len(members) - 1, min(tiles, len(members))).round().long().tolist()
         sheet = [members[i] for i in at]
-        size = len(members)
-        found.append(Cluster(k, size, sure, prototype, typical, doubtful, sheet, distance, apart))
+        distance = dict(zip(members, away.tolist()))
+        size, spread = len(members), float(away.mean())
+        found.append(Cluster(k, size, sure, spread, prototype, near, far, sheet, distance, apart))
     return found
 
 

@@ -7,7 +7,7 @@
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why
     health.json        numbers that need no labels, and the warning lights that are on
-    report.html        is it healthy, and what is in each cluster
+    report.html        what is in each cluster, and which warning lights are on
 
 A method's own `fit(..., run_dir=...)` leaves checkpoints and config.json there; `fit` here, on the
 same folder, adds the rest. Nothing here uses labels. Chapter: your-images.
@@ -108,7 +108,6 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
     about = {
         "data": data.name,
         "split": data.split,
-        data.noun + "s": f"{len(data):,} of {' x '.join(map(str, data.images.shape[1:]))}",
         "skipped": len(data.skipped or ()),
         "checksum": s.checksum,
         "method": s.method,

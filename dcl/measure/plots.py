@@ -155,6 +155,27 @@ def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
     return figure
 
 
+def plane(z: Any, method: str = "t-sne") -> np.ndarray:
+    """Features (N,D) on the plane, (N,2) float: "pca", or "t-sne" (seeded).
+
+    Distances between distant groups of a t-SNE map mean nothing.
+    """
+    from sklearn.decomposition import PCA
+
+    z = _array(z).astype(np.float32)
+    if z.ndim != 2 or method not in ("pca", "t-sne"):
+        raise ValueError(f"plane takes (N,D) and pca or t-sne; got {z.shape} and {method!r}")
+    dims = min(2 if method == "pca" else 30, *z.shape)
+    at = PCA(dims, random_state=0).fit_transform(z)
+    if method == "t-sne":
+        from sklearn.manifold import TSNE
+
+        near = min(30, (len(at) - 1) / 3)
+        sne = TSNE(perplexity=near, init="pca", random_state=0, max_iter=500, n_jobs=1)
+        at = sne.fit_transform(at)
+    return np.pad(at, ((0, 0), (0, 2 - at.shape[1])))
+
+
 def embedding(
     z: Any,
     labels: Any = None,
@@ -162,25 +183,9 @@ def embedding(
     method: str = "t-sne",
     points: int = 2000,
 ) -> Any:
-    """Features (N,D) as a map on the plane, coloured by labels (N,): "pca" or "t-sne" (seeded).
-
-    Draws at most `points` rows, evenly spaced. Distances between distant groups of a t-SNE map
-    mean nothing.
-    """
-    from sklearn.decomposition import PCA
-
-    z = _array(z).astype(np.float32)
-    if z.ndim != 2 or method not in ("pca", "t-sne"):
-        raise ValueError(f"embedding takes (N,D) and pca or t-sne; got {z.shape} and {method!r}")
+    """At most `points` features (N,D), evenly spaced, on the `plane`; coloured by labels (N,)."""
     rows = np.linspace(0, len(z) - 1, min(points, len(z))).astype(int)
-    dims = min(2 if method == "pca" else 30, len(rows), z.shape[1])
-    at = PCA(dims, random_state=0).fit_transform(z[rows])
-    if method == "t-sne":
-        from sklearn.manifold import TSNE
-
-        near = min(30, (len(at) - 1) / 3)
-        sne = TSNE(perplexity=near, init="pca", random_state=0, max_iter=500, n_jobs=1)
-        at = sne.fit_transform(at)
+    at = plane(_array(z)[rows], method)
     figure, axes = canvas(1, 1, (5.4, 4.4))
     ax = axes[0, 0]
     ax.set_axis_off()
@@ -189,11 +194,11 @@ def embedding(
         here = at[y == c]
         name = classes[c] if classes is not None else str(c)
         marker = "o^sDv"[n // 10 % 5]
-        ax.scatter(*here.T[:2], s=7, color=COLOURS[n % 10], marker=marker, linewidths=0, label=name)
+        ax.scatter(*here.T, s=7, color=COLOURS[n % 10], marker=marker, linewidths=0, label=name)
         if labels is not None:
             # a white word on a dark box reads on any page
             box = {"facecolor": "#303030", "edgecolor": "none", "pad": 1.5, "alpha": 0.75}
-            ax.text(*np.median(here[:, :2], 0), name, color="white", fontsize=9, bbox=box)
+            ax.text(*np.median(here, 0), name, color="white", fontsize=9, bbox=box)
     return figure
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dcl.cluster import neighbors
-from dcl.cluster.neighbors import nearest
+from dcl.cluster.neighbors import agreement, draw, mine, nearest
 from dcl.train import seeded
 
 
@@ -57,34 +57,9 @@ def test_ties_go_by_index(blocks, metric):
     assert nearest(corners, x, 3, metric=metric).tolist() == [[k, k + 4, k + 8] for k in range(4)]
 
 
-def test_zero_rows_are_finite(blocks):
-    x = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    assert nearest(x, x, 4).shape == (4, 4)
-
-
 def test_other_floats_keep_gradients_out(blocks):
     x = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
     assert torch.equal(nearest(x, x, 3), brute(x.detach(), x.detach(), 3, "cosine"))
-
-
-@pytest.mark.parametrize("columns,k", [(64, 1), (67, 2), (1000, 20), (2000, 20), (661, 20)])
-def test_the_largest_are_those_of_topk(columns, k):
-    with seeded(0):
-        score = torch.randn(50, columns)
-    score[:, -3:] += 3  # where no whole group is
-    high, at = neighbors._largest(score, k)
-    expected = score.topk(k, dim=1)
-    assert torch.equal(high, expected.values) and torch.equal(at, expected.indices)
-
-
-def test_equals_faiss():
-    faiss = pytest.importorskip("faiss")
-    with seeded(0):
-        x = torch.randn(3000, 24)
-    index = faiss.IndexFlatIP(24)
-    index.add(F.normalize(x, dim=1).numpy())
-    theirs = torch.from_numpy(index.search(F.normalize(x[:200], dim=1).numpy(), 20)[1])
-    assert (nearest(x[:200], x, 20) == theirs).float().mean() > 0.999  # but for rounding
 
 
 @pytest.mark.parametrize(
@@ -102,3 +77,25 @@ def test_bad_input(change, words):
     arguments = {"queries": torch.randn(4, 2), "keys": torch.randn(6, 2), "k": 2} | change
     with pytest.raises(ValueError, match=words):
         nearest(**arguments)
+
+
+def test_mining_leaves_the_image_out_also_among_duplicates():
+    with seeded(0):
+        z = torch.randn(30, 5)
+    assert torch.equal(mine(z, 4), brute(z, z, 5, "cosine")[:, 1:])
+    assert (mine(torch.ones(6, 3), 2) != torch.arange(6)[:, None]).all()
+    for k in (0, 30):
+        with pytest.raises(ValueError, match=f"the number of rows less one, 29; got {k}"):
+            mine(z, k)
+
+
+def test_agreement_by_hand():
+    labels = torch.tensor([0, 0, 1])
+    assert agreement(torch.tensor([[1, 2], [0, 2], [0, 1]]), labels) == pytest.approx(2 / 6)
+
+
+def test_neighbours_are_drawn_evenly_from_the_row_of_the_image():
+    neighbors = torch.arange(60).view(20, 3)
+    with seeded(0):
+        counts = draw(neighbors, torch.tensor([7]).repeat(3000)).bincount(minlength=60)
+    assert counts.nonzero().flatten().tolist() == [21, 22, 23] and counts[21:24].min() > 900

@@ -27,10 +27,6 @@ def cosines(b, k, d=128, seed=0):
         return F.normalize(torch.randn(b, d), dim=1) @ F.normalize(torch.randn(k, d), dim=1).T
 
 
-def entropy(q):
-    return float(torch.special.entr(q).sum(1).mean())
-
-
 @pytest.mark.parametrize("b,k", [(256, 30), (64, 300), (5, 2)])
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_equals_the_papers_pseudo_code(b, k, iterations):
@@ -59,29 +55,6 @@ def test_many_iterations_solve_the_transport_problem():
     rest = q.log() - s.double() / 0.05
     rest = rest - rest.mean(1, keepdim=True) - rest.mean(0, keepdim=True) + rest.mean()
     assert rest.abs().max() < 1e-4
-    # and no other feasible plan has a larger objective <q, s> + eps H(q)
-    value = (q * s).sum() + 0.05 * torch.special.entr(q).sum()
-    with seeded(1):
-        for _ in range(20):
-            other = sinkhorn(s + 0.05 * torch.randn_like(s), iterations=2000).double()
-            assert (other * s).sum() + 0.05 * torch.special.entr(other).sum() <= value + 1e-5
-
-
-def test_balances_where_softmax_does_not():
-    s = cosines(256, 30) + torch.linspace(0, 1, 30)  # some prototypes are liked by all
-    assert (sinkhorn(s, iterations=0).sum(0) < 1).sum() > 20
-    mass = sinkhorn(s).sum(0)
-    assert mass.min() > 0.8 * 256 / 30 and mass.max() < 1.2 * 256 / 30
-
-
-@pytest.mark.parametrize("b,k,expected", [(4096, 3000, 6.51), (256, 300, 4.32), (256, 30, 2.32)])
-def test_entropy_of_codes_of_random_features(b, k, expected):
-    assert entropy(sinkhorn(cosines(b, k))) == pytest.approx(expected, abs=0.05)
-
-
-def test_constant_scores_give_the_uniform_code():
-    q = sinkhorn(torch.full((12, 5), 0.7))
-    assert torch.allclose(q, torch.full((12, 5), 0.2), atol=1e-6)
 
 
 def test_a_constant_does_not_matter():
@@ -101,18 +74,6 @@ def test_any_finite_score(size):
     q = sinkhorn(s)
     assert q.isfinite().all() and (q >= 0).all()
     assert torch.allclose(q.sum(1), torch.ones(32), atol=1e-5)
-
-
-def test_rows_far_apart_equal_float64():
-    s = cosines(16, 4).double()
-    s[3] -= 30  # exp(-30/.05) is 0 in float64 as well: shift one row by hand instead
-    s[5] += 2
-    log = s / 0.05
-    u, v = torch.zeros(16, 1), torch.zeros(1, 4)
-    for _ in range(3):
-        v = -(log + u).logsumexp(0, keepdim=True)
-        u = -(log + v).logsumexp(1, keepdim=True)
-    assert torch.allclose(sinkhorn(s).double(), (log + u + v).exp(), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dcl.data import Data
-from dcl.measure.baselines import baselines, evaluate, principal_components
+from dcl.measure.baselines import baselines, evaluate, principal_components, prototypes
 from dcl.objective import Objective
 
 
@@ -65,3 +65,10 @@ def test_principal_components_keep_distances_of_a_plane():
     x = torch.randn(40, 2) @ torch.randn(2, 9)
     z = principal_components(x, 2)
     assert torch.allclose(torch.cdist(x, x), torch.cdist(z, z), atol=1e-2)
+
+
+def test_prototypes_by_hand():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0]])
+    p = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.95, 0.05, 0.0], [0.1, 0.9, 0.0]])
+    assert prototypes(features, p, share=1.0).tolist() == [1, 3, -1]  # the middle one; nobody
+    assert prototypes(features, p, share=0.1).tolist() == [2, 3, -1]  # only the surest

@@ -7,7 +7,8 @@ import torch
 from dcl.app.monitors import Log
 from dcl.config import with_epochs
 from dcl.data import load
-from dcl.measure.health import ADVICE, ROWS, advice, effective_rank, health, stages
+from dcl.measure.health import ADVICE, ROWS, advice, effective_rank, health
+from dcl.measure.losses import stages
 from dcl.methods import deepcluster, lsdc, scan, simclr, swav
 from dcl.recipes import recipe
 from dcl.train import extract, seeded
@@ -29,7 +30,6 @@ def test_a_healthy_state_lights_nothing():
     assert h.chance == pytest.approx(math.log(10))
     assert h.feature_rank > 8
     assert health(p.argmax(1)).warnings == []
-    assert health(p.argmax(1), n_clusters=12).warnings == []
 
 
 def test_numbers_by_hand():
@@ -56,51 +56,68 @@ def advised(warning):
     return next(start for start, words in ADVICE.items() if words == advice(warning))
 
 
-def test_collapse_to_one_cluster():
-    p = torch.full((300, 10), 0.01)
-    p[:, 3] = 0.91
-    only(health(p), "collapse")
-    only(health(torch.full((300,), 3), n_clusters=10), "collapse")
+LN = math.log(10)
+ALIKE = 0.01 + 0.9 * torch.eye(10)[[3] * 300]
+UNSURE = torch.full((500, 10), 0.1) + 0.01 * torch.eye(10).repeat(50, 1) - 0.001
+ONES, LINE = torch.ones(500, 64), torch.linspace(-1, 1, 500)[:, None] * torch.arange(1.0, 9.0)
 
 
-def test_stuck_at_ln_k():
-    p, z = healthy()
-    only(health(p, z, loss=math.log(10) - 0.001), "stuck")
-    assert health(p, z, loss=math.log(10) - 0.1).warnings == []
-    only(health(p, z, loss=math.nan), "loss is nan")
-
-
-def test_giant_cluster():
-    labels = torch.arange(1000) % 10
-    labels[labels < 6] = 0
-    only(health(labels), "giant cluster: 60% of the images are in one of 10")
+@pytest.mark.parametrize(
+    ("p", "more", "words"),
+    [
+        (ALIKE, {}, "collapse"),
+        (torch.full((300,), 3), {"n_clusters": 10}, "collapse"),
+        (None, {"loss": LN - 0.001}, "stuck"),
+        (None, {"loss": math.nan}, "loss is nan"),
+        ((torch.arange(1000) % 10 - 5).clamp(min=0), {}, "giant cluster: 60% of the images are in"),
+        (UNSURE, {}, "nothing is confident"),
+        (None, {"features": ONES}, "collapsed features"),
+        (None, {"features": ONES + 1e-3 * torch.eye(500)[:, :64]}, "collapsed features"),
+        (None, {"features": LINE + 1e-6}, "collapsed features"),
+    ],
+)
+def test_each_failure_lights_its_own_light(p, more, words):
+    only(health(healthy()[0] if p is None else p, **more), words)
 
 
 def test_dead_clusters():
-    only(health(torch.arange(300) % 3, n_clusters=10), "dead clusters: only 3 of 10")
-    only(health(torch.arange(300) % 5, n_clusters=10), "dead clusters: only 5 of 10")
-    assert health(torch.arange(300) % 6, n_clusters=10).warnings == []
+    only(health(torch.arange(300) % 7, n_clusters=10), "dead clusters: only 7 of 10")
+    only(health(torch.arange(300) % 9, n_clusters=10), "dead clusters: only 9 of 10")
+    assert health(torch.arange(300) % 10, n_clusters=10).warnings == []
     assert health(torch.arange(3), n_clusters=5).warnings == [], "three images fill no five"
 
 
-def test_nothing_confident():
-    with seeded(0):
-        p = (0.1 * torch.randn(500, 10)).softmax(1)
-    only(health(p), "nothing is confident")
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        # recorded runs of 1,797 digits: SCAN after 4 epochs (ACC .73), DEC (.83), SCAN (.93)
+        ([75, 250, *[184] * 8], "unequal clusters: sizes from 75 to 250 images"),
+        ([82, 235, *[185] * 8], ""),
+        ([149, 206, *[180] * 8], ""),
+        ([12, 550, *[309] * 4], "unequal clusters: sizes from 12 to 550"),  # hues of shapes
+        ([2, 10, *[6] * 8], ""),  # chance alone does this to 60 images
+        ([10, 50, 20, 20], "unequal clusters"),
+        ([24, 150, *[63] * 28], ""),  # 30 pseudo-labels of DeepCluster for 6 classes
+        ([24, 250, *[60] * 28], "unequal clusters"),
+    ],
+)
+def test_unequal_clusters(sizes, words):
+    h = health(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)))
+    assert [w[: len(words)] for w in h.warnings] == ([words] if words else [])
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-3])
-def test_collapsed_features(noise):
-    p, _ = healthy()
-    with seeded(0):
-        z = torch.ones(500, 64) + noise * torch.randn(500, 64)
-    only(health(p, z), "collapsed features")
-
-
-def test_features_on_a_line():
-    p, _ = healthy()
-    line = torch.linspace(-1, 1, 500)[:, None] * torch.arange(1.0, 9.0)
-    only(health(p, line + 1e-6), "collapsed features")
+@pytest.mark.parametrize(
+    "k, confidence, lit",
+    [(10, 0.40, True), (10, 0.60, False), (6, 0.45, True), (6, 0.55, False), (2, 0.65, True),
+     (2, 0.75, False), (100, 0.38, True), (100, 0.45, False)],
+)  # fmt: skip
+def test_low_confidence(k, confidence, lit):
+    """Above a uniform prediction, and with more clusters lower: LSD-C (.60) and DEC (.61) pass."""
+    p = torch.full((10 * k, k), (1 - confidence) / (k - 1), dtype=torch.float64)
+    p[torch.arange(10 * k), torch.arange(10 * k) % k] = confidence
+    h = health(p)
+    words = f"low confidence: {confidence:.2f} on average"
+    assert [w[: len(words)] for w in h.warnings] == ([words] if lit else [])
 
 
 def test_features_that_are_no_numbers():
@@ -214,7 +231,7 @@ def run(method, images, config, **also):
     [
         ({}, set()),
         ({"entropy_weight": 0.0}, {"dead clusters"}),
-        ({"lr": 0.0}, {"nothing is confident"}),
+        ({"lr": 0.0}, {"nothing is confident", "unequal clusters"}),
     ],
     ids=["healthy", "no entropy", "lr 0"],
 )
@@ -235,7 +252,10 @@ def test_scan_driven(digits, pretext, change, expected):
 @pytest.mark.parametrize(
     "change, expected",
     [
-        ({"sinkhorn_iterations": 0}, {"stuck", "collapsed features", "nothing is confident"}),
+        (
+            {"sinkhorn_iterations": 0},
+            {"stuck", "collapsed features", "nothing is confident", "unequal clusters"},
+        ),
         ({"epsilon": 100.0}, {"stuck", "nothing is confident"}),
     ],
     ids=["no Sinkhorn", "uniform codes"],

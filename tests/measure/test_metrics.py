@@ -5,6 +5,8 @@ import pytest
 import torch
 from sklearn import metrics as oracle
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneOut, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from dcl.measure import metrics
@@ -63,22 +65,6 @@ def test_all_alone():
     assert metrics.scores([7], [3]) == {"ACC": 1.0, "NMI": 1.0, "ARI": 1.0}
 
 
-def test_names_do_not_matter_and_bounds_hold():
-    for seed in range(10):
-        y, c = draw(seed, 80, 5, 6)
-        rename = np.random.default_rng(seed).permutation(100)[:6] - 20  # negative names as well
-        order = np.random.default_rng(seed + 1).permutation(80)
-        for f in (metrics.accuracy, metrics.purity, metrics.nmi, metrics.ari):
-            assert f(y, rename[c]) == pytest.approx(f(y, c))
-            assert f(y[order], c[order]) == pytest.approx(f(y, c))
-            assert -0.5 <= f(y, c) <= 1
-            assert f(y, y) == pytest.approx(1)
-        assert metrics.accuracy(y, c) <= metrics.purity(y, c)
-        assert metrics.accuracy(y, c) >= 1 / 6
-        # joining clusters never raises purity
-        assert metrics.purity(y, c // 2) <= metrics.purity(y, c) + 1e-12
-
-
 def test_kinds_of_input():
     y, c = draw(0)
     expected = metrics.scores(y, c)
@@ -87,6 +73,8 @@ def test_kinds_of_input():
 
 
 def test_confusion_ordered_has_a_column_for_every_class():
+    with pytest.raises(ValueError, match="negative"):
+        metrics.confusion([0, 1], [0, -1])
     table = metrics.confusion([0, 1, 2, 2], [5, 5, 1, 1], ordered=True)
     assert table[:, 2].tolist() == [0, 0, 2]
     assert table.sum() == 4
@@ -114,39 +102,16 @@ def test_bad_input(labels, clusters, error, words):
             f(labels, clusters)
 
 
-def test_confusion_refuses_negative_ids():
-    with pytest.raises(ValueError, match="negative"):
-        metrics.confusion([0, 1], [0, -1])
-
-
-def brute_knn(a, ya, b, yb, k, t, alone):
-    right = 0
-    a = a / np.linalg.norm(a, axis=1, keepdims=True)
-    b = b / np.linalg.norm(b, axis=1, keepdims=True)
-    for n, (z, y) in enumerate(zip(b, yb, strict=True)):
-        cosine = a @ z
-        if alone:
-            cosine[n] = -np.inf
-        best = np.argsort(-cosine)[:k]
-        votes = np.zeros(ya.max() + 1)
-        for i in best:
-            votes[ya[i]] += np.exp(cosine[i] / t)
-        right += votes.argmax() == y
-    return right / len(b)
-
-
-@pytest.mark.parametrize("k,t", [(1, 0.1), (5, 0.1), (30, 0.1), (30, 100.0)])
-def test_knn_equals_a_loop(k, t):
+@pytest.mark.parametrize("k,t", [(1, 0.1), (5, 0.1), (30, 100.0)])
+def test_knn_equals_scikit_learn(k, t):
     rng = np.random.default_rng(0)
     y = rng.integers(4, size=90)
     z = (rng.normal(size=(4, 6))[y] + rng.normal(size=(90, 6))).astype(np.float32)
-    a, b = slice(0, 60), slice(60, 90)
-    assert metrics.knn_accuracy(z[a], y[a], z[b], y[b], k, t) == pytest.approx(
-        brute_knn(z[a], y[a], z[b], y[b], k, t, False)
-    )
-    assert metrics.knn_accuracy(z, y, k=k, temperature=t) == pytest.approx(
-        brute_knn(z, y, z, y, k, t, True)
-    )
+    vote = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / t))
+    there = vote.fit(z[:60], y[:60]).score(z[60:], y[60:])
+    assert metrics.knn_accuracy(z[:60], y[:60], z[60:], y[60:], k, t) == pytest.approx(there)
+    alone = cross_val_score(vote, z, y, cv=LeaveOneOut()).mean()  # without the row itself
+    assert metrics.knn_accuracy(z, y, k=k, temperature=t) == pytest.approx(alone)
 
 
 def test_knn_weights_decide():

@@ -105,7 +105,7 @@ def test_embedding_keeps_groups_apart(method):
 
 
 def test_embedding_refuses():
-    with pytest.raises(ValueError, match="embedding takes"):
+    with pytest.raises(ValueError, match="plane takes"):
         plots.embedding(torch.randn(10, 3), method="umap")
 
 

@@ -8,15 +8,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from dcl.config import TrainConfig, flat, with_batches, with_epochs
+from dcl.config import flat, unflat, with_batches, with_epochs, with_stages
 from dcl.data import load
 from dcl.measure.health import ADVICE
 from dcl.measure.metrics import accuracy
 from dcl.methods import methods
 from dcl.nets.convnets import encoder
 from dcl.recipes import recipe, recipes
-from dcl.train import extract, predict
+from dcl.train import extract, predict, seeded
 from sabotage import METHODS
+from smoke import accepted, module, same
 
 CLUSTERING = sorted(methods())
 
@@ -26,16 +27,6 @@ def digits():
     return load("digits").subset(300)
 
 
-def module(stem):
-    return importlib.import_module(f"dcl.methods.{stem}")
-
-
-def same(a, b):
-    """Two state dicts are equal to the bit (extra state may be any plain value)."""
-    equal = [torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a]
-    return a.keys() == b.keys() and all(equal)
-
-
 def state(module_):
     """A copy of a state dict."""
     return {k: v.clone() if torch.is_tensor(v) else v for k, v in module_.state_dict().items()}
@@ -43,10 +34,14 @@ def state(module_):
 
 def tiny(stem):
     """The smoke recipe, cut to two epochs of each stage that it has, and batches of 100."""
-    config = with_batches(with_epochs(recipe(stem, "smoke"), 2), 100)
-    if stem == "idec":  # Adam on the codes of an autoencoder that knows nothing: one cluster
-        config = replace(config, pretext=with_epochs(config.pretext, 40))
-    return config
+    return with_batches(with_epochs(recipe(stem, "smoke"), 2), 100)
+
+
+def schooled(stem):
+    """With a longer pretext: on one that knows nothing there may be one cluster."""
+    config = tiny(stem)
+    pretext = getattr(config, "pretext", None)
+    return replace(config, pretext=with_epochs(pretext, 40)) if pretext else config
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +91,8 @@ def test_the_encoder_gives_features(stem, fitted, digits):
 
 
 @pytest.mark.parametrize("stem", CLUSTERING)
-def test_clusters_are_above_chance_and_predict_changes_nothing(stem, fitted, digits):
-    objective = fitted(stem)[0]
+def test_clusters_are_above_chance_and_predict_changes_nothing(stem, digits):
+    objective = module(stem).fit(digits.images, schooled(stem))
     before = state(objective)
     modes = [m.training for m in objective.modules()]
     clusters = predict(objective, digits.images)
@@ -140,9 +135,7 @@ def test_a_run_goes_on_where_it_was_stopped(stem, fitted, digits, tmp_path):
 
 @pytest.mark.parametrize("stem", METHODS)
 def test_an_encoder_handed_in_is_used_and_left_alone(stem, digits):
-    mine = encoder("small_cnn", digits.images, width=8)
-    if stem == "idec":  # needs a decoder, too
-        mine = module("autoencoder").Autoencoder(digits.images, tiny("autoencoder"), mine)
+    mine = accepted(stem, digits.images, encoder("small_cnn", digits.images, width=8))
     before = state(mine)
     objective = module(stem).fit(digits.images, tiny(stem), encoder=mine)
     assert same(mine.state_dict(), before)
@@ -175,23 +168,54 @@ def test_bad_input_is_refused_before_work(stem, digits):
                 fit(digits.images, replace(config, n_clusters=k), monitor=never)
 
 
+@pytest.mark.parametrize("stem", METHODS)
+def test_vectors_are_taken_or_refused_as_the_config_says(stem):
+    with seeded(0):
+        truth = torch.arange(150) % 3
+        vectors = (20 * torch.randn(3, 12))[truth] + torch.randn(150, 12)
+    config = tiny(stem)
+    if not getattr(config, "takes_vectors", False):
+        with pytest.raises(ValueError, match=f"{stem} needs images"):
+            module(stem).fit(vectors, config)
+        return
+    if stem in CLUSTERING:
+        config = replace(schooled(stem), n_clusters=3)
+    objective = module(stem).fit(vectors, config)
+    if stem in CLUSTERING:
+        assert accuracy(truth, predict(objective, vectors)) == 1
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_pretext_handed_in_gives_the_same_run(stem, fitted, digits):
+    config = tiny(stem)
+    if not hasattr(config, "pretext"):
+        pytest.skip("no pretext")
+    pretext = importlib.import_module(type(config.pretext).__module__)
+    done = pretext.fit(digits.images, replace(config.pretext, seed=config.seed))
+    handed = module(stem).fit(digits.images, config, encoder=done)
+    assert same(handed.state_dict(), fitted(stem)[0].state_dict())
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_a_removed_setting_is_accepted_with_the_value_that_changes_nothing(stem):
+    config = tiny(stem)
+    gone = getattr(config, "gone", {})
+    assert unflat(type(config), flat(config) | gone) == config
+    for name in (*gone, "never"):
+        with pytest.raises(ValueError, match=f"has no field {name}"):
+            unflat(type(config), flat(config) | gone | {name: "other"})
+
+
 @pytest.mark.parametrize("stem", CLUSTERING)
 def test_colour_images_of_another_size_train_too(stem):
     shapes = load("shapes").subset(200)
-    config = replace(tiny(stem), n_clusters=6)
+    config = replace(schooled(stem), n_clusters=6)
     objective = module(stem).fit(shapes.images, config)
     assert predict(objective, shapes.images).unique().numel() >= 2
 
 
 @pytest.mark.parametrize("stem", CLUSTERING)
 def test_bfloat16_runs(stem, digits):
-    def cast(config):
-        changes = {
-            f.name: replace(getattr(config, f.name), precision="bfloat16")
-            for f in fields(config)
-            if isinstance(getattr(config, f.name), TrainConfig)
-        }
-        return replace(config, **changes)
-
-    objective = module(stem).fit(digits.images, cast(tiny(stem)))
+    config = with_stages(tiny(stem), lambda stage: replace(stage, precision="bfloat16"))
+    objective = module(stem).fit(digits.images, config)
     assert all(v.isfinite().all() for v in objective.parameters())

@@ -1,6 +1,5 @@
 """DeepCluster by hand, by loop, against the released loop, and what its parts promise."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -15,11 +14,9 @@ from dcl.cluster.balance import cluster_weights, uniform_order
 from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig
 from dcl.data import load
-from dcl.data.shapes import shapes
 from dcl.measure.metrics import nmi
 from dcl.methods.deepcluster import Config, DeepCluster, fit, pseudo_label_loss
 from dcl.nets import convnets
-from dcl.optim import make_optimizer
 from dcl.recipes import deepcluster as recipes
 from dcl.train import extract, predict, seeded, train
 from dcl.views import View
@@ -49,12 +46,11 @@ def make(images, **changes):
         return DeepCluster(images, config, net)
 
 
-def uneven(n=10_000, order="random"):
-    """Pseudo-labels with the cluster sizes `SHARES`."""
-    sizes = torch.tensor([round(s * n) for s in SHARES])
-    labels = torch.repeat_interleave(torch.arange(10), sizes)
+def uneven():
+    """10,000 pseudo-labels with the cluster sizes `SHARES`."""
+    sizes = (10_000 * torch.tensor(SHARES)).round().long()
     with seeded(0):
-        return labels[torch.randperm(n)] if order == "random" else labels
+        return torch.repeat_interleave(torch.arange(10), sizes)[torch.randperm(10_000)]
 
 
 def shares(labels, rows):
@@ -72,27 +68,6 @@ def test_loss_by_hand():
     weighted = pseudo_label_loss(logits, labels, torch.tensor([2.0, 0.5]))
     # (2 ln 2 + .5 * 2 ln 2) / 2, not divided by the weights' sum 2.5
     assert weighted == pytest.approx(1.5 * math.log(2))
-    unequal = pseudo_label_loss(logits, labels, torch.tensor([3.0, 0.0]))
-    assert unequal == pytest.approx(1.5 * math.log(2))
-    assert pseudo_label_loss(logits, labels, torch.tensor([1.0, 0.0])) == pytest.approx(
-        0.5 * math.log(2)
-    )
-
-
-def test_loss_by_loop_and_its_gradient():
-    with seeded(0):
-        logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-        labels, weights = torch.randint(4, (5,)), torch.rand(5, dtype=torch.float64)
-    loop = 0.0
-    for n in range(5):
-        row = logits[n]
-        loop += weights[n] * (row.exp().sum().log() - row[labels[n]])
-    loss = pseudo_label_loss(logits, labels, weights)
-    torch.testing.assert_close(loss, loop / 5)
-    assert torch.autograd.gradcheck(lambda z: pseudo_label_loss(z, labels, weights), logits)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    expected = weights[:, None] * (logits.softmax(1) - F.one_hot(labels, 4)) / 5
-    torch.testing.assert_close(gradient, expected)
 
 
 def test_weights_by_hand():
@@ -104,6 +79,15 @@ def test_weights_by_hand():
     assert cluster_weights(uneven()).mean() == pytest.approx(1.0)
     total = torch.zeros(10).index_add_(0, uneven(), cluster_weights(uneven()))
     assert total.tolist() == pytest.approx([1000] * 10, rel=1e-3)  # each cluster has equal say
+
+
+def test_loss_gradient():
+    with seeded(0):
+        logits = torch.randn(5, 4, requires_grad=True)
+        labels, weights = torch.randint(4, (5,)), torch.rand(5)
+    (gradient,) = torch.autograd.grad(pseudo_label_loss(logits, labels, weights), logits)
+    expected = weights[:, None] * (logits.softmax(1) - F.one_hot(labels, 4)) / 5
+    torch.testing.assert_close(gradient, expected)
 
 
 # ---- the sampler
@@ -123,16 +107,12 @@ def test_uniform_order_serves_each_cluster_equally():
 
 def test_uniform_order_at_the_edges():
     with seeded(0):
-        assert sorted(uniform_order(torch.arange(7)).tolist()) != list(range(7))  # 2 of 1 each
-        one = uniform_order(torch.zeros(9, dtype=torch.int64))
-        assert sorted(one.tolist()) != sorted(set(one.tolist()))  # 10 drawn of 9: replaced
         gap = torch.tensor([0, 0, 0, 5, 5, 5, 5, 5])  # numbers without images do not count
-        assert len(uniform_order(gap)) == 8
         many = torch.stack([gap[uniform_order(gap)].bincount(minlength=6) for _ in range(400)])
-    assert many.float().mean(0)[[0, 5]].tolist() == pytest.approx([4, 4], abs=0.1)
-    # exactly at the limit, size == N // clusters + 1: replacement, as released
-    edge = torch.tensor([0, 0, 0, 1])
-    with seeded(0):
+        assert (many.sum(1) == 8).all()
+        assert many.float().mean(0)[[0, 5]].tolist() == pytest.approx([4, 4], abs=0.1)
+        # exactly at the limit, size == N // clusters + 1: replacement, as released
+        edge = torch.tensor([0, 0, 0, 1])
         rows = [uniform_order(edge) for _ in range(200)]
     assert any((r.bincount(minlength=4)[:3] > 1).any() for r in rows)
 
@@ -140,30 +120,11 @@ def test_uniform_order_at_the_edges():
 def test_sampling_and_weighting_are_equal_in_expectation():
     labels = torch.tensor([0] * 7 + [1] * 3 + [2] * 2)
     with seeded(0):
-        logits = torch.randn(12, 3)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        weighted = pseudo_label_loss(logits, labels, cluster_weights(labels))
-        # what one image is served on average is exactly its weight
-        counts = torch.stack(
-            [uniform_order(labels).bincount(minlength=12).float() for _ in range(5_000)]
-        )
-    torch.testing.assert_close(counts.mean(0), cluster_weights(labels), atol=0.05, rtol=0)
-    assert (counts @ losses).mean() / 12 == pytest.approx(float(weighted), abs=0.02)
-    assert losses.mean() != pytest.approx(float(weighted), abs=0.05)  # and plain order is another
-    # exactly, not sampled: k of 3 clusters gets 5 rows of its n_k, of these 15 rows 12 are kept
-    exact = torch.tensor([5 / n * 12 / 15 for n in (7,) * 7 + (3,) * 3 + (2,) * 2])
-    torch.testing.assert_close(exact, cluster_weights(labels))
-
-
-def test_the_released_sampler_serves_the_raw_shares():
-    labels = uneven()
-    raw = labels.bincount() / len(labels)
-    with seeded(0):
-        rows = released_order(labels)
-    # the release itself served .51 .20 .10 .05 .05 .03 .02 .03 .01 .01
-    assert (shares(labels, rows) - raw).abs().max() < 0.02
-    assert (shares(labels, rows) - 0.1).abs().max() > 0.39
-    assert rows.unique().numel() == pytest.approx(4450, abs=100)  # and repeats rows for nothing
+        counts = [uniform_order(labels).bincount(minlength=12).float() for _ in range(5_000)]
+    # what one image is served on average is its weight
+    torch.testing.assert_close(
+        torch.stack(counts).mean(0), cluster_weights(labels), atol=0.05, rtol=0
+    )
 
 
 def test_the_released_sampler_by_hand(monkeypatch):
@@ -171,15 +132,6 @@ def test_the_released_sampler_by_hand(monkeypatch):
     ids = torch.tensor([4, 0, 2, 3, 1])
     monkeypatch.setattr(ablations, "uniform_order", lambda _: ids)
     assert released_order(labels).tolist() == [4, 1, 0, 2, 3]
-
-
-def test_the_released_sampler_can_be_worse_than_no_sampler():
-    # ids sorted by class, the clusters follow it, but the second one is numbered last
-    labels = torch.tensor([0, 9, 1, 2, 3, 4, 5, 6, 7, 8])[uneven(order="sorted")]
-    with seeded(0):
-        served = shares(labels, released_order(labels))
-    assert shares(labels, torch.arange(10_000))[9] == pytest.approx(0.2)
-    assert served[9] == pytest.approx(0.7, abs=0.02)
 
 
 @pytest.mark.parametrize("balance", ["sample", "weight", "none", "released"])
@@ -244,18 +196,10 @@ def test_fc7_is_the_encoders_own_last_layer_where_it_has_one(images):
 
 
 def test_clustering_sees_images_in_order_and_without_views(images):
-    def refuse(x):
-        raise AssertionError("a view was drawn")
-
-    objective = make(images)
-    object.__setattr__(objective.config, "view", refuse)
-    try:
-        objective.train().before_epoch(0)
-    finally:
-        object.__setattr__(objective.config, "view", TINY.view)
-    assert objective.training
+    objective = make(images).train()
     with seeded(7):
         objective.before_epoch(0)
+    assert objective.training
     with seeded(7):
         rows = whiten(extract(objective.features, images), 256)
         found = kmeans(rows, 8, iterations=20, init="random").labels
@@ -281,15 +225,11 @@ def test_a_reassignment_renews_labels_top_layer_and_log(images):
 
 
 def test_reassign_waits(images):
-    objective = make(images, reassign=3)
-    objective.before_epoch(0)
-    labels, top = objective.pseudo.clone(), objective.top.weight.clone()
-    for epoch in (1, 2):
+    objective, tops = make(images, reassign=3), []
+    for epoch in range(4):
         objective.before_epoch(epoch)
-        assert torch.equal(objective.top.weight, top)
-        assert torch.equal(objective.pseudo, labels)
-    objective.before_epoch(3)
-    assert not torch.equal(objective.top.weight, top)
+        tops.append(objective.top.weight.clone())
+    assert [torch.equal(a, b) for a, b in zip(tops, tops[1:])] == [True, True, False]
 
 
 def test_labels_are_compact_and_the_last_outputs_are_never_targets(images):
@@ -303,15 +243,6 @@ def test_labels_are_compact_and_the_last_outputs_are_never_targets(images):
     loss = objective(copies.float() / 255, torch.arange(60))["loss"]
     loss.backward()
     assert (objective.top.bias.grad[5:] > 0).all()  # only ever pushed down
-
-
-def test_fewer_dimensions_than_asked_for_are_in_the_log(images):
-    objective = make(images, pca=256)
-    objective.before_epoch(0)
-    assert objective.log[1] <= 12
-    objective = make(images, pca=3)
-    objective.before_epoch(0)
-    assert objective.log[1] == 3
 
 
 def two_optimisers(objective, images, config):
@@ -332,10 +263,9 @@ def two_optimisers(objective, images, config):
             second.step()
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_one_optimiser_with_a_group_is_the_released_pair_of_optimisers(images, nesterov):
+def test_one_optimiser_with_a_group_is_the_released_pair_of_optimisers(images):
     ours, theirs = make(images), make(images)
-    config = replace(TINY.train, nesterov=nesterov)
+    config = replace(TINY.train, nesterov=True)
     with seeded(3):
         train(ours, images, config)
     with seeded(3):
@@ -349,35 +279,7 @@ def test_one_optimiser_with_a_group_is_the_released_pair_of_optimisers(images, n
     assert not torch.equal(other.top.weight, ours.top.weight)
 
 
-def test_momentum_of_the_network_survives_and_of_the_top_layer_does_not_exist(images):
-    objective = make(images)
-    groups = objective.parameter_groups()
-    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in objective.parameters()}
-    optimizer = make_optimizer(groups, TINY.train)
-    objective.before_epoch(0)
-    objective(images[:20].float() / 255, torch.arange(20))["loss"].backward()
-    optimizer.step()
-    assert all(
-        optimizer.state[p].get("momentum_buffer") is None for p in objective.top.parameters()
-    )
-    assert all("momentum_buffer" in optimizer.state[p] for p in objective.fc.parameters())
-
-
 # ---- colour
-
-
-def test_without_sobel_colour_is_what_is_clustered():
-    data = load("shapes")
-    hue = torch.from_numpy(shapes()[2])
-    found = {}
-    for sobel in (False, True):
-        with seeded(0):
-            net = convnets.encoder("small_cnn", data.images, width=8, sobel=sobel)
-            objective = DeepCluster(data.images, replace(recipes.shapes, sobel=sobel), net)
-            objective.before_epoch(0)
-        found[sobel] = nmi(hue, objective.pseudo)
-    assert found[False] > 0.35
-    assert found[True] < 0.2
 
 
 def test_sobel_is_in_the_encoder_that_fit_makes(images):
@@ -398,9 +300,6 @@ def test_predict_is_the_nearest_centroid_of_whitened_features(images):
     centroids = objective.clusters.centroids
     distance = torch.cdist(rows, centroids)
     assert torch.equal(predict(objective, images), distance.argmin(1))
-    for k in range(3):
-        members = rows[predict(objective, images) == k]
-        torch.testing.assert_close(members.mean(0), centroids[k], atol=1e-4, rtol=0)
     new = torch.flip(images, [3])  # images it has not seen
     centre, directions = whitening(z, 6)
     by_hand = (extract(objective.features, new).double() - centre) @ directions
@@ -415,11 +314,6 @@ def test_fewer_directions_than_the_last_kmeans_wants(images):
     assert objective.directions.shape == (12, 6)
     assert not objective.directions[:, 3:].any()  # four points span three directions
     assert predict(objective, copies).unique().numel() == 3
-
-
-def test_predict_before_the_clusters_are_fitted(images):
-    with pytest.raises(ValueError, match="the clusters must be fitted first"):
-        make(images).predict(images[:2].float() / 255)
 
 
 # ---- configuration
@@ -458,28 +352,3 @@ def test_paper_values():
     assert paper.train == TrainConfig(
         epochs=500, batch_size=256, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-5
     )
-
-
-def test_alexnet_takes_the_same_path():
-    pictures = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
-    config = replace(
-        recipes.paper,
-        n_clusters=2,
-        n_pseudo=2,
-        view=View(flip=0.5),
-        train=TrainConfig(epochs=1, batch_size=2, lr=0.001),
-    )
-    objective = fit(pictures, config)
-    assert objective.top.in_features == 4096
-    assert objective.log[1] == 3  # four images span three directions
-    assert predict(objective, pictures).shape == (4,)
-
-
-def test_states_do_not_share_memory(images):
-    """A deep copy of the objective trains on its own."""
-    objective = make(images)
-    twin = copy.deepcopy(objective)
-    with seeded(0):
-        train(twin, images, replace(TINY.train, epochs=1))
-    assert not torch.equal(twin.fc.weight, objective.fc.weight)
-    assert not objective.pseudo.any()

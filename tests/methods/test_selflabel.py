@@ -81,6 +81,7 @@ def test_a_head_that_knows_nothing_costs_what_the_objective_says(images):
 def test_the_teacher_follows_and_labels(images):
     model = labeller(images, ema="teacher", threshold=0.0, ema_decay=0.999)
     start = model.shadow[1][-1].weight.clone()
+    assert "shadow.1.1.weight" in model.state_dict()  # so a resumed run has it
     train(model, images, STEP)
     expected = start.lerp(model.head[-1].weight, 0.001)
     torch.testing.assert_close(model.shadow[1][-1].weight, expected)

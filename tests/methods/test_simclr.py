@@ -20,16 +20,6 @@ def pair():
         return torch.randn(5, 7), torch.randn(5, 7)
 
 
-def by_loop(z1, z2, temperature, anchors):
-    z = F.normalize(torch.cat([z1, z2]), dim=1).double()
-    n, losses = len(z), []
-    for a in range(anchors):
-        partner = (a + len(z1)) % n
-        scores = [math.exp(float(z[a] @ z[c]) / temperature) for c in range(n) if c != a]
-        losses.append(-math.log(math.exp(float(z[a] @ z[partner]) / temperature) / sum(scores)))
-    return sum(losses) / len(losses)
-
-
 def test_loss_by_hand():
     # anchor (1,0), partner (0,1), others (-1,0) twice: cosines 0, -1, -1 at T = 1
     z1 = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
@@ -42,11 +32,16 @@ def test_loss_by_hand():
     assert nt_xent(z1, z2, 1.0).item() == pytest.approx(whole)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-def test_loss_by_loop(pair, temperature):
-    assert nt_xent(*pair, temperature).item() == pytest.approx(by_loop(*pair, temperature, 10))
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_loss_is_the_cross_entropy_of_cosines(pair, temperature):
+    z1, z2 = pair
+    z = torch.cat([z1, z2])
+    cosines = F.cosine_similarity(z[:, None], z[None], dim=2).fill_diagonal_(-torch.inf)
+    partner = torch.tensor([5, 6, 7, 8, 9, 0, 1, 2, 3, 4])
+    expected = F.cross_entropy(cosines / temperature, partner, reduction="none")
+    torch.testing.assert_close(nt_xent(*pair, temperature), expected.mean())
     one = nt_xent(*pair, temperature, symmetric=False)
-    assert one.item() == pytest.approx(by_loop(*pair, temperature, 5))
+    torch.testing.assert_close(one, expected[:5].mean())
 
 
 def test_the_symmetric_loss_is_the_mean_of_both_directions(pair):
@@ -54,21 +49,6 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(pair):
     there, back = (nt_xent(a, b, symmetric=False) for a, b in ((z1, z2), (z2, z1)))
     torch.testing.assert_close(nt_xent(z1, z2), (there + back) / 2)
     assert abs(there - back) > 0.01  # so the released one-directional loss is another number
-
-
-def test_lengths_and_order_of_images_do_not_matter(pair):
-    z1, z2 = pair
-    turn = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(nt_xent(3 * z1, 0.1 * z2), nt_xent(z1, z2))
-    torch.testing.assert_close(nt_xent(z1[turn], z2[turn]), nt_xent(z1, z2))
-    assert nt_xent(z1[turn], z2) > nt_xent(z1, z1)
-
-
-def test_bounds():
-    same = torch.ones(4, 3)
-    assert nt_xent(same, same).item() == pytest.approx(math.log(7))  # 2B - 1 equal candidates
-    apart = torch.eye(4)
-    assert nt_xent(apart, apart).item() < 0.001
 
 
 def test_gradient_in_float64(pair):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from dcl.nets import convnets, resnet
 from dcl.train import seeded
@@ -74,26 +75,6 @@ def test_deepcluster_networks_have_the_released_sizes(built, name, millions, exa
         assert not m.bias.any()
 
 
-def test_alexnet_is_the_one_of_the_release(built):
-    net = built("alexnet_bn").eval()
-    assert [
-        (m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0])
-        for m in convolutions(net)
-    ] == [
-        (2, 96, 11, 4, 2),
-        (96, 256, 5, 1, 2),
-        (256, 384, 3, 1, 1),
-        (384, 384, 3, 1, 1),
-        (384, 256, 3, 1, 1),
-    ]
-    x = floats(images(2, size=224))
-    maps = nn.Sequential(*net[:2], *net[2][:-6])(x)
-    assert maps.shape == (2, 256, 6, 6)
-    z = net(x)
-    assert z.shape == (2, 4096)
-    assert (z < 0).any()
-
-
 def test_vgg_trunk_equals_torchvisions(built):
     trunk = perturbed(nn.Sequential(*built("vgg16_bn")[2][:44]))
     vgg = torchvision.models.vgg
@@ -148,16 +129,6 @@ def test_shortcut_without_parameters():
     assert round((parameters(lsdc) + 512 * 10 + 10) / 1e6, 2) == 11.0  # with the head for C = 10
 
 
-def test_residual_block_by_hand():
-    block = resnet.Block(2, 2, 1, bottleneck=False, shortcut="conv").eval()
-    for m in convolutions(block):
-        nn.init.dirac_(m.weight)  # the identity, so that the block is relu(relu(x) + x)
-    x = torch.tensor([-2.0, 3.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
-    y = block(x)
-    assert y[0, 0].abs().max() == 0
-    torch.testing.assert_close(y[0, 1], torch.full((3, 3), 6.0), rtol=1e-4, atol=1e-4)
-
-
 # ---- front ends and heads
 
 
@@ -170,23 +141,11 @@ def test_sobel_by_hand_and_against_an_explicit_convolution():
     assert gy[1:-1, 1:-1].unique().tolist() == [-8.0]
     assert not gx[1:-1, 1:-1].any()
     x = floats(images(2, size=6))
-    grey = nn.functional.pad(x.mean(1), (1, 1, 1, 1))  # a third of each channel, zero border
-    kernels = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -1)))
-    by_loop = torch.zeros(2, 2, 6, 6)
-    for k, kernel in enumerate(kernels):
-        for r in range(3):
-            for c in range(3):
-                by_loop[:, k] += kernel[r][c] * grey[:, r : r + 6, c : c + 6]
-    torch.testing.assert_close(convnets.Sobel()(x), by_loop)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernels = torch.stack([across, across.T])[:, None]
+    grey = x.mean(1, keepdim=True)  # a third of each channel, so colour is not seen
+    torch.testing.assert_close(convnets.Sobel()(x), F.conv2d(grey, kernels, padding=1))
     assert not list(convnets.Sobel().parameters())
-
-
-def test_sobel_does_not_see_colour():
-    x = floats(images(2))
-    turned = x[:, [2, 0, 1]]  # red becomes green, green blue, blue red: same mean
-    torch.testing.assert_close(convnets.Sobel()(turned), convnets.Sobel()(x))
-    lighter = convnets.Sobel()(x + 0.2)[..., 1:-1, 1:-1]
-    torch.testing.assert_close(lighter, convnets.Sobel()(x)[..., 1:-1, 1:-1])
 
 
 def test_standardize():
@@ -196,15 +155,6 @@ def test_standardize():
     assert (z.std((0, 2, 3)) - 1).abs().max() < 1e-4
     flat = convnets.Standardize(torch.full((4, 1, 8, 8), 128, dtype=torch.uint8))
     assert flat(torch.rand(2, 1, 8, 8)).isfinite().all()
-
-
-def test_mlp():
-    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2))] == [
-        "Linear", "BatchNorm1d", "ReLU", "Linear",
-    ]  # fmt: skip
-    assert [type(m).__name__ for m in convnets.mlp((4, 8, 2), batch_norm=False)] == [
-        "Linear", "ReLU", "Linear",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("channels", [1, 3])

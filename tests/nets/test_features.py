@@ -132,16 +132,6 @@ def test_a_folder_that_can_not_be_written_costs_a_warning(tmp_path):
     assert z.shape == (10, 3)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        features(Counting(), images(), cache=tmp_path)
-    assert not list(tmp_path.glob("*.safetensors"))
-
-
 def test_what_was_read_does_not_hang_on_the_file(tmp_path):
     net = Counting()
     features(net, images(), cache=tmp_path)

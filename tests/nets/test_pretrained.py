@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from dcl.methods import scan, simclr
+from dcl.methods import simclr
 from dcl.nets import convnets
 from dcl.nets.pretrained import PRETRAINED, architecture, as_encoder, pretrained
-from dcl.recipes import recipe
 from dcl.train import seeded
 
 
@@ -214,14 +213,6 @@ def test_every_architecture_tells_its_width(name):
     assert not any(m.out_features == 1000 for m in net.modules() if isinstance(m, nn.Linear))
 
 
-def test_an_architecture_takes_the_state_of_a_pretrained_one(weights):
-    net = pretrained(f"resnet18:{weights}", size=48)
-    again = architecture(net.spec, net.size)
-    again.load_state_dict(net.state_dict())
-    with torch.no_grad():
-        assert torch.equal(again(images()), net(images()))
-
-
 def uint8(n=4, c=3, size=20):
     with seeded(1):
         return torch.randint(256, (n, c, size, size)).to(torch.uint8)
@@ -273,22 +264,3 @@ def test_what_is_no_encoder():
     wrong.out_dim = 8
     with pytest.raises(ValueError, match="its out_dim, 8; it returned D = 1200"):
         as_encoder(wrong, uint8())
-
-
-def test_scan_heads_on_a_frozen_one(weights):
-    from dataclasses import replace
-
-    net = pretrained(f"resnet18:{weights}", size=32)
-    config = recipe("scan", "smoke")
-    config = replace(
-        config,
-        n_clusters=3,
-        n_neighbors=4,
-        freeze_encoder=True,
-        pretext=replace(config.pretext, train=replace(config.pretext.train, batch_size=8)),
-        scan=replace(config.scan, batch_size=8),
-        selflabel=replace(config.selflabel, batch_size=8, epochs=0),
-    )
-    model = scan.fit(uint8(24), config, encoder=net)
-    assert torch.equal(model.encoder.network.conv1.weight, net.network.conv1.weight)
-    assert model.predict(uint8().float() / 255).shape == (4,)

@@ -22,15 +22,20 @@ def test_every_random_state_goes_back_also_through_a_file(tmp_path):
     assert draws() != first
 
 
-@pytest.mark.parametrize(("world", "expected"), [(1, {0: "a", 1: "b"}), (2, {0: "a", 1: "a"})])
-def test_each_gpu_gets_its_state_and_each_process_that_of_the_first(monkeypatch, world, expected):
+@pytest.mark.parametrize(
+    ("world", "shared", "expected"),
+    [(1, True, "ab"), (2, True, "aa"), (1, False, "ab"), (2, False, "ab")],
+)
+def test_each_gpu_gets_its_state_and_on_resuming_that_of_the_first(
+    monkeypatch, world, shared, expected
+):
     """Three GPUs are in the checkpoint and two are here."""
     given = {}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda own, k: given.update({k: own}))
     monkeypatch.setattr(dist, "world_size", lambda: world)
-    set_random_state({**random_state(), "cuda": ["a", "b", "c"]}, shared=True)
-    assert given == expected
+    set_random_state({**random_state(), "cuda": ["a", "b", "c"]}, shared=shared)
+    assert given == dict(enumerate(expected))
 
 
 def test_what_is_drawn_inside_comes_from_the_seed_and_the_callers_state_goes_back():
@@ -45,13 +50,3 @@ def test_what_is_drawn_inside_comes_from_the_seed_and_the_callers_state_goes_bac
     first = draws()
     set_random_state(before)
     assert draws() == first
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_process_keeps_the_state_of_its_own_gpu(monkeypatch, world):
-    given = {}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda own, k: given.update({k: own}))
-    monkeypatch.setattr(dist, "world_size", lambda: world)
-    set_random_state({**random_state(), "cuda": ["a", "b"]})
-    assert given == {0: "a", 1: "b"}

@@ -42,7 +42,7 @@ from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
 from dcl.train import extract, predict, train
-from dcl.views import DIGIT_VIEW
+from dcl.views import DIGIT_VIEW, View
 from dcl.views.ricap import RicapDraw
 from tables import differing, folded, known_labels
 
@@ -187,6 +187,15 @@ class Study:
 _SELFLABEL = recipe("scan", "digits").selflabel
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
 
+
+def negatives(view: View) -> View:
+    """The view, a negative half of the time, as DeepCluster's of the shapes are."""
+    return replace(view, negative=0.5)
+
+
+_SHAPES = recipe("scan", "shapes")
+_SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
+
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 
 STUDIES = {
@@ -242,9 +251,13 @@ STUDIES = {
     }),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),
+        "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,
+            "scan_view": negatives(_SHAPES.scan_view), "strong": negatives(_SHAPES.strong)}),
     }, recorded=True),
     "swav-shapes": Study("swav", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_encoder": True}),
+        "Sobel edges, negatives": Variant({"sobel_encoder": True,
+            "views": tuple(map(negatives, recipe("swav", "shapes").views))}),
     }, recorded=True),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""

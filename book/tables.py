@@ -24,7 +24,7 @@ from dcl.app.clusters import WEIGHTS, Clusters
 from dcl.data import load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.notebook import results
+from dcl.notebook import comparison, results
 
 METRICS = ("ACC", "NMI", "ARI")
 SECTION = "## Recorded results"
@@ -86,7 +86,7 @@ def _table(rows: list[results.Result]) -> str:
         for (method, data), text in PUBLISHED.items()
         if m == method and rows[0]["data"].startswith(data)
     }
-    return results.comparison(rows, shown, given)
+    return comparison.table(rows, shown, given)
 
 
 def folded(summary: str, text: str) -> str:
@@ -123,10 +123,15 @@ def _origin(rows: list[results.Result]) -> str:
 def retold(notebook: NotebookNode) -> NotebookNode:
     """Return a copy whose outputs below "Recorded results" are made anew from book/results.
 
-    The cells run one after the other in this process; they need only `results` and `methods`.
+    The cells run one after the other in this process; they need only `results`, `comparison` and
+    `methods`.
     """
     notebook, inside = copy.deepcopy(notebook), False
-    names: dict[str, Any] = {"results": results, "methods": methods.methods()}
+    names: dict[str, Any] = {
+        "results": results,
+        "comparison": comparison,
+        "methods": methods.methods(),
+    }
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^## .+$", cell.source, flags=re.M):

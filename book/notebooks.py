@@ -42,33 +42,40 @@ FOLDED = {
 }
 """Cells that the site folds away, by tag, and what stands on the fold."""
 
-NO_ADDRESS = """\
-# This cell does nothing outside Colab. In Colab it will fetch the book as
-# soon as the book's public address is known: set repository: url in
-# _config.yml and run `python book/notebooks.py stamp`.
-import sys
-
-if "google.colab" in sys.modules:
-    raise SystemExit(
-        "This copy of the book has no public address to fetch it from: "
-        "set repository: url in _config.yml and run "
-        "`python book/notebooks.py stamp`."
-    )"""
-
 SETUP = """\
-# This cell does nothing outside Colab. In Colab it fetches the book, whose
-# requirements are all there: it installs nothing.
+# Outside Colab this cell does nothing. In Colab it finds or fetches the
+# book and installs tyro, which dcl needs and Colab lacks. Mount your Drive
+# before, and long runs are kept in it.
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
-    book = Path("/content/{folder}")
-    if not book.exists():
+    name = "{folder}"
+    places = [Path("/content"), Path("/content/drive/MyDrive")]
+    known = [place / name for place in places if (place / name).exists()]
+    book = (known or [places[0] / name])[0]
+    if not known:
+        {fetch}
+    sys.path.insert(0, str(book))
+    os.environ["PYTHONPATH"] = str(book)  # for !python -m dcl
+    if importlib.util.find_spec("tyro") is None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "tyro"]
+        subprocess.run(pip, check=True)"""
+
+FETCH = """\
+get = ["git", "clone", "--quiet", "--depth", "1"]
         url = "{url}"
-        get = ["git", "clone", "--quiet", "--depth", "1"]
-        subprocess.run([*get, "--branch", "{branch}", url, book], check=True)
-    sys.path.insert(0, str(book))"""
+        subprocess.run([*get, "--branch", "{branch}", url, book], check=True)"""
+
+ASK = """\
+raise SystemExit(
+            "This copy of the chapter does not know where its book is: "
+            f"put the folder of the book, {name}, into your Drive, mount "
+            "the Drive, and run this cell again."
+        )"""
 
 
 def address() -> dict[str, str]:
@@ -79,10 +86,9 @@ def address() -> dict[str, str]:
 
 def setup_source(url: str, branch: str) -> str:
     """Return the source of the set-up cell."""
-    if not url:
-        return NO_ADDRESS
-    folder = url.split("/")[-1].removesuffix(".git")
-    return SETUP.format(folder=folder, url=url, branch=branch)
+    folder = url.split("/")[-1].removesuffix(".git") or "deep-clustering-book"
+    fetch = FETCH.format(url=url, branch=branch) if url else ASK
+    return SETUP.replace("{folder}", folder).replace("{fetch}", fetch)
 
 
 def badge(name: str, url: str, branch: str) -> str:

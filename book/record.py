@@ -38,7 +38,7 @@ from dcl.app.monitors import read_log
 from dcl.app.source import Source
 from dcl.data import load
 from dcl.notebook import results
-from dcl.notebook.chapter import check_parameters, run_name
+from dcl.notebook.parameters import check_parameters, run_name
 from dcl.runtime import checkpoint
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import write_atomic

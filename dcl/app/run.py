@@ -1,8 +1,8 @@
-"""A run folder: what a fit leaves behind, and everything that starts from it.
+"""A run folder: what a fit leaves behind, and everything that starts from it::
 
     config.json        settings, checksum of the images, and where they came from
     log.jsonl          one line per epoch
-    *.pt, pretext/     checkpoints, from which an interrupted run resumes
+    train.pt, ...      checkpoints, from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     skipped.csv        files that could not be read, and why

@@ -6,6 +6,7 @@ Labels are for evaluation; no method takes them.
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 
 import torch
 from torch import Tensor
@@ -56,6 +57,13 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def kinds(self) -> str:
+        """How the images were stored: "as published", or the files' endings, such as ".jpg"."""
+        if self.files is None:
+            return "as published"
+        return " ".join(sorted({PurePath(file).suffix.lower() for file in self.files}))
 
     @property
     def vectors(self) -> bool:

@@ -126,11 +126,11 @@ class DEC(Objective):
         self.labels.copy_(q.argmax(1))
 
     def finished(self) -> bool:
-        """Whether too few labels have changed since the last refresh to go on."""
+        """Whether too few labels have changed since the last target update to go on."""
         return bool(self.changed < self.config.tolerance)
 
     def length(self, n: int) -> int:
-        """T batches: an epoch lasts from one refresh to the next."""
+        """T batches: an epoch lasts from one target update to the next."""
         return self.config.interval * self.config.train.batch_size
 
     def order(self, n: int) -> Tensor:
@@ -149,7 +149,7 @@ class DEC(Objective):
             return kl_loss(self.target_of(q.detach(), i), q)
 
     def target_of(self, q: Tensor, i: Tensor) -> Tensor:
-        """Targets (B,K) of rows i (B,) with soft assignments q (B,K): from the last refresh."""
+        """Targets (B,K) of rows i (B,), whose soft assignments are q (B,K): of the last update."""
         return self.target[i]
 
     def embed(self, x: Tensor) -> Tensor:

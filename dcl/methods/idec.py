@@ -43,9 +43,9 @@ class Config(dec.Config):
 
 
 def reconstruction_loss(x: Tensor, drawn: Tensor) -> Tensor:
-    """Squared error of what the decoder has drawn, both (B,d): mean over images and pixels.
+    """Squared error of the reconstruction `drawn` of x, both (B,d): mean over images and pixels.
 
-    Source: IDEC, eq. 5, and the authors' code. Chapter: dec.
+    Source: the authors' code. Chapter: dec.
     """
     return (x - drawn).square().mean()
 
@@ -70,7 +70,7 @@ class IDEC(dec.DEC):
         return {"loss": error + self.config.gamma * kl, **found}
 
     def reconstruction(self, z: Tensor, x: Tensor) -> Tensor:
-        """The error, a scalar, of drawing images or vectors x again from their codes z (B,D)."""
+        """The error, a scalar, of reconstructing images or vectors x from their codes z (B,D)."""
         return reconstruction_loss(self.scale(x).flatten(1), self.decoder(z).float())
 
 

@@ -61,7 +61,7 @@ def record(
         "split": data.split if seen.split == data.split else f"{seen.split} -> {data.split}",
         "images": len(data),
         "checksum": data.checksum,
-        "files": _kinds(data),
+        "files": data.kinds,
         "training": {"images": len(seen), "checksum": seen.checksum},
         "profile": profile,
         "seed": seed,
@@ -109,13 +109,6 @@ def dumps(result: Result) -> str:
     if "runs" in result:
         texts["runs"] = "[\n" + ",\n".join("  " + json.dumps(r) for r in result["runs"]) + "\n ]"
     return "{\n" + ",\n".join(f" {json.dumps(k)}: {text}" for k, text in texts.items()) + "\n}\n"
-
-
-def _kinds(data: Data) -> str:
-    """How the images were stored: "as published", or the kinds of the files, such as ".jpg"."""
-    if data.files is None:
-        return "as published"
-    return " ".join(sorted({Path(file).suffix.lower() for file in data.files}))
 
 
 def load(results_dir: str | Path = COMMITTED, **where: Any) -> list[Result]:
@@ -239,7 +232,7 @@ def commands(results: list[Result]) -> dict[str, list[int]]:
         text = re.sub(r" -p seed \d+", "", r["command"])
         text = re.sub(r"\b0\d-(?=[a-z])", "", text)  # chapters had numbers when it was recorded
         found.setdefault(text, []).append(r["seed"])
-    return {text: sorted(found[text]) for text in sorted(found)}
+    return {text: sorted(set(found[text])) for text in sorted(found)}
 
 
 def print_commands(results: list[Result]) -> None:

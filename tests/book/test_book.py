@@ -203,6 +203,25 @@ def test_a_figure_has_a_number_a_caption_and_an_alt_text(name):
             assert len(words["image"]["alt"].split()) > 3, cell.source
 
 
+def names(cells: list[NotebookNode], context: type) -> set[str]:
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cell_needs_what_a_figure_defines(name):
+    """The runs behind the claims, and the sabotaged ones, leave figures out before the verdicts."""
+    cells = code(chapter(name))
+    last = max((n for n, cell in enumerate(cells) if "verdict" in tags(cell)), default=0)
+    drawn, known = set(), set()
+    for cell in cells[: last + 1]:
+        if "figure" in tags(cell):
+            drawn |= names([cell], ast.Store)
+        else:
+            known |= names([cell], ast.Store)
+            assert (drawn - known) & names([cell], ast.Load) == set(), cell.source
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_chapter_begins_with_a_drawing(name):
     first = chapter(name).cells[0].source

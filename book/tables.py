@@ -24,7 +24,7 @@ from dcl.app.clusters import WEIGHTS, Clusters
 from dcl.data import load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.notebook import results
+from dcl.notebook import comparison, results
 from dcl.notebook.parameters import PROFILES
 from published import PUBLISHED, Published
 
@@ -81,16 +81,7 @@ def _table(rows: list[results.Result]) -> str:
         for p in PUBLISHED
         if p.scores and rows[0]["data"].startswith(p.data) and p.method in _names(rows)
     }
-    head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
-    lines = []
-    both = rows + results.baselines(rows)
-    for method in [*_names(rows), *_names(results.baselines(rows))]:
-        mine = [r for r in both if r["method"] == method]
-        cells = [results.cell(mine, m) for m in shown]
-        seconds = sum(r["seconds"] for r in mine) / len(mine)
-        line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
-        lines.append(line + ([given.get(method, "")] if given else []))
-    return results.markdown(head, lines)
+    return comparison.table(rows, shown, given)
 
 
 def folded(summary: str, text: str) -> str:
@@ -220,10 +211,15 @@ def _how(said: Published, rows: list[results.Result]) -> list[str]:
 def retold(notebook: NotebookNode) -> NotebookNode:
     """Return a copy whose outputs below "Recorded results" are made anew from book/results.
 
-    The cells run one after the other in this process; they need only `results` and `methods`.
+    The cells run one after the other in this process; they need only `results`, `comparison` and
+    `methods`.
     """
     notebook, inside = copy.deepcopy(notebook), False
-    names: dict[str, Any] = {"results": results, "methods": methods.methods()}
+    names: dict[str, Any] = {
+        "results": results,
+        "comparison": comparison,
+        "methods": methods.methods(),
+    }
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^## .+$", cell.source, flags=re.M):

@@ -77,8 +77,9 @@ def loss_curve(
 ) -> Any:
     """Losses over epochs from `train`'s history; `chance` draws a dashed line, such as ln K.
 
-    history: one mapping per epoch; without `keys`, every number in it whose name contains "loss"
-    or, if there is none, every number except epoch and time.
+    history: one mapping per epoch, which it counts from 0 and the axis from 1, as a log does;
+    without `keys`, every number in it whose name contains "loss" or, if there is none, every
+    number except epoch and time.
     """
     if not history:
         raise ValueError("history must hold one entry per epoch or more; got none")
@@ -88,7 +89,7 @@ def loss_curve(
     figure, axes = canvas()
     ax = axes[0, 0]
     for n, key in enumerate(keys):
-        points = [(h.get("epoch", i), h[key]) for i, h in enumerate(history) if key in h]
+        points = [(h.get("epoch", i) + 1, h[key]) for i, h in enumerate(history) if key in h]
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=COLOURS[n % 10], label=key, marker="o" if len(x) < 3 else None)
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -7,6 +7,7 @@ python book/ablations.py [scan-digits ...]    run what is missing (default: in a
 
 Every finished (variant, seed) is written to the study's file at once and not run again, so an
 interrupted command resumes. SCAN and LSD-C get one pretext per seed, shared by the variants.
+Where a study says so, the recipe is not trained again: its rows are those of book/results.
 `python book/notebooks.py results` writes the tables of book/ablations.md; `check` compares them
 with the files, and the files with their clusters and the variants named here.
 """
@@ -33,14 +34,15 @@ from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.methods import deepcluster, lsdc, simclr
+from dcl.methods import deepcluster, lsdc, scan, simclr, swav
+from dcl.nets.convnets import encoder as network
 from dcl.notebook import results
-from dcl.objective import Objective
+from dcl.objective import Encoder, Objective
 from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
-from dcl.train import predict, train
-from dcl.views import DIGIT_VIEW
+from dcl.train import extract, predict, train
+from dcl.views import DIGIT_VIEW, View
 from dcl.views.ricap import RicapDraw
 from tables import differing, folded, known_labels
 
@@ -113,8 +115,40 @@ def released_targets(
     return model
 
 
-RELEASED = {"official_indexing": released_sampler, "official_orientation": released_targets}
-"""Slips of released code that were fields of a Config, and are so called in the files: a `fit`."""
+def edges(images: Tensor, config: Any, stem: str) -> Encoder:
+    """A method's encoder, except that it sees Sobel edges instead of colours."""
+    return network(config.encoder, images, width=config.width, stem=stem, sobel=True)
+
+
+@algorithm
+def sobel_pretext(
+    images: Tensor, config: scan.Config, encoder: Any, run: dict[str, Any]
+) -> Objective:
+    """SCAN's `fit` from a SimCLR that sees edges; the heads and step 5 keep its encoder."""
+    recipe = config.pretext
+    pretext = simclr.SimCLR(images, recipe, edges(images, recipe, "small"))
+    train(pretext, images, recipe.train, stage="pretext", **run)
+    return scan.fit(images, config, encoder=pretext, **run)
+
+
+@algorithm
+def sobel_encoder(
+    images: Tensor, config: swav.Config, encoder: Any, run: dict[str, Any]
+) -> swav.SwAV:
+    """SwAV's `fit` with an encoder that sees edges."""
+    model = swav.SwAV(images, config, edges(images, config, config.stem))
+    train(model, images, config.train, **run)
+    model.clusters.fit(extract(model.embed, images))
+    return model
+
+
+FITS = {
+    "official_indexing": released_sampler,
+    "official_orientation": released_targets,
+    "sobel_pretext": sobel_pretext,
+    "sobel_encoder": sobel_encoder,
+}
+"""Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +159,19 @@ class Study:
     data: str
     score: str
     variants: dict[str, Variant]
+    recorded: bool = False
+    """The recipe's rows are the results of book/results: the variants share no pretext with it."""
 
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant].change
-        fields = {k: v for k, v in change.items() if k not in RELEASED}
+        fields = {k: v for k, v in change.items() if k not in FITS}
         return replace(recipe(self.method, self.data), **fields, seed=seed)
 
-    def slip(self, variant: str) -> Change:
-        """What of a variant no field makes, but a `fit` of RELEASED: {} or {field: True}."""
+    def by_fit(self, variant: str) -> Change:
+        """What of a variant no field makes, but a `fit` of FITS: {} or {name: True}."""
         change = {} if variant == RECIPE else self.variants[variant].change
-        return {k: v for k, v in change.items() if k in RELEASED}
+        return {k: v for k, v in change.items() if k in FITS}
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
@@ -145,11 +181,20 @@ class Study:
 
     def meant(self, variant: str) -> Change:
         """What a run of a variant must record as changed."""
-        return self.changed(self.config(variant)) | self.slip(variant)
+        return self.changed(self.config(variant)) | self.by_fit(variant)
 
 
 _SELFLABEL = recipe("scan", "digits").selflabel
 _SMALL = (replace(DIGIT_VIEW, scale=(0.4, 0.7), size=12),) * 4
+
+
+def negatives(view: View) -> View:
+    """The view, a negative half of the time, as DeepCluster's of the shapes are."""
+    return replace(view, negative=0.5)
+
+
+_SHAPES = recipe("scan", "shapes")
+_SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
 
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 
@@ -204,6 +249,16 @@ STUDIES = {
         "the released sampler": Variant({"official_indexing": True}, "the author: the released "
             "code should reproduce the paper (issue 32)", "same", "linear"),
     }),
+    "scan-shapes": Study("scan", "shapes", "ACC", {
+        "Sobel edges": Variant({"sobel_pretext": True}),
+        "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,
+            "scan_view": negatives(_SHAPES.scan_view), "strong": negatives(_SHAPES.strong)}),
+    }, recorded=True),
+    "swav-shapes": Study("swav", "shapes", "ACC", {
+        "Sobel edges": Variant({"sobel_encoder": True}),
+        "Sobel edges, negatives": Variant({"sobel_encoder": True,
+            "views": tuple(map(negatives, recipe("swav", "shapes").views))}),
+    }, recorded=True),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""
 
@@ -238,10 +293,12 @@ def run(
             if any((r["variant"], r["seed"]) == (variant, seed) for r in found["runs"]):
                 continue
             config = study.config(variant, seed)
-            if hasattr(config, "pretext") and pretext is None:
-                shared = replace(config.pretext, seed=seed)
-                pretext = simclr.fit(data.images, shared)
-            found["runs"].append(one(study, variant, seed, data, pretext))
+            if study.recorded and variant == RECIPE:
+                found["runs"].append(recorded(study, seed))
+            else:
+                if hasattr(config, "pretext") and pretext is None and not study.by_fit(variant):
+                    pretext = simclr.fit(data.images, replace(config.pretext, seed=seed))
+                found["runs"].append(one(study, variant, seed, data, pretext))
             found["command"] = f"python book/ablations.py {name} --seeds {seeds}"
             write_atomic(path, results.dumps(found).encode())
             count += 1
@@ -249,13 +306,37 @@ def run(
     return count
 
 
+def recorded(study: Study, seed: int) -> Run:
+    """The recipe's run with a seed as book/results has it: no losses, and no CPU time.
+
+    Raises ValueError unless there is one, of today's recipe.
+    """
+    stem = f"{study.method}-{study.data}-quick-seed{seed}"
+    config = study.config(RECIPE, seed)
+    for result in results.load(stem=stem):
+        if study.changed(unflat(type(config), result["config"])) == {}:
+            clusters = result["clusters"]
+            return {
+                "variant": RECIPE,
+                "seed": seed,
+                "changed": {},
+                "metrics": result["metrics"],
+                "used": len(set(clusters)),
+                "clusters": "".join(SYMBOLS[c] for c in clusters),
+                "machine": result["machine"],
+                "versions": result["versions"],
+                "recorded": stem,
+            }
+    raise ValueError(f"book/results must hold {stem}.json, a run of today's recipe")
+
+
 def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | None) -> Run:
     """Train a variant with a seed and score its last epoch. Seconds are CPU time, of `fit`."""
     config, log = study.config(variant, seed), Log(every=10**9)
     given = {} if pretext is None else {"encoder": pretext}
     began = time.process_time()
-    slip = study.slip(variant)
-    fit: Any = RELEASED[next(iter(slip))] if slip else methods.method(study.method).fit
+    by_fit = study.by_fit(variant)
+    fit: Any = FITS[next(iter(by_fit))] if by_fit else methods.method(study.method).fit
     model = fit(data.images, config, monitor=log, **given)
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
@@ -265,7 +346,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
         "variant": variant,
         "seed": seed,
         # what was trained, not what was asked for
-        "changed": study.changed(model.config) | slip,
+        "changed": study.changed(model.config) | by_fit,
         "metrics": {k: round(v, 4) for k, v in evaluate(model, data, seed=seed).items()},
         "used": len(set(clusters)),
         "losses": losses,
@@ -313,6 +394,8 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
         if (title, seed) in seen:
             wrong.append(f"{which}: occurs twice")
         seen.add((title, seed))
+        if "recorded" in one_run and one_run != recorded(study, seed):
+            wrong.append(f"{which}: is not {one_run['recorded']}.json")
         clusters = torch.tensor([SYMBOLS.index(c) for c in one_run["clusters"]])
         if len(clusters) != len(labels):
             wrong.append(f"{which}: has clusters of {len(clusters)} images, not {len(labels)}")
@@ -374,10 +457,10 @@ def content(name: str, folder: Path = FOLDER) -> str:
     for variant in shown:
         runs = [r for r in found["runs"] if r["variant"] == variant]
         used = statistics.fmean(r["used"] for r in runs)
-        seconds = statistics.fmean(r["seconds"] for r in runs)
+        seconds = [r["seconds"] for r in runs if "seconds" in r]
         cells = [results.cell(runs, metric) for metric in columns]
         lines.append([variant, *cells, f"{used:.1f}".removesuffix(".0"), str(len(runs)),
-                      f"{seconds:.0f}"])  # fmt: skip
+                      f"{statistics.fmean(seconds):.0f}" if seconds else ""])  # fmt: skip
     verdicts = []
     for title in shown[1:]:
         variant = study.variants[title]

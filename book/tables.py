@@ -24,7 +24,7 @@ from dcl.app.clusters import WEIGHTS, Clusters
 from dcl.data import load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.notebook import results
+from dcl.notebook import comparison, results
 from dcl.notebook.parameters import PROFILES
 from published import PUBLISHED, Published
 
@@ -81,21 +81,12 @@ def _table(rows: list[results.Result]) -> str:
         for p in PUBLISHED
         if p.scores and rows[0]["data"].startswith(p.data) and p.method in _names(rows)
     }
-    head = ["method", *shown, "n", "seconds", *(["published"] if given else [])]
-    lines = []
-    both = rows + results.baselines(rows)
-    for method in [*_names(rows), *_names(results.baselines(rows))]:
-        mine = [r for r in both if r["method"] == method]
-        cells = [_unbroken(mine, m) for m in shown]
-        seconds = sum(r["seconds"] for r in mine) / len(mine)
-        line = [method, *cells, str(len(mine)), f"{seconds:.0f}" if seconds else ""]
-        lines.append(line + ([given.get(method, "")] if given else []))
-    return results.markdown(head, lines)
+    return _unbroken(comparison.table(rows, shown, given))
 
 
-def _unbroken(rows: list[results.Result], metric: str) -> str:
-    """Mean ± deviation, which no page breaks between lines."""
-    return results.cell(rows, metric).replace(" ", NOBREAK)
+def _unbroken(text: str) -> str:
+    """The text with each mean and its deviation on one line."""
+    return text.replace(" ± ", f"{NOBREAK}±{NOBREAK}")
 
 
 def folded(summary: str, text: str) -> str:
@@ -140,11 +131,12 @@ def summary(folder: Path = results.COMMITTED) -> str:
             for name in mine[0]["baselines"]
         }
         best = max(beside, key=lambda name: results.over_seeds(beside[name], "ACC")[0])
-        line = [method, _unbroken(mine, "ACC"), f"{_unbroken(beside[best], 'ACC')}, {best}"]
+        line = [method, results.cell(mine, "ACC"), f"{results.cell(beside[best], 'ACC')}, {best}"]
         lines.append([*line, str(len(mine)), _elsewhere(method)])
     pixels = [r for r in results.baselines(rows) if r["method"] == "k-means on pixels"]
-    lines.append(["k-means on pixels", _unbroken(pixels, "ACC"), "", str(len(pixels)), ""])
-    return results.markdown(["method", "ACC", "best baseline", "n", "published elsewhere"], lines)
+    lines.append(["k-means on pixels", results.cell(pixels, "ACC"), "", str(len(pixels)), ""])
+    head = ["method", "ACC", "best baseline", "n", "published elsewhere"]
+    return _unbroken(results.markdown(head, lines))
 
 
 def _elsewhere(method: str) -> str:
@@ -166,7 +158,7 @@ def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
     for said in (p for p in PUBLISHED if p.method == method):
         rows = nearest(said, results.load(folder, method=method))
         shown = [m for m in said.scores or METRICS[:1] if any(m in r["metrics"] for r in rows)]
-        here = ", ".join(f"{m}{NOBREAK}{_unbroken(rows, m)}" for m in shown)
+        here = ", ".join(f"{m} {results.cell(rows, m)}".replace(" ", NOBREAK) for m in shown)
         word, n = f"**{judged(said, rows)}**", str(len(rows) or "")
         lines.append([titled(said.data), word, here, n, str(said)])
         told += [f"- {titled(said.data)}: {text}" for text in _how(said, rows)]
@@ -225,10 +217,15 @@ def _how(said: Published, rows: list[results.Result]) -> list[str]:
 def retold(notebook: NotebookNode) -> NotebookNode:
     """Return a copy whose outputs below "Recorded results" are made anew from book/results.
 
-    The cells run one after the other in this process; they need only `results` and `methods`.
+    The cells run one after the other in this process; they need only `results`, `comparison` and
+    `methods`.
     """
     notebook, inside = copy.deepcopy(notebook), False
-    names: dict[str, Any] = {"results": results, "methods": methods.methods()}
+    names: dict[str, Any] = {
+        "results": results,
+        "comparison": comparison,
+        "methods": methods.methods(),
+    }
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for heading in re.findall(r"^## .+$", cell.source, flags=re.M):

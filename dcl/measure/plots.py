@@ -77,8 +77,9 @@ def loss_curve(
 ) -> Any:
     """Losses over epochs from `train`'s history; `chance` draws a dashed line, such as ln K.
 
-    history: one mapping per epoch; without `keys`, every number in it whose name contains "loss"
-    or, if there is none, every number except epoch and time.
+    history: one mapping per epoch, which it counts from 0 and the axis from 1, as a log does;
+    without `keys`, every number in it whose name contains "loss" or, if there is none, every
+    number except epoch and time.
     """
     if not history:
         raise ValueError("history must hold one entry per epoch or more; got none")
@@ -88,7 +89,7 @@ def loss_curve(
     figure, axes = canvas()
     ax = axes[0, 0]
     for n, key in enumerate(keys):
-        points = [(h.get("epoch", i), h[key]) for i, h in enumerate(history) if key in h]
+        points = [(h.get("epoch", i) + 1, h[key]) for i, h in enumerate(history) if key in h]
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=COLOURS[n % 10], label=key, marker="o" if len(x) < 3 else None)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -135,7 +136,10 @@ def _number(value: float | None, reference: float | None = None) -> str:
 
 
 def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
-    """Counts (classes, clusters) as a heat map, coloured by fraction of the class."""
+    """Counts (classes, clusters) as a heat map, coloured by fraction of the class.
+
+    The columns have no numbers: in the order of the classes they are not those of the clusters.
+    """
     m = _array(matrix).astype(float)
     if m.ndim != 2:
         raise ValueError(f"matrix must be (classes, clusters); got {m.shape}")
@@ -148,8 +152,8 @@ def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
             colour = "black" if share[i, j] > 0.55 else "white"
             ax.text(j, i, f"{m[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
     ax.set_yticks(range(len(m)), [str(c) for c in classes] if classes else None)
-    ax.set_xticks(range(m.shape[1]))
-    ax.set_xlabel("cluster")
+    ax.set_xticks([])
+    ax.set_xlabel("clusters")
     ax.tick_params(length=0)
     ax.set_ylabel("class")
     return figure

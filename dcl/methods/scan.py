@@ -165,7 +165,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Se
     """
     pretext = pretrain(simclr, images, config, run, encoder)  # 1.
     embed, trunk = getattr(pretext, "embed", pretext), getattr(pretext, "encoder", pretext)
-    frozen = config.freeze_encoder and config.scan_view == View()  # every look is the same
+    frozen = config.freeze_encoder and config.scan_view == View()  # every view is the same
     seen = features(trunk, images, cache=run["run_dir"]).to(images.device) if frozen else images
     z = seen if frozen and embed is trunk else extract(embed, images)  # 2. mining
     neighbors = mine(z, config.n_neighbors)

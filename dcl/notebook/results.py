@@ -213,16 +213,17 @@ def table(
     if not groups:
         return "No results are recorded yet."
     several = len({method for method, *_ in groups}) > 1
-    head = ["method"] * several + ["data", "profile", "scored on", *metrics, "n", "seconds"]
+    timed = any(r["seconds"] for r in results)  # baselines are not
+    head = ["data", "profile", "scored on", *metrics, "n", *["seconds"] * timed]
     lines = []
     for (method, data, profile, split), runs in groups.items():
         seconds = statistics.fmean(r["seconds"] for r in runs)
         line = [TITLES.get(data, data), how(runs[0]), split.rpartition(" -> ")[2]]
         line += [cell(runs, m) for m in metrics]
-        line += [str(len(runs)), f"{seconds:.0f}" if seconds else ""]
+        line += [str(len(runs))] + [f"{seconds:.0f}" if seconds else ""] * timed
         line += [published.get((method, data, profile), "")] if published else []
         lines.append([method] * several + line)
-    return markdown(head + ["published"] * bool(published), lines)
+    return markdown(["method"] * several + head + ["published"] * bool(published), lines)
 
 
 def commands(results: list[Result]) -> dict[str, list[int]]:

@@ -191,8 +191,8 @@ def test_tables_by_hand(tmp_path, tiny):
     head = {"images": 200, "data": "few", "command": "c", "checksum": "k", "recipe": {}}
     (tmp_path / "tiny.json").write_text(json.dumps(head | {"runs": runs}))
     text = ablations.content("tiny", tmp_path)
-    assert "| as in the recipe | 0.800 ± 0.000 | 0.500 ± 0.000 |" in text
-    assert "| 1 head | 0.710 ± 0.010 |" in text and "| 2 | 3 | 1 |" in text
+    assert "| as in the recipe | .800 ± .000 | .500 ± .000 |" in text
+    assert "| 1 head | .710 ± .010 |" in text and "| 2 | 3 | 1 |" in text
     assert "| 1 head |  | ACC | -0.090 ± 0.025 | 3 | lower |" in text
     assert "- Machine: C, 1 thread; torch 2; revision r." in text
     (tmp_path / "tiny.json").write_text(json.dumps(head | {"runs": runs[:2]}))

@@ -292,7 +292,7 @@ def test_a_changed_digit_on_a_page_is_noticed(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_number_in_a_chapter_is_noticed(name):
     notebook = chapter(name)
-    shown = [c for c in code(notebook) if "results.table(" in c.source]
+    shown = [c for c in code(notebook) if re.search(r"(results|comparison)\.table\(", c.source)]
     assert bool(shown) == (name != "your-images")
     for cell in shown:
         true = cell.outputs[0].data["text/markdown"]

@@ -62,6 +62,7 @@ def test_loss_curve():
     history = [{"epoch": k, "loss": 3.0 - k, "entropy": 1.0, "seconds": 9.0} for k in range(3)]
     (ax,) = drawn(plots.loss_curve(history, chance=2.3))
     assert ax.lines[0].get_ydata().tolist() == [3, 2, 1] and len(ax.lines) == 2
+    assert ax.lines[0].get_xdata().tolist() == [1, 2, 3]  # as the log counts
     (ax,) = drawn(plots.loss_curve(history, keys=["loss", "entropy"]))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss", "entropy"]
     with pytest.raises(ValueError, match="history"):

@@ -122,7 +122,7 @@ def test_baselines_count_once_a_seed(tmp_path):
         write(tmp_path, seed=seed, baselines={"k-means on pixels": {"ACC": acc}})
     rows = results.baselines(results.load(tmp_path) * 2)
     assert results.table(rows, ["ACC"]).splitlines()[-1] == (
-        "| digits | quick | all | .750 ± .071 | 2 |  |"
+        "| digits | quick | all | .750 ± .071 | 2 |"
     )
 
 

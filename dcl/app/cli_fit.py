@@ -12,7 +12,7 @@ from dcl import methods
 from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
 from dcl.app.source import Source, side
-from dcl.config import epochs_of, with_batches, with_epochs
+from dcl.config import changed, check_rows, epochs_of, with_epochs, with_rows
 from dcl.data.vectors import is_vectors
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
@@ -91,9 +91,13 @@ def fit(args: Sequence[str]) -> int:
             f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
             f"got {len(data)}"
         )
-    config = with_batches(config, len(data))
+    n, before = len(data), config
+    config = with_rows(config, n, typed := _typed(rest))
+    check_rows(config, n, data.noun, pretext=not asked.encoder, typed=typed)
     board = tensorboard(out / "tensorboard") if asked.tensorboard else None
     say(f"{name}, recipe {chosen}")
+    if less := changed(before, config):
+        say(f"to fit {n} {data.noun}s: {less}")
     return follow(
         out,
         config,
@@ -128,6 +132,12 @@ def peek(args: Sequence[str], flag: str, default: str = "") -> str:
         elif arg == flag:
             found = after
     return found
+
+
+def _typed(args: Sequence[str]) -> dict[str, str]:
+    """The settings that the command line names, with the flag of each."""
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--config.")]
+    return {f.removeprefix("--config.").replace("-", "_"): f for f in flags}
 
 
 def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple[Fit, Any]:

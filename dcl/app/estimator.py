@@ -14,7 +14,7 @@ from dcl import methods
 from dcl.app import run
 from dcl.app.clusters import Assignment, Clusters
 from dcl.app.source import Source
-from dcl.config import with_batches, with_epochs
+from dcl.config import with_rows, with_epochs
 from dcl.data import Data
 from dcl.data.vectors import is_vectors, vectors_of
 from dcl.measure import metrics
@@ -79,7 +79,7 @@ class DeepClusterer(ClusterMixin, TransformerMixin, BaseEstimator):
         if self.config is None and self.epochs is not None:
             config = with_epochs(config, self.epochs)
         config = replace(config, n_clusters=self.n_clusters, seed=self.random_state)
-        config = with_batches(config, len(data))
+        config = with_rows(config, len(data))
         self.clusters_, found = run.fit(
             self.method, data, config, self.run_dir, encoder=self.encoder, device=self.device
         )

@@ -6,18 +6,32 @@ import types
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin
+
+PLAIN = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+NAMES: dict[Any, str] = {**PLAIN, Integral: "an integer", types.NoneType: "None"}
+
+
+def check_type(name: str, value: Any, *kinds: Any) -> None:
+    """Raise TypeError unless a value has one of the types; a bool is no number, an int is one."""
+    numbers = (int,) if float in kinds and not isinstance(value, bool) else ()
+    if not isinstance(value, (*kinds, *numbers)) or (isinstance(value, bool) and bool not in kinds):
+        named = [NAMES.get(k, k.__name__) for k in kinds]
+        raise TypeError(f"{name} must be {' or '.join(named)}; got {value!r}")
 
 
 def check_config(config: Any, *positive: str, **bounds: float | tuple[float, float]) -> None:
-    """Check a configuration's Literal fields, and that named numbers are >= least[, < below].
+    """Check a configuration's plain and Literal fields, and named numbers: >= least[, < below].
 
     Fields named in `positive` must be above 0 or None.
 
-    Raises ValueError naming the field, what came and what was expected.
+    Raises TypeError or ValueError naming the field, what came and what was expected.
     """
     for f in fields(config):
         value, allowed = getattr(config, f.name), get_args(f.type)
+        if {*(kinds := allowed or (f.type,))} <= {*PLAIN, types.NoneType}:
+            check_type(f.name, value, *kinds)
         if get_origin(f.type) is Literal and value not in allowed:
             raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
     for name in positive:

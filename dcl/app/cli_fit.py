@@ -11,14 +11,13 @@ from typing import Any
 from dcl import methods
 from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
-from dcl.app.source import Source, side
+from dcl.app.source import SMALLEST, Source, side
 from dcl.config import changed, check_rows, epochs_of, with_epochs, with_rows
 from dcl.data.vectors import is_vectors
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
 
-SMALLEST = 8  # pixels: the networks would downsample fewer to nothing
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
 

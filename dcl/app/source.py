@@ -8,6 +8,9 @@ from dcl.data import SPLITS, Data, load
 from dcl.data.vectors import is_vectors
 from dcl.runtime import dist
 
+SMALLEST = 8
+"""Pixels a side: the networks would downsample fewer to nothing."""
+
 
 def side(data: str, size: int, encoder: bool) -> int:
     """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0."""

@@ -40,7 +40,7 @@ from benchmarks.steps import view_bytes as bytes_of_views
 from dcl.cluster.kmeans import kmeans, whiten
 from dcl.cluster.neighbors import mine, nearest
 from dcl.cluster.sinkhorn import sinkhorn
-from dcl.config import with_rows, with_epochs
+from dcl.config import with_epochs, with_rows
 from dcl.methods import methods
 from dcl.recipes import recipe
 from dcl.train import train

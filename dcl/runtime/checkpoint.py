@@ -11,17 +11,17 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dcl.config import flat
 from dcl.runtime import dist
-from dcl.runtime.files import write_atomic
+from dcl.runtime.files import locked, write_atomic
 
 HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
 FORMAT = "dcl run 1"
@@ -75,7 +75,7 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
     under torchrun only the first process takes it. Removes partial files of dead processes. Raises
     RuntimeError when another process holds the folder, and ValueError for a link in it that leads
     outside, unless to a folder: a folder such as `checkpoint` may be on another disk. Raises what
-    `folder` raises.
+    `folder` raises. On a file system without locks nothing is held, with a warning.
     """
     if dist.rank():
         yield
@@ -89,16 +89,15 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
                 f"{str(entry)!r} is a link to {str(leads)!r}, which is outside run_dir and not a "
                 "folder; remove it, or choose another run_dir."
             )
-    held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
-    try:
-        taken = held.acquire()
-    except Timeout:
-        raise RuntimeError(
-            f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for it, "
-            "end it, or choose another run_dir."
-        ) from None
-    with taken:
-        if held.lock_counter == 1:  # else this is nested
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(inside / ".lock", timeout=0))
+        except Timeout:
+            raise RuntimeError(
+                f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for "
+                "it, end it, or choose another run_dir."
+            ) from None
+        if held.lock_counter <= 1:  # else this is nested; 0: there are no locks
             write_atomic(root / ".pid", f"{os.getpid()}\n".encode())
             for entry in root.iterdir():
                 left = PARTIAL.fullmatch(entry.name)

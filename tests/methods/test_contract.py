@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from dcl.config import flat, unflat, with_rows, with_epochs, with_stages
+from dcl.config import flat, unflat, with_epochs, with_rows, with_stages
 from dcl.data import load
 from dcl.measure.health import ADVICE
 from dcl.measure.metrics import accuracy

@@ -32,8 +32,8 @@ def choose(
     if most < 3:
         raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
     if (Path(data) / "config.json").is_file():
-        found, s = run.clusters(data, device=device), run.settings(data)
-        z: Any = found.assign(s.load().images.to(place)).vectors
+        found, (_, known) = run.clusters(data, device=device), run.located(data)
+        z: Any = found.assign(known.images.to(place)).vectors
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
     learned = encoder not in ("", "pixels")
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)

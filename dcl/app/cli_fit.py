@@ -1,6 +1,5 @@
 """`dcl fit METHOD`: the arguments, every setting of the method, and the summary at the end."""
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from dcl.data.vectors import is_vectors
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
+from dcl.runtime.files import check_writable
 
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
@@ -77,7 +77,8 @@ def fit(args: Sequence[str]) -> int:
     config = replace(config, **{k: v for k, v in said.items() if v})
     if asked.epochs:
         config = with_epochs(config, asked.epochs)
-    out = _writable(asked.out.expanduser())
+    out = asked.out.expanduser()
+    check_writable(out, "out")
     if config.n_clusters < 2:
         raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
     size = side(asked.data, asked.size, bool(asked.encoder))
@@ -112,14 +113,6 @@ def fit(args: Sequence[str]) -> int:
             monitor=all_of(bar, board),
         ),
     )
-
-
-def _writable(out: Path) -> Path:
-    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        link = f" but a link to {os.path.realpath(there)!r}" if there.is_symlink() else ""
-        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is not{link}")
-    return out
 
 
 def peek(args: Sequence[str], flag: str, default: str = "") -> str:
@@ -171,7 +164,7 @@ def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object])
         work(bar)
     except KeyboardInterrupt:
         bar.close()
-        say(f"interrupted; to continue: dcl resume {out}")
+        say(f"interrupted; to continue: {run.command('resume', out)}")
         return INTERRUPTED
     finally:
         bar.close()

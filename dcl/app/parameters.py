@@ -16,6 +16,7 @@ from dcl.config import check_type, flat
 from dcl.nets.pretrained import PRETRAINED
 from dcl.recipes import recipe, recipes
 from dcl.runtime.device import pick_device
+from dcl.runtime.files import check_writable
 
 
 def check_parameters(e: Any) -> int:
@@ -40,6 +41,8 @@ def check_parameters(e: Any) -> int:
     check_type("device", e.device, str, torch.device)
     pick_device(e.device)
     check_type("run_dir", e.run_dir, str, Path, NoneType)
+    if e.run_dir is not None:
+        check_writable(e.run_dir, "run_dir")
     check_whole("random_state", e.random_state, 0, np.random.RandomState, NoneType)
     if isinstance(e.random_state, Integral):
         return int(e.random_state)

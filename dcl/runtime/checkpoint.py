@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ from filelock import Timeout
 
 from dcl.config import flat
 from dcl.runtime import dist
-from dcl.runtime.files import locked, write_atomic
+from dcl.runtime.files import check_writable, locked, write_atomic
 
 HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
 FORMAT = "dcl run 1"
@@ -55,15 +55,10 @@ def _alive(pid: int) -> bool:
 def folder(run_dir: str | os.PathLike) -> Path:
     """The folder of a run, created if missing; it may be a link to a folder on another disk.
 
-    Raises ValueError for a broken link, or if something else is in the way.
+    Raises ValueError for one that cannot be written, a broken link, or if a file is in the way.
     """
-    try:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as e:
-        raise ValueError(
-            f"run_dir must be a folder or a link to an existing one; got {str(run_dir)!r}, and "
-            f"{e.filename!r} is neither"
-        ) from None
+    check_writable(run_dir, "run_dir")
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     return Path(run_dir)
 
 
@@ -114,13 +109,20 @@ def _holder(root: Path) -> str:
     return f" ({pid})" if _alive(pid) else ""
 
 
-def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
+def claim(
+    run_dir: str | os.PathLike,
+    config: Any,
+    checksum: str,
+    *,
+    changed: Callable[[], str] = str,
+    **about: Any,
+) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
     Writes `config.json` on first use, including `about`, which is not compared; what it lacks of
     `about` is added later. Raises ValueError that lists the differences when the folder already
-    holds a run with other settings or data, ValueError for a run of an earlier version or a
-    `config.json` that cannot be read, and what `lock` raises.
+    holds a run with other settings or data (`changed` says how the data differ), ValueError for a
+    run of an earlier version or a `config.json` that cannot be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
@@ -154,6 +156,8 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
         for key in sorted(mine[part].keys() | theirs[part].keys())
         if mine[part].get(key) != theirs[part].get(key)
     ]
+    if mine["data"] != theirs["data"]:
+        differences += [f"  {line}" for line in changed().splitlines()]
     if differences:
         raise ValueError(
             f"run_dir {str(run_dir)!r} holds a run with other parameters:\n"

@@ -97,6 +97,24 @@ def write_atomic(
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike, name: str, *, file: bool = False) -> None:
+    """Refuse a place of output before the work for it: a folder, or a file, perhaps yet to be made.
+
+    Raises ValueError that calls it `name`. A file is written beside its place and renamed, so it
+    is the folder that counts.
+    """
+    what, path = "a folder", Path(path).expanduser()
+    if file:
+        what, path = "a file in a folder", path.resolve()
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name} must be the path of a file; got {str(path)!r}")
+        path = path.parent
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        link = f" but a link to {os.path.realpath(there)!r}" if there.is_symlink() else ""
+        raise ValueError(f"{name} must be {what} that can be written; {str(there)!r} is not{link}")
+
+
 def _rename(old: Path, new: Path) -> None:
     try:
         os.replace(old, new)

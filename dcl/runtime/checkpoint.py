@@ -86,7 +86,7 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
             )
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(locked(inside / ".lock", timeout=0))
+            held = stack.enter_context(locked(inside / ".lock", timeout=0, nested=True))
         except Timeout:
             raise RuntimeError(
                 f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for "

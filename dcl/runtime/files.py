@@ -45,13 +45,13 @@ def sync(handle: int, place: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, timeout: float = -1) -> Iterator[FileLock]:
-    """Hold the lock of a file, once in this process however often it is nested.
+def locked(path: Path, timeout: float = -1, *, nested: bool = False) -> Iterator[FileLock]:
+    """Hold the lock of a file; `nested`: a thread that holds it may do so again.
 
     Waits `timeout` seconds, -1: for ever; then filelock.Timeout. On a file system without locks
     nothing is held, with a warning.
     """
-    held = FileLock(path, timeout=timeout, is_singleton=True)
+    held = FileLock(path, timeout=timeout, is_singleton=nested)
     try:
         held.acquire()
     except OSError as error:  # a Timeout is one, without a number

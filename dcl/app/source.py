@@ -1,12 +1,16 @@
 """Where the images or vectors of a run come from, in words that a run folder can keep."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcl.data import SPLITS, Data, load
 from dcl.data.vectors import is_vectors
 from dcl.runtime import dist
+
+SMALLEST = 8
+"""Pixels a side: the networks would downsample fewer to nothing."""
 
 
 def side(data: str, size: int, encoder: bool) -> int:
@@ -27,6 +31,12 @@ class Source:
     """Images are resized to this many pixels a side; 0: kept as they are."""
     limit: int = 0
     """At most this many images, chosen at random; 0: all."""
+
+    def absolute(self) -> "Source":
+        """The same, to be found from any folder: with the whole path of a folder or file."""
+        place = Path(self.data.removeprefix("folder:")).expanduser()
+        there = bool(self.data) and (place.is_dir() or self.data.endswith(".npy"))
+        return replace(self, data=os.path.abspath(place)) if there else self
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
         """The images or vectors. `progress` and errors as in `dcl.data.load`."""

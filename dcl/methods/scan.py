@@ -74,11 +74,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, heads=1, threshold=(0, 1), ema_decay=(0, 1))
+        check_config(self, n_neighbors=1, heads=1, threshold=(0, 1), ema_decay=(0, 1))
 
-    def check(self, n: int) -> None:
-        """Raise ValueError unless n images have so many neighbours."""
-        check_config(self, n_neighbors=(1, n))
+    def most(self, n: int) -> dict[str, int]:
+        """What n images allow: each has n - 1 neighbours."""
+        return {"n_neighbors": n - 1}
 
 
 def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:

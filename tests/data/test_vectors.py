@@ -238,7 +238,7 @@ def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
     names = {p.name for p in done.iterdir() if not p.name.startswith(".")}
     assert names == {
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
-        "pretext", "train.pt", "health.json", "report.html",
+        "pretext", "train.pt", "health.json", "images.csv", "report.html",
     }  # fmt: skip
     found = table(done / "assignments.csv")
     assert [row["file"] for row in found] == [str(k) for k in range(COUNT)]

@@ -8,15 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from dcl.app.clusters import Clusters
-from dcl.data.load import load
-from dcl.measure.metrics import accuracy, confusion
-from dcl.measure.plots import COLOURS
+from dcl.data import load
+from dcl.measure import plots
+from dcl.measure.metrics import accuracy, match
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = "#F7F7F5"  # the ground of the drawings: text on it reads on a light and on a dark page
@@ -24,8 +21,7 @@ CARD = "#F7F7F5"  # the ground of the drawings: text on it reads on a light and 
 
 def plane(vectors: np.ndarray) -> np.ndarray:
     """Vectors (N,D) on the plane by t-SNE (seeded), (N,2), scaled to 0..1."""
-    at = PCA(min(30, vectors.shape[1]), random_state=0).fit_transform(vectors)
-    at = TSNE(perplexity=30, init="pca", random_state=0, max_iter=500, n_jobs=1).fit_transform(at)
+    at = plots.plane(vectors)
     return (at - at.min(0)) / np.ptp(at, axis=0)
 
 
@@ -49,17 +45,20 @@ def draw(name: str) -> plt.Figure:
     after = found.clusters.numpy()
     before = KMeans(10, n_init=10, random_state=0).fit_predict(pixels)
     # each cluster of k-means takes the colour of the cluster that shares most images with it
-    order = linear_sum_assignment(-confusion(before, after))[1]
+    order = match(after, before)
     method = name.split("-")[0].upper()
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 4.1), facecolor=CARD, layout="constrained")
     for ax, vectors, clusters, title in (
-        (axes[0], pixels, order[before], "k-means on the pixels"),
+        (axes[0], pixels, np.array([order[k] for k in before]), "k-means on the pixels"),
         (axes[1], found.vectors.numpy(), after, f"{method}, without labels"),
     ):
         at, half = plane(vectors), 0.024
         for i in apart(at, distance=1.3 * half):
             ink = np.empty((16, 16, 4))
-            ink[..., :3], ink[..., 3] = to_rgb(COLOURS[clusters[i]]), pixels[i].reshape(16, 16)
+            ink[..., :3], ink[..., 3] = (
+                to_rgb(plots.COLOURS[clusters[i]]),
+                pixels[i].reshape(16, 16),
+            )
             x, y = at[i]
             ax.imshow(ink, extent=(x - half, x + half, y - half, y + half), aspect="auto")
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))

@@ -143,6 +143,11 @@ def home(folder: Path, manifest: Manifest, result: results.Result) -> Path:
     return folder if result["method"] == manifest["chapter"] else folder / result["method"]
 
 
+def images_of(result: results.Result, values: Parameters) -> str:
+    """The name by which a result's images are loaded; that of a folder leaves its path out."""
+    return values["dataset"] if values["dataset"].startswith("folder:") else result["data"]
+
+
 def run(chapter: str, values: Parameters, folder: Path) -> None:
     """Run the chapter in its folder, or resume there, and complete the folder.
 
@@ -193,15 +198,13 @@ def complete(folder: Path, manifest: Manifest) -> None:
     """
     values = manifest["parameters"]
     for result in recorded(folder).values():
-        place, name = home(folder, manifest, result), result["data"]
+        place = home(folder, manifest, result)
         if place != folder and (folder / "pretext").exists():  # it began with the same pretext
             with suppress(FileExistsError):
                 (place / "pretext").symlink_to(Path("..", "pretext"))
-        if values["dataset"].startswith("folder:"):
-            name = values["dataset"]
         trained = result["split"].partition(" -> ")[0]
         # all of it, or the subset that the chapter drew
-        source = Source(name, trained, limit=result["training"]["images"])
+        source = Source(images_of(result, values), trained, limit=result["training"]["images"])
         s = runs.settings(place)
         runs.fit(s.method, source.load(), s.config, place, source=source, device=values["device"])
 
@@ -242,7 +245,7 @@ def into_the_book(folder: Path, into: Path, weights: Path) -> list[Path]:
 def _check(place: Path, result: results.Result, values: Parameters) -> None:
     scored = result["split"].partition(" -> ")[2]
     clusters = runs.clusters(place, device=values["device"])
-    data = load(result["data"], scored) if scored else runs.settings(place).load()
+    data = load(images_of(result, values), scored) if scored else runs.settings(place).load()
     found = predict(clusters.model, data.to(pick_device(values["device"])).images).tolist()
     if "clusters" in result and found != result["clusters"]:
         raise ValueError(f"{place} must give the recorded clusters; it gives others")

@@ -1,16 +1,16 @@
 """Take the pictures of a report in the chapter your-images: python book/report_picture.py"""
 
 import io
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from dcl.app.report import report
 from dcl.app.run import clusters
 from dcl.data import load
+from picture import chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = "scan-digits-quick-seed0"
@@ -29,17 +29,14 @@ def draw() -> dict[str, Image.Image]:
     """Of a report on the digits, the head with the largest cluster, and the map."""
     data = load("digits")
     found = clusters(NETWORK).assign(data.images)
-    with TemporaryDirectory() as folder, sync_playwright() as play:
+    with TemporaryDirectory() as folder, chromium() as browser:
         path = Path(folder, "report.html")
         report(path, data.images, found.probabilities, found.vectors, title="scan on digits")
-        chrome = shutil.which("chromium") or shutil.which("google-chrome")
-        browser = play.chromium.launch(executable_path=chrome, args=["--no-sandbox"])
         window = {"width": WIDTH, "height": 900}
         page = browser.new_page(viewport=window, color_scheme="light", device_scale_factor=1.5)
         page.goto(path.as_uri())
         head = shot(page, "article > p", "section .cluster")
         below = shot(page, "#how + .row", "#map")
-        browser.close()
     return {"report": head, "report-map": below}
 
 

@@ -89,6 +89,14 @@ def picture(data: io.BytesIO, kind: str, width: int) -> Picture:
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}", width)
 
 
+def tile(images: Tensor, most: int) -> tuple[int, int, int]:
+    """Width and height of an image (N,C,H,W) on a contact sheet, and the gap between two."""
+    high, wide = images.shape[2:]
+    shrink = min(1.0, most / max(high, wide))
+    wide, high = max(1, round(wide * shrink)), max(1, round(high * shrink))
+    return wide, high, max(1, wide // 24)
+
+
 def contact_sheet(
     images: Tensor, rows: Sequence[int], columns: int, show: int, most: int = 64
 ) -> Picture:
@@ -99,20 +107,17 @@ def contact_sheet(
     """
     from PIL import Image
 
-    high, wide = images.shape[2:]
-    shrink = min(1.0, most / max(high, wide))
-    size = max(1, round(wide * shrink)), max(1, round(high * shrink))
+    *size, gap = tile(images, most)
     mode, kind, how = ("L", "png", {}) if images.shape[1] == 1 else ("RGB", "jpeg", {"quality": 80})
     columns = min(columns, len(rows))
-    gap = max(1, size[0] // 24)
     across, down = size[0] + gap, size[1] + gap
     area = columns * across - gap, -(-len(rows) // columns) * down - gap
     sheet = Image.new(mode, area, "gray")
     for k, row in enumerate(rows):
         a = images[row].cpu().numpy()
-        tile = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
-        tile = tile.resize(size, Image.Resampling.LANCZOS)
-        sheet.paste(tile, (k % columns * across, k // columns * down))
+        shown = Image.fromarray(a[0] if len(a) == 1 else a.transpose(1, 2, 0))
+        shown = shown.resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(shown, (k % columns * across, k // columns * down))
     data = io.BytesIO()
     sheet.save(data, kind, optimize=True, **how)
     return picture(data, kind, round(area[0] * show / size[0]))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcl.app.report_clusters import Picture, contact_sheet
+from dcl.app.report_clusters import Picture, contact_sheet, tile
 from dcl.measure import plots
 
 POINTS, THUMB = 2000, 48
@@ -43,6 +43,5 @@ def thumbnails(images: Tensor, rows: Sequence[int]) -> tuple[Picture, dict[str, 
     """Rows of images uint8 (N,C,H,W) in one picture, and how the script finds one there."""
     columns = max(1, round(len(rows) ** 0.5))
     sheet = contact_sheet(images, rows, columns, THUMB, THUMB)
-    shrink = min(1.0, THUMB / max(images.shape[2:]))
-    high, wide = (max(1, round(side * shrink)) for side in images.shape[2:])
-    return sheet, {"columns": columns, "width": wide, "height": high, "gap": max(1, wide // 24)}
+    wide, high, gap = tile(images, THUMB)
+    return sheet, {"columns": columns, "width": wide, "height": high, "gap": gap}

@@ -5,7 +5,7 @@
     train.pt, ...      checkpoints, from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
-    skipped.csv        files that could not be read, and why
+    skipped.csv        files that could not be read or were left out, and why
     health.json        numbers that need no labels, and the warning lights that are on
     report.html        what is in each cluster, and which warning lights are on
 
@@ -30,7 +30,8 @@ from dcl.app.report import report
 from dcl.app.source import Source
 from dcl.config import unflat
 from dcl.data import Data
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_vectors
+from dcl.data.files import named
 from dcl.measure.health import health
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
 from dcl.objective import Monitor
@@ -62,20 +63,23 @@ def fit(
     or encoder; RuntimeError when another process is writing to it. Chapter: your-images.
     """
     module = methods.method(method)
+    out = None if out is None else named("run_dir", out)
     if data.vectors:
         methods.for_vectors(method)
     images = data.images.to(pick_device(device))
     network, spec = encoder_of(encoder, data)
     if out is None:
         model = module.fit(images, config, encoder=network, monitor=monitor)
-        return fitted(model, method, images, spec)
-    out, name = Path(out), encoder if isinstance(encoder, str) else ""
+        clusters, assignment = fitted(model, method, images, spec)
+        return replace(clusters, scale=data.scale), assignment
+    name = encoder if isinstance(encoder, str) else ""
     about = {"source": asdict(source or Source("")), "pretrained": name, "device": device}
     with checkpoint.lock(out):
         with claimed(out, method, images, config, network, **about, dcl=dcl.__version__):
             follow = all_of(Log(every=0, run_dir=out), monitor)
             model = module.fit(images, config, encoder=network, monitor=follow, run_dir=out)
         clusters, assignment = fitted(model, method, images, spec)
+        clusters = replace(clusters, scale=data.scale)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
             write(out, data, assignment)
@@ -109,6 +113,7 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
         "data": data.name,
         "split": data.split,
         "skipped": len(data.skipped or ()),
+        **({"pixels": data.said} if data.said else {}),
         "checksum": s.checksum,
         "method": s.method,
         "encoder": s.encoder or s.network,
@@ -152,12 +157,12 @@ class Settings:
                 "data and encoder must be known by name, and this run was started from Python: to "
                 "resume or complete it, call dcl.app.run.fit with the same arguments"
             )
-        return self.source.load()
+        return self.source.load(tell=None)  # `fit` has said it
 
 
 def settings(out: str | Path) -> Settings:
     """The settings of the run in a folder. Raises FileNotFoundError, ValueError when damaged."""
-    path = Path(out) / "config.json"
+    path = named("run_dir", out) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(out)!r} must be a run folder; there is no {path}")
     try:
@@ -184,7 +189,7 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
 
     `out` may also name a network in the package, see `dcl.app.clusters.shipped`.
     """
-    path = Path(out) / "model.safetensors"
+    path = named("run_dir", out) / "model.safetensors"
     if str(out) in shipped() and not path.parent.exists():
         path = Path(out)
     elif not path.is_file():
@@ -208,7 +213,7 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
     ]
     skipped = Path(out) / "skipped.csv"
     if skipped.exists():
-        lines.append(f"{len(read_csv(skipped, 'file'))} files could not be read: {skipped}")
+        lines.append(f"{len(read_csv(skipped, 'file'))} files or folders were left out: {skipped}")
     return lines, found["warnings"]
 
 

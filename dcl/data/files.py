@@ -81,7 +81,7 @@ def _left_out(path: str) -> str:
         return "broken link"
     if ending in ARCHIVES:
         return "an archive, which is not opened: unpack it"
-    if ending in TEXTS or name == "Thumbs.db":
+    if ending in TEXTS:
         return ""
     said = f"its ending, {printable(ending)}, is none of an image's" if ending else "no ending"
     return f"not read as an image: {said}"

@@ -20,6 +20,8 @@ Scale = tuple[float, float]
 """Which pixel becomes black, and which white, of all images with more than 8 bits."""
 
 SHALLOW = {".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".bmp", ".dib"}  # 8 bits at most
+SIGNED = "L;8S"  # 8 bits with a sign, which PIL reads as without
+PPM = "RGB;16P"  # and where its pixels begin
 SWAPPED = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
 
 
@@ -138,6 +140,12 @@ def _opened(
         tiles = getattr(image, "tile", [])
         args = tiles[0][3] if tiles else ""
         found = (args[0] if isinstance(args, tuple) and args else args) or ""
+        if tiles and tiles[0][0] == "libtiff" and found[-2:] in ("BS", "BF"):
+            raw = raw or found[:-2] + "N" + found[-1]  # libtiff has put the bytes in order
+        if image.mode == "L" and getattr(image, "tag_v2", {}).get(339) in (2, (2,)):
+            found = SIGNED
+        if tiles and tiles[0][0] == "ppm" and args == ("RGB", 65535):
+            found = f"{PPM}{tiles[0][2]}"
         if raw:
             args = raw if isinstance(args, str) else (raw, *args[1:])
             image.tile = [getattr(t, "_make", tuple)((*t[:3], args)) for t in tiles]  # type: ignore
@@ -151,11 +159,21 @@ def _opened(
 
 
 def _is_deep(mode: str, raw: str) -> bool:
-    return mode[0] in "IF" or re.fullmatch(r"(RGB|RGBA|RGBX|LA);16[BLN]", raw) is not None
+    return (
+        mode[0] in "IF"
+        or raw == SIGNED
+        or raw.startswith(PPM)
+        or re.fullmatch(r"(RGB|RGBA|RGBX|LA);16[BLN]", raw) is not None
+    )
 
 
 def _deep(path: Path, image: "Image.Image", raw: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Deep pixels, whole numbers (H,W) or (H,W,3), or floats (H,W), and alpha (H,W) in 0..1."""
+    """Deep or signed pixels, whole (H,W) or (H,W,3), or floats (H,W), and alpha (H,W) in 0..1."""
+    if raw == SIGNED:
+        return np.asarray(image).view(np.int8), None
+    if raw.startswith(PPM):  # of which PIL keeps the high bytes
+        words = np.fromfile(path, ">u2", image.width * image.height * 3, offset=int(raw[7:]))
+        return words.reshape(image.height, image.width, 3).astype(int), None
     if image.mode[0] in "IF":
         pixels = np.asarray(image)
         if raw == "I;32N" and pixels.min() < 0:  # unsigned, read as signed

@@ -78,6 +78,20 @@ def test_the_range_comes_from_the_pixels(tmp_path, ending, pixels, scale):
         assert other.scale == data.scale
 
 
+def test_depths_that_pil_hides(tmp_path):
+    """A PPM whose low bytes PIL drops, and a TIFF of signed bytes that it reads as unsigned."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    colour = np.dstack([RAMP * 16 + 15] * 3)
+    (tmp_path / "a/a.ppm").write_bytes(b"P6 16 16 65535\n" + colour.astype(">u2").tobytes())
+    data = load(f"folder:{tmp_path}/a")
+    assert data.scale == (0, 4095) and data.images[0, 2].max() == 255
+    signed = Image.fromarray((RAMP - 128).astype(np.int8).view(np.uint8))
+    signed.save(tmp_path / "b/a.tif", tiffinfo={339: 2})
+    data = load(f"folder:{tmp_path}/b")
+    assert data.scale == (-128, 127) and data.images[0, 0].tolist() == RAMP.tolist()
+
+
 def test_one_scale_for_the_folder_not_one_per_image(tmp_path):
     for k in range(5):
         save(tmp_path / f"{k}.png", np.full((S, S), 1000 * (k == 4) * 60 + 4000, np.uint16))

@@ -40,7 +40,7 @@ from benchmarks.steps import view_bytes as bytes_of_views
 from dcl.cluster.kmeans import kmeans, whiten
 from dcl.cluster.neighbors import mine, nearest
 from dcl.cluster.sinkhorn import sinkhorn
-from dcl.config import with_batches, with_epochs
+from dcl.config import with_epochs, with_rows
 from dcl.methods import methods
 from dcl.recipes import recipe
 from dcl.train import train
@@ -298,7 +298,7 @@ def epoch(place: Place, method: str) -> Found:
     """Seconds of the second epoch of each stage of a method's recipe for one GPU."""
     images, module = place.pictures(), METHODS[method]
     config = with_epochs(recipe(method, place.sizes.recipe), 2)
-    config = with_batches(config, len(images) // 2)
+    config = with_rows(config, len(images) // 2)
     ends: dict[str, list[float]] = {}
 
     def monitor(stage: str, epoch: int, objective: Any, losses: dict[str, float]) -> None:

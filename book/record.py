@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dcl import methods
 from dcl.app import run as runs
@@ -41,7 +41,7 @@ from dcl.notebook import results
 from dcl.notebook.parameters import check_parameters, run_name
 from dcl.runtime import checkpoint
 from dcl.runtime.device import pick_device
-from dcl.runtime.files import write_atomic
+from dcl.runtime.files import locked, write_atomic
 from dcl.runtime.versions import versions
 from dcl.train import predict
 from notebooks import CHAPTERS, ROOT, read, tags
@@ -118,9 +118,9 @@ def only_one(folder: Path, patience: float = 20.0):
     checkpoint.folder(folder)
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(folder / ".record.lock", timeout=0))
+            held.enter_context(locked(folder / ".record.lock", timeout=0))
             for lock in folder.rglob(".lock"):
-                with FileLock(lock, timeout=patience):
+                with locked(lock, timeout=patience):
                     pass
         except Timeout:
             raise RuntimeError(f"{folder} is in use by another command") from None

@@ -53,7 +53,7 @@ def tables(folder: Path = results.COMMITTED, whole: bool = False) -> str:
     """
     parts = []
     for (data, split, _), rows in groups(results.load(folder)).items():
-        title = results.TITLES.get(data, data)
+        title = results.TITLES.get(data, titled(data))
         parts.append(f"**{title}, {results.how(rows[0])}**: {_which(rows[0], split)}")
         parts.append(_table(rows))
         if whole:
@@ -81,7 +81,12 @@ def _table(rows: list[results.Result]) -> str:
         for p in PUBLISHED
         if p.scores and rows[0]["data"].startswith(p.data) and p.method in _names(rows)
     }
-    return comparison.table(rows, shown, given)
+    return _unbroken(comparison.table(rows, shown, given))
+
+
+def _unbroken(text: str) -> str:
+    """The text with each mean and its deviation on one line."""
+    return text.replace(" ± ", f"{NOBREAK}±{NOBREAK}")
 
 
 def folded(summary: str, text: str) -> str:
@@ -130,7 +135,8 @@ def summary(folder: Path = results.COMMITTED) -> str:
         lines.append([*line, str(len(mine)), _elsewhere(method)])
     pixels = [r for r in results.baselines(rows) if r["method"] == "k-means on pixels"]
     lines.append(["k-means on pixels", results.cell(pixels, "ACC"), "", str(len(pixels)), ""])
-    return results.markdown(["method", "ACC", "best baseline", "n", "published elsewhere"], lines)
+    head = ["method", "ACC", "best baseline", "n", "published elsewhere"]
+    return _unbroken(results.markdown(head, lines))
 
 
 def _elsewhere(method: str) -> str:

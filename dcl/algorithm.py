@@ -5,14 +5,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dcl.config import TrainConfig
+from dcl.config import check_rows
 from dcl.data import Data
 from dcl.nets.features import fingerprint, under_way
 from dcl.objective import Monitor
@@ -134,28 +134,16 @@ def check_fit(images: Any, config: Any, encoder: nn.Module | None = None) -> Dat
 
     Raises TypeError or ValueError naming the argument, what came and what was expected. With an
     `encoder` no pretext is trained, so its settings are not checked. Vectors (N,d) are only for
-    methods whose Config has ``takes_vectors = True``. A method's own checks against the number of
-    images are in ``config.check(n)``, if it has one.
+    methods whose Config has ``takes_vectors = True``. The largest values that the number of images
+    allows are in the ``most(n)`` of a Config, see `dcl.config.with_rows`.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if data.vectors and not getattr(config, "takes_vectors", False):
         method = type(config).__module__.rpartition(".")[2]
         raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
-    _check_numbers(data, config, encoder)
-    return data
-
-
-def _check_numbers(data: Data, config: Any, encoder: nn.Module | None) -> None:
     n, k = len(data), getattr(config, "n_clusters", None)
-    number = f"number of {data.noun}s, {n}"
     if k is not None and not 2 <= k <= n:
+        number = f"number of {data.noun}s, {n}"
         raise ValueError(f"n_clusters must be between 2 and the {number}; got {k}")
-    for stage, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
-        if isinstance(value, TrainConfig) and value.epochs and value.batch_size > n:
-            raise ValueError(
-                f"{stage}.batch_size must be at most the {number}; got {value.batch_size}"
-            )
-        if encoder is None and is_dataclass(value) and not isinstance(value, type | TrainConfig):
-            _check_numbers(data, value, None)
-    if hasattr(config, "check"):
-        config.check(n)
+    check_rows(config, n, data.noun, pretext=encoder is None)
+    return data

@@ -4,20 +4,34 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin
+
+PLAIN = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+NAMES: dict[Any, str] = {**PLAIN, Integral: "an integer", types.NoneType: "None"}
+
+
+def check_type(name: str, value: Any, *kinds: Any) -> None:
+    """Raise TypeError unless a value has one of the types; a bool is no number, an int is one."""
+    numbers = (int,) if float in kinds and not isinstance(value, bool) else ()
+    if not isinstance(value, (*kinds, *numbers)) or (isinstance(value, bool) and bool not in kinds):
+        named = [NAMES.get(k, k.__name__) for k in kinds]
+        raise TypeError(f"{name} must be {' or '.join(named)}; got {value!r}")
 
 
 def check_config(config: Any, *positive: str, **bounds: float | tuple[float, float]) -> None:
-    """Check a configuration's Literal fields, and that named numbers are >= least[, < below].
+    """Check a configuration's plain and Literal fields, and named numbers: >= least[, < below].
 
     Fields named in `positive` must be above 0 or None.
 
-    Raises ValueError naming the field, what came and what was expected.
+    Raises TypeError or ValueError naming the field, what came and what was expected.
     """
     for f in fields(config):
         value, allowed = getattr(config, f.name), get_args(f.type)
+        if {*(kinds := allowed or (f.type,))} <= {*PLAIN, types.NoneType}:
+            check_type(f.name, value, *kinds)
         if get_origin(f.type) is Literal and value not in allowed:
             raise ValueError(f"{f.name} must be one of {', '.join(allowed)}; got {value!r}")
     for name in positive:
@@ -61,6 +75,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_config(self, epochs=0, batch_size=2, lr=0.0, weight_decay=0.0)
 
+    def most(self, n: int) -> dict[str, int]:
+        """What a set of n rows allows; a stage of 0 epochs is not trained."""
+        return {"batch_size": n} if self.epochs else {}
+
 
 def with_stages(config: Any, change: Callable[[TrainConfig], TrainConfig]) -> Any:
     """A configuration with `change` applied to every stage of training, at any depth."""
@@ -92,9 +110,55 @@ def with_epochs(config: Any, epochs: int | Callable[[int], int]) -> Any:
     return with_stages(config, change)
 
 
-def with_batches(config: Any, most: int) -> Any:
-    """A configuration whose batches hold at most `most` rows. Chapter: your-images."""
-    return with_stages(config, lambda s: replace(s, batch_size=min(s.batch_size, most)))
+def _parts(config: Any) -> dict[str, Any]:
+    """The fields that are configurations themselves."""
+    found = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: v for k, v in found.items() if is_dataclass(v) and not isinstance(v, type)}
+
+
+def _most(config: Any, n: int) -> dict[str, int]:
+    return config.most(n) if hasattr(config, "most") else {}
+
+
+def with_rows(config: Any, n: int, typed: Container[str] = (), prefix: str = "") -> Any:
+    """A configuration for a set of n rows: what n forbids is lowered, at any depth.
+
+    A setting that depends on n stands in the method `most(n)` of its Config, with its largest
+    value: {"batch_size": n}. Those whose dotted name, such as "scan.batch_size", is in `typed` are
+    left alone, for `check_rows` to refuse. Chapter: your-images.
+    """
+    parts = {k: with_rows(v, n, typed, f"{prefix}{k}.") for k, v in _parts(config).items()}
+    config = replace(config, **parts)
+    free = {k: most for k, most in _most(config, n).items() if prefix + k not in typed}
+    return replace(config, **{k: min(getattr(config, k), most) for k, most in free.items()})
+
+
+def check_rows(
+    config: Any,
+    n: int,
+    noun: str = "image",
+    *,
+    pretext: bool = True,
+    typed: Mapping[str, str] = types.MappingProxyType({}),
+    prefix: str = "",
+) -> None:
+    """Refuse settings that a set of n rows forbids, by the dotted name or its value in `typed`.
+
+    Raises ValueError. `pretext`: whether that is trained, and so checked.
+    """
+    for name, most in _most(config, n).items():
+        if (value := getattr(config, name)) > most:
+            said = typed.get(prefix + name, prefix + name)
+            raise ValueError(f"{said} must be at most {most} for {n} {noun}s; got {value}")
+    for k, part in _parts(config).items():
+        if pretext or isinstance(part, TrainConfig):
+            check_rows(part, n, noun, typed=typed, prefix=f"{prefix}{k}.")
+
+
+def changed(before: Any, after: Any) -> str:
+    """The settings in which a configuration differs from another, in words."""
+    old, new = flat(before), flat(after)
+    return ", ".join(f"{k} {v} (not {old[k]})" for k, v in new.items() if v != old[k])
 
 
 def epochs_of(config: Any, pretext: bool = True) -> int:

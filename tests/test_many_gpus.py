@@ -56,10 +56,11 @@ def value(formula, numbers):
 
 
 def amount(x, unit):
-    """Three digits and a prefix: 94.0 MB; without a unit a power of ten: 6.6 · 10^12."""
+    """Three digits and a prefix: 94.0 MB; without a unit a power of ten: 6.6 · 10¹²."""
     digits, power = f"{x:.2e}".split("e") if unit else f"{x:.1e}".split("e")
     if not unit:
-        return f"{digits} · 10^{int(power)}"
+        raised = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+        return f"{digits} · 10{str(int(power)).translate(raised)}"
     step, shift = divmod(int(power), 3)
     return f"{float(digits) * 10**shift:.{2 - shift}f} {['', 'k', 'M', 'G', 'T'][step]}{unit}"
 
@@ -86,7 +87,7 @@ def test_amounts():
     assert amount(10_248_000, "B") == "10.2 MB"
     assert amount(999_999, "B") == "1.00 MB"
     assert amount(102.4e9, "B") == "102 GB"
-    assert amount(6.56e12, "") == "6.6 · 10^12"
+    assert amount(6.56e12, "") == "6.6 · 10¹²"
 
 
 def test_the_numbers_on_the_page_follow_from_its_formulas():

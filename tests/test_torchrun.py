@@ -90,7 +90,7 @@ def test_two_processes_leave_one_run_folder_and_speak_once(whole):
     assert names == {
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
-        "health.json", "report.html",
+        "health.json", "images.csv", "report.html",
     }  # fmt: skip
     rows = [(row["stage"], row["epoch"]) for row in log(folder)]
     assert rows == [(stage, epoch) for stage in STAGES for epoch in range(EPOCHS)]

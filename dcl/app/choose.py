@@ -7,7 +7,7 @@ from typing import Any
 
 from dcl.app import run
 from dcl.app.source import Source, side
-from dcl.config import with_batches
+from dcl.config import with_rows
 from dcl.data.arrays import is_vectors
 from dcl.data.download import data_root
 from dcl.data.files import named
@@ -35,8 +35,8 @@ def choose(
     if most < 3:
         raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
     if (named("data", data) / "config.json").is_file():
-        found, s = run.clusters(data, device=device), run.settings(data)
-        z: Any = found.assign(s.load().images.to(place)).vectors
+        found, (_, known) = run.clusters(data, device=device), run.located(data)
+        z: Any = found.assign(known.images.to(place)).vectors
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
     learned = encoder not in ("", "pixels")
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)
@@ -51,7 +51,7 @@ def choose(
         z = unit(images.images).flatten(1)
     else:
         name = choose_recipe("simclr", data, "quick", gray=images.channels == 1)
-        config = with_batches(recipe("simclr", name), len(images))
+        config = with_rows(recipe("simclr", name), len(images))
         shown = images.images.to(place)
         looks = [simclr.fit(shown, replace(config, seed=seed + k)) for k in range(2)]
         z = [extract(look.embed, shown) for look in looks]

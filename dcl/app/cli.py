@@ -37,19 +37,20 @@ from dcl.data.files import named
 from dcl.recipes import recipes
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
-from dcl.runtime.files import write_atomic
+from dcl.runtime.files import check_writable, write_atomic
 
 # ---------------------------------------------------------------- commands
 
 
-def resume(out: Positional[Path]) -> int:
+def resume(out: Positional[Path], data: str = "") -> int:
     """Continue an interrupted run after its last complete epoch.
 
     Args:
         out: The run folder.
+        data: Where the images or vectors are now, if they were moved; checked by content, and kept.
     """
     s = run.settings(out)
-    return follow(out, s.config, not s.network, lambda bar: run.resume(out, monitor=bar))
+    return follow(out, s.config, not s.network, lambda bar: run.resume(out, data, monitor=bar))
 
 
 def predict(
@@ -70,8 +71,8 @@ def predict(
         split: Of a data set that has several: train, test, train+test.
         device: auto, cpu, cuda.
     """
-    if out and out.exists() and not out.is_file():
-        raise ValueError(f"out must be the path of a file; got {str(out)!r}")
+    if out:
+        check_writable(out, "out", file=True)
     clusters = run.clusters(folder, device=device)
     if clusters.vectors != is_vectors(data):
         kind = "a .npy file of vectors (N,d)" if clusters.vectors else "images"
@@ -88,14 +89,15 @@ def predict(
     return OK
 
 
-def report(folder: Positional[Path], device: str = "auto") -> int:
+def report(folder: Positional[Path], data: str = "", device: str = "auto") -> int:
     """Write report.html again, from the trained network and the images.
 
     Args:
         folder: The run folder.
+        data: Where the images or vectors are now, if they were moved; checked by content, and kept.
         device: auto, cpu, cuda.
     """
-    run.rewrite(folder, device=device)
+    run.rewrite(folder, data, device=device)
     return tell(folder)
 
 

@@ -1,6 +1,5 @@
 """`dcl fit METHOD`: the arguments, every setting of the method, and the summary at the end."""
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,14 +10,14 @@ from typing import Any
 from dcl import methods
 from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
-from dcl.app.source import Source, side
-from dcl.config import epochs_of, with_batches, with_epochs
+from dcl.app.source import SMALLEST, Source, side
+from dcl.config import changed, check_rows, epochs_of, with_epochs, with_rows
 from dcl.data.arrays import is_vectors
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
+from dcl.runtime.files import check_writable
 
-SMALLEST = 8  # pixels: the networks would downsample fewer to nothing
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -80,7 +79,8 @@ def fit(args: Sequence[str]) -> int:
     config = replace(config, **{k: v for k, v in said.items() if v})
     if asked.epochs:
         config = with_epochs(config, asked.epochs)
-    out = _writable(asked.out.expanduser())
+    out = asked.out.expanduser()
+    check_writable(out, "out")
     if config.n_clusters < 2:
         raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
     size = side(asked.data, asked.size, bool(asked.encoder))
@@ -93,9 +93,13 @@ def fit(args: Sequence[str]) -> int:
             f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
             f"got {len(data)}"
         )
-    config = with_batches(config, len(data))
+    n, before = len(data), config
+    config = with_rows(config, n, typed := _typed(rest))
+    check_rows(config, n, data.noun, pretext=not asked.encoder, typed=typed)
     board = tensorboard(out / "tensorboard") if asked.tensorboard else None
     say(f"{name}, recipe {chosen}")
+    if less := changed(before, config):
+        say(f"to fit {n} {data.noun}s: {less}")
     return follow(
         out,
         config,
@@ -113,14 +117,6 @@ def fit(args: Sequence[str]) -> int:
     )
 
 
-def _writable(out: Path) -> Path:
-    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        link = f" but a link to {os.path.realpath(there)!r}" if there.is_symlink() else ""
-        raise ValueError(f"out must be a folder that can be written; {str(there)!r} is not{link}")
-    return out
-
-
 def peek(args: Sequence[str], flag: str, default: str = "") -> str:
     """The value of a flag on which the defaults of the others depend."""
     found = default
@@ -130,6 +126,12 @@ def peek(args: Sequence[str], flag: str, default: str = "") -> str:
         elif arg == flag:
             found = after
     return found
+
+
+def _typed(args: Sequence[str]) -> dict[str, str]:
+    """The settings that the command line names, with the flag of each."""
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--config.")]
+    return {f.removeprefix("--config.").replace("-", "_"): f for f in flags}
 
 
 def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple[Fit, Any]:
@@ -164,7 +166,7 @@ def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object])
         work(bar)
     except KeyboardInterrupt:
         bar.close()
-        say(f"interrupted; to continue: dcl resume {out}")
+        say(f"interrupted; to continue: {run.command('resume', out)}")
         return INTERRUPTED
     finally:
         bar.close()

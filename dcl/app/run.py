@@ -5,6 +5,7 @@
     train.pt, ...      checkpoints, from which an interrupted run resumes
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
+    images.csv         the name and CRC-32 of every image, so that a change can be named
     skipped.csv        files that could not be read or were left out, and why
     health.json        numbers that need no labels, and the warning lights that are on
     report.html        what is in each cluster, and which warning lights are on
@@ -14,7 +15,9 @@ same folder, adds the rest. Nothing here uses labels. Chapter: your-images.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+import os
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,13 @@ from torch import nn
 import dcl
 from dcl import methods
 from dcl.algorithm import claimed
+from dcl.app import contents
 from dcl.app.assignments import csv_bytes, names, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
 from dcl.app.monitors import Log, all_of, read_log
 from dcl.app.report import report
+from dcl.app.settings import command, located, settings
 from dcl.app.source import Source
-from dcl.config import unflat
 from dcl.data import Data
 from dcl.data.arrays import is_vectors
 from dcl.data.files import named
@@ -37,7 +41,7 @@ from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
 from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
-from dcl.runtime.files import write_atomic
+from dcl.runtime.files import check_writable, write_atomic
 from dcl.runtime.versions import versions
 
 # ---------------------------------------------------------------- fit
@@ -73,9 +77,16 @@ def fit(
         clusters, assignment = fitted(model, method, images, spec)
         return replace(clusters, scale=data.scale), assignment
     name = encoder if isinstance(encoder, str) else ""
-    about = {"source": asdict(source or Source("")), "pretrained": name, "device": device}
+    name, colon, file = name.partition(":")  # a file of weights is found from any folder
+    name += colon and colon + os.path.abspath(Path(file).expanduser())
+    where, kept = (source or Source("")).absolute(), out / "images.csv"
+    about = {"source": asdict(where), "pretrained": name, "device": device}
+    about["dcl"] = dcl.__version__
+    changes = partial(contents.changes, kept, data)
     with checkpoint.lock(out):
-        with claimed(out, method, images, config, network, **about, dcl=dcl.__version__):
+        with claimed(out, method, images, config, network, changed=changes, **about):
+            if dist.rank() == 0 and not kept.exists():
+                contents.write(kept, data)
             follow = all_of(Log(every=0, run_dir=out), monitor)
             model = module.fit(images, config, encoder=network, monitor=follow, run_dir=out)
         clusters, assignment = fitted(model, method, images, spec)
@@ -136,51 +147,16 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
 # ---------------------------------------------------------------- a run that is there
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `config.json` says."""
+def resume(
+    out: str | Path, data: str = "", *, monitor: Monitor | None = None
+) -> tuple[Clusters, Assignment]:
+    """Resume an interrupted run with the settings and images that it started with.
 
-    method: str
-    config: Any
-    network: str
-    """The fingerprint of an encoder from elsewhere; empty: the method's own."""
-    checksum: str
-    source: Source
-    encoder: str
-    """The name of a pretrained encoder."""
-    device: str
-
-    def load(self) -> Data:
-        """The images of the run. Raises ValueError when it was started from Python."""
-        if not self.source.data or (self.network and not self.encoder):
-            raise ValueError(
-                "data and encoder must be known by name, and this run was started from Python: to "
-                "resume or complete it, call dcl.app.run.fit with the same arguments"
-            )
-        return self.source.load(tell=None)  # `fit` has said it
-
-
-def settings(out: str | Path) -> Settings:
-    """The settings of the run in a folder. Raises FileNotFoundError, ValueError when damaged."""
-    path = named("run_dir", out) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(out)!r} must be a run folder; there is no {path}")
-    try:
-        kept = json.loads(path.read_bytes())
-        flat, source = kept["config"], Source(**kept.get("source", {"data": ""}))
-        name, checksum = flat["method"], kept["data"]["checksum"]
-        inner = {k.removeprefix("config."): v for k, v in flat.items() if k.startswith("config.")}
-        config = unflat(methods.method(name).Config, inner)
-        encoder, device = kept.get("pretrained", ""), kept.get("device", "auto")
-        return Settings(name, config, flat["encoder"], checksum, source, encoder, device)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or not a run's ({error})") from error
-
-
-def resume(out: str | Path, *, monitor: Monitor | None = None) -> tuple[Clusters, Assignment]:
-    """Resume an interrupted run with the settings and images that it started with."""
-    s = settings(out)
-    return fit(s.method, s.load(), s.config, out, source=s.source, encoder=s.encoder,
+    data: their new place, if they were moved. Raises as `located` and `fit`.
+    """
+    check_writable(out, "run_dir")
+    s, images = located(out, data)
+    return fit(s.method, images, s.config, out, source=s.source, encoder=s.encoder,
                device=s.device, monitor=monitor)  # fmt: skip
 
 
@@ -195,7 +171,7 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
     elif not path.is_file():
         raise FileNotFoundError(
             f"{str(out)!r} must hold a finished run; there is no {path.name}. If it was "
-            f"interrupted: dcl resume {out}"
+            f"interrupted: {command('resume', out)}"
         )
     found = Clusters.load(path)
     found.model.to(pick_device(device))
@@ -217,17 +193,15 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
     return lines, found["warnings"]
 
 
-def rewrite(out: str | Path, *, device: str = "auto") -> None:
+def rewrite(out: str | Path, data: str = "", *, device: str = "auto") -> None:
     """Write the assignments and the report of a finished run again, from its model and images.
 
-    Raises ValueError when the images are no longer those of the run.
+    data: the new place of the images, if they were moved. Raises as `located` and `clusters`.
     """
-    s, found = settings(out), clusters(out, device=device)
-    data = s.load()
-    # others would overwrite the run's assignments
-    if replace(data, labels=None).checksum != s.checksum:
-        raise ValueError(f"data must be the images of the run; {s.source.data} has changed")
-    assignment = found.assign(data.images.to(pick_device(device)))
+    check_writable(out, "run_dir")
+    found = clusters(out, device=device)
+    _, images = located(out, data)
+    assignment = found.assign(images.images.to(pick_device(device)))
     if dist.rank() == 0:
         with checkpoint.lock(out):
-            write(Path(out), data, assignment)
+            write(Path(out), images, assignment)

@@ -1,8 +1,9 @@
 """Where the images or vectors of a run come from, in words that a run folder can keep."""
 
+import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcl.data import SPLITS, Data, load
@@ -10,6 +11,9 @@ from dcl.data.arrays import is_array
 from dcl.data.files import named
 from dcl.data.pixels import Scale
 from dcl.runtime import dist
+
+SMALLEST = 8
+"""Pixels a side: the networks would downsample fewer to nothing."""
 
 
 def side(data: str, size: int, encoder: bool) -> int:
@@ -30,6 +34,12 @@ class Source:
     """Images are resized to this many pixels a side; 0: kept as they are."""
     limit: int = 0
     """At most this many images, chosen at random; 0: all."""
+
+    def absolute(self) -> "Source":
+        """The same, to be found from any folder: with the whole path of a folder or file."""
+        place = Path(self.data.removeprefix("folder:")).expanduser()
+        there = bool(self.data) and (place.is_dir() or self.data.endswith(".npy"))
+        return replace(self, data=os.path.abspath(place)) if there else self
 
     def load(
         self,

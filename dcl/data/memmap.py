@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcl.runtime.files import locked, sync
+
 VERSION = 2  # of the file format and the decoding: with a new number all images are decoded anew
 BUDGET = 2**30
 Block = tuple[np.ndarray, dict[int, str]]  # images (B,C,H,W), and notes by number: why missing
@@ -59,13 +61,11 @@ def stored(
 
     Raises OSError when the file cannot be written; then nothing is left of it.
     """
-    from filelock import FileLock
-
     if found := _open(place, key):
         return found
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / "lock"):
+        with locked(place / "lock"):
             for left in place.glob("*.partial"):  # by a process that was killed: we hold the lock
                 left.unlink()
             found = _open(place, key)  # perhaps another process has just made it
@@ -166,12 +166,12 @@ def _write(place: Path, key: str, size: int, shape: tuple[int, ...], blocks: Blo
                 file.write(pixels.data)
                 crc, n, reasons = zlib.crc32(pixels.data, crc), n + len(pixels), reasons | bad
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno(), place)
         note = {"shape": [n, *shape], "crc32": crc, "reasons": reasons}
         with notes.open("w") as file_of_notes:
             json.dump(note, file_of_notes)
             file_of_notes.flush()
-            os.fsync(file_of_notes.fileno())
+            sync(file_of_notes.fileno(), place)
         os.replace(images, images.with_suffix(""))
         os.replace(notes, notes.with_suffix(""))
     finally:

@@ -136,7 +136,10 @@ def _number(value: float | None, reference: float | None = None) -> str:
 
 
 def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
-    """Counts (classes, clusters) as a heat map, coloured by fraction of the class."""
+    """Counts (classes, clusters) as a heat map, coloured by fraction of the class.
+
+    The columns have no numbers: in the order of the classes they are not those of the clusters.
+    """
     m = _array(matrix).astype(float)
     if m.ndim != 2:
         raise ValueError(f"matrix must be (classes, clusters); got {m.shape}")
@@ -149,8 +152,8 @@ def confusion(matrix: Any, classes: Sequence[str] | None = None) -> Any:
             colour = "black" if share[i, j] > 0.55 else "white"
             ax.text(j, i, f"{m[i, j]:.0f}", ha="center", va="center", fontsize=8, color=colour)
     ax.set_yticks(range(len(m)), [str(c) for c in classes] if classes else None)
-    ax.set_xticks(range(m.shape[1]))
-    ax.set_xlabel("cluster")
+    ax.set_xticks([])
+    ax.set_xlabel("clusters")
     ax.tick_params(length=0)
     ax.set_ylabel("class")
     return figure

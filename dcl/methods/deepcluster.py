@@ -70,14 +70,13 @@ class Config:
     train: TrainConfig = TrainConfig(epochs=500, batch_size=256, lr=0.05, weight_decay=1e-5)
 
     def __post_init__(self) -> None:
-        check_config(self, pca=1, reassign=1)
+        check_config(self, n_pseudo=2, pca=1, reassign=1)
         if self.train.optimizer != "sgd":  # another would remember the top layer it lost
             raise ValueError(f"train.optimizer must be sgd; got {self.train.optimizer!r}")
 
-    def check(self, n: int) -> None:
-        """Raise ValueError unless n images can have so many pseudo-clusters."""
-        if not 2 <= (k := self.n_pseudo) <= n:
-            raise ValueError(f"n_pseudo must be between 2 and the number of images, {n}; got {k}")
+    def most(self, n: int) -> dict[str, int]:
+        """What n images allow: a pseudo-cluster for each."""
+        return {"n_pseudo": n}
 
 
 def pseudo_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -25,8 +25,7 @@ Algorithm, after pretraining the encoder (here RotNet) and freezing its lower la
 - the L2 labeler exists (released: an UnboundLocalError), and P is clamped to [0,1] (released: NaN)
 - the head may `start` at centroids of k-means, so that no two classes begin as one; paper: random
 - the clean view may have a recipe of its own, `clean_view`; in the paper it is that of the others
-- kept from the released code: three forward passes, and BatchNorm of frozen layers in training
-  mode, so its running statistics move although its weights do not
+- kept: three forward passes; BatchNorm of frozen layers in training mode, so its statistics move
 - with several processes, mixtures of the own images meet the clean images of all
 """
 
@@ -79,9 +78,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, "temperature", ramp=1)
-        if self.labeler == "knn" and not (size := self.train.batch_size) >= self.k >= 2:
-            raise ValueError(f"k must be in 2 to batch_size, {size}; got {self.k}")
+        check_config(self, "temperature", ramp=1, k=2)
+
+    def most(self, n: int) -> dict[str, int]:
+        """What n images allow: neighbours are sought in a batch."""
+        return {"k": min(n, self.train.batch_size)} if self.labeler == "knn" else {}
 
 
 def pair_labels(f: Tensor, config: Config) -> Tensor:
@@ -154,9 +155,8 @@ class Embedding(nn.Sequential):
 
 def features_of(pretext: nn.Module) -> Any:
     """RotNet's encoder, SimCLR's embedding, or the module itself: what the head is put on."""
-    if isinstance(pretext, simclr.SimCLR):
-        return Embedding(pretext)
-    return pretext.encoder if isinstance(pretext, rotnet.RotNet) else pretext
+    trunk = pretext.encoder if isinstance(pretext, rotnet.RotNet) else pretext
+    return Embedding(pretext) if isinstance(pretext, simclr.SimCLR) else trunk
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> LSDC:

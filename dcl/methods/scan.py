@@ -74,11 +74,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, heads=1, threshold=(0, 1), ema_decay=(0, 1))
+        check_config(self, n_neighbors=1, heads=1, threshold=(0, 1), ema_decay=(0, 1))
 
-    def check(self, n: int) -> None:
-        """Raise ValueError unless n images have so many neighbours."""
-        check_config(self, n_neighbors=(1, n))
+    def most(self, n: int) -> dict[str, int]:
+        """What n images allow: each has n - 1 neighbours."""
+        return {"n_neighbors": n - 1}
 
 
 def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Se
     """
     pretext = pretrain(simclr, images, config, run, encoder)  # 1.
     embed, trunk = getattr(pretext, "embed", pretext), getattr(pretext, "encoder", pretext)
-    frozen = config.freeze_encoder and config.scan_view == View()  # every look is the same
+    frozen = config.freeze_encoder and config.scan_view == View()  # every view is the same
     seen = features(trunk, images, cache=run["run_dir"]).to(images.device) if frozen else images
     z = seen if frozen and embed is trunk else extract(embed, images)  # 2. mining
     neighbors = mine(z, config.n_neighbors)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcl.runtime.files import check_writable
+
 PARAMETERS: dict[str, type] = {
     "profile": str,
     "dataset": str,
@@ -62,6 +64,9 @@ def check_parameters(
     for name in ("seed", "epochs"):
         if variables[name] < 0:
             raise ValueError(f"{name} must be 0 or more; got {variables[name]}")
+    for name in ("run_dir", "results_dir"):
+        if variables[name]:
+            check_writable(variables[name], name)
     return _device(variables["device"])
 
 

@@ -10,18 +10,18 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dcl.config import flat
 from dcl.runtime import dist
-from dcl.runtime.files import write_atomic
+from dcl.runtime.files import check_writable, locked, write_atomic
 
 HEADER = re.compile(rb"dcl checkpoint 1 sha256 ([0-9a-f]{64}) bytes (\d{1,18})\n")
 FORMAT = "dcl run 1"
@@ -55,15 +55,10 @@ def _alive(pid: int) -> bool:
 def folder(run_dir: str | os.PathLike) -> Path:
     """The folder of a run, created if missing; it may be a link to a folder on another disk.
 
-    Raises ValueError for a broken link, or if something else is in the way.
+    Raises ValueError for one that cannot be written, a broken link, or if a file is in the way.
     """
-    try:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as e:
-        raise ValueError(
-            f"run_dir must be a folder or a link to an existing one; got {str(run_dir)!r}, and "
-            f"{e.filename!r} is neither"
-        ) from None
+    check_writable(run_dir, "run_dir")
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     return Path(run_dir)
 
 
@@ -75,7 +70,7 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
     under torchrun only the first process takes it. Removes partial files of dead processes. Raises
     RuntimeError when another process holds the folder, and ValueError for a link in it that leads
     outside, unless to a folder: a folder such as `checkpoint` may be on another disk. Raises what
-    `folder` raises.
+    `folder` raises. On a file system without locks nothing is held, with a warning.
     """
     if dist.rank():
         yield
@@ -89,16 +84,15 @@ def lock(run_dir: str | os.PathLike) -> Iterator[None]:
                 f"{str(entry)!r} is a link to {str(leads)!r}, which is outside run_dir and not a "
                 "folder; remove it, or choose another run_dir."
             )
-    held = FileLock(inside / ".lock", timeout=0, is_singleton=True)
-    try:
-        taken = held.acquire()
-    except Timeout:
-        raise RuntimeError(
-            f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for it, "
-            "end it, or choose another run_dir."
-        ) from None
-    with taken:
-        if held.lock_counter == 1:  # else this is nested
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(inside / ".lock", timeout=0, nested=True))
+        except Timeout:
+            raise RuntimeError(
+                f"run_dir {str(run_dir)!r} is in use by another process{_holder(root)}; wait for "
+                "it, end it, or choose another run_dir."
+            ) from None
+        if held.lock_counter <= 1:  # else this is nested; 0: there are no locks
             write_atomic(root / ".pid", f"{os.getpid()}\n".encode())
             for entry in root.iterdir():
                 left = PARTIAL.fullmatch(entry.name)
@@ -115,13 +109,20 @@ def _holder(root: Path) -> str:
     return f" ({pid})" if _alive(pid) else ""
 
 
-def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) -> None:
+def claim(
+    run_dir: str | os.PathLike,
+    config: Any,
+    checksum: str,
+    *,
+    changed: Callable[[], str] = str,
+    **about: Any,
+) -> None:
     """Make `run_dir` the folder of this configuration on this data, or refuse it.
 
     Writes `config.json` on first use, including `about`, which is not compared; what it lacks of
     `about` is added later. Raises ValueError that lists the differences when the folder already
-    holds a run with other settings or data, ValueError for a run of an earlier version or a
-    `config.json` that cannot be read, and what `lock` raises.
+    holds a run with other settings or data (`changed` says how the data differ), ValueError for a
+    run of an earlier version or a `config.json` that cannot be read, and what `lock` raises.
     """
     path = Path(run_dir) / "config.json"
     mine = {"config": flat(config), "data": {"checksum": checksum}}
@@ -155,6 +156,8 @@ def claim(run_dir: str | os.PathLike, config: Any, checksum: str, **about: Any) 
         for key in sorted(mine[part].keys() | theirs[part].keys())
         if mine[part].get(key) != theirs[part].get(key)
     ]
+    if mine["data"] != theirs["data"]:
+        differences += [f"  {line}" for line in changed().splitlines()]
     if differences:
         raise ValueError(
             f"run_dir {str(run_dir)!r} holds a run with other parameters:\n"

@@ -11,7 +11,7 @@ KEEP, USUAL = (1 << 30, 1 << 30), (1 << 25, 1 << 26)  # glibc's limits for block
 _open = 0  # contexts of `memory_kept`
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """The named device; "auto": the GPU if there is one. Raises ValueError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

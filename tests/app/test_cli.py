@@ -43,7 +43,10 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
         (["--clusters", "1000"], "as many images as clusters, 1000; got 120"),
         (["--size", "16", "--encoder", "resnet0"], "encoder must be one of"),
         (["--size", "16", "--device", "cuda:77"], "device must be auto, cpu or an available GPU"),
-        (["--size", "16", "--config.n-neighbors", "500"], "at least 1 and below 120; got 500"),
+        (
+            ["--size", "16", "--config.n-neighbors", "500"],
+            "n-neighbors must be at most 119",
+        ),
         (["--size", "16", "--split", "test"], "split must be one of all; got 'test'"),
     ):
         assert fit(photos, tmp_path / "x", *more) == IMPOSSIBLE

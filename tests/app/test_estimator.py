@@ -4,12 +4,16 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from dcl.app import run
 from dcl.app.estimator import DeepClusterer
 from dcl.data import load
 from dcl.data.arrays import tensor_of
 from dcl.measure.metrics import accuracy
+from dcl.methods.scan import Config
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +91,6 @@ def test_what_is_no_image_is_refused(x, error, message):
         DeepClusterer().fit(x)
 
 
-def test_parameters_are_checked_at_fit(digits):
-    for wrong, message in (
-        ({"method": "kmeans"}, "method must be one of"),
-        ({"recipe": "fast"}, "recipe must be one of smoke"),
-        ({"n_clusters": 1}, "n_clusters must be between 2"),
-        ({"device": "cuda:77"}, "device must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            DeepClusterer(**{"recipe": "smoke", **wrong}).fit(digits.images)
-
-
 def test_folders_and_a_run_that_goes_on(digits, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -111,3 +104,112 @@ def test_folders_and_a_run_that_goes_on(digits, tmp_path):
     assert np.array_equal(clone(e).fit(folder).labels_, e.labels_)
     with pytest.raises(ValueError, match="n_clusters: there 4, now 5"):
         clone(e).set_params(n_clusters=5).fit(folder)
+
+
+def never(*_, **__):
+    raise AssertionError("worked before it looked")
+
+
+NO_GPU = "cuda" if not torch.cuda.is_available() else "cuda:77"
+WRONG = [
+    ("n_clusters", 3.0, TypeError, "an integer; got 3.0"),
+    ("n_clusters", "3", TypeError, "an integer; got '3'"),
+    ("n_clusters", True, TypeError, "an integer; got True"),
+    ("n_clusters", None, TypeError, "an integer; got None"),
+    ("n_clusters", -1, ValueError, "at least 2; got -1"),
+    ("epochs", 2.0, TypeError, "an integer or None; got 2.0"),
+    ("epochs", 0, ValueError, "at least 1; got 0"),
+    ("size", "32", TypeError, "an integer or None; got '32'"),
+    ("size", 4, ValueError, "at least 8; got 4"),
+    ("config", {"heads": 2}, TypeError, "a dcl.methods.dec.Config or None; got {'heads': 2}"),
+    ("config", Config(), TypeError, "a dcl.methods.dec.Config or None; got Config"),
+    ("device", None, TypeError, "a text or device; got None"),
+    ("device", "tpu", ValueError, "auto, cpu or an available GPU; got 'tpu'"),
+    ("device", NO_GPU, ValueError, "auto, cpu or an available GPU; got 'cuda"),
+    ("method", None, TypeError, "a text; got None"),
+    ("method", "kmeans", ValueError, "one of .*; got 'kmeans'"),
+    ("recipe", None, TypeError, "a text; got None"),
+    ("recipe", "fast", ValueError, "one of .*; got 'fast'"),
+    ("encoder", 18, TypeError, "a text or Module or None; got 18"),
+    ("encoder", "resnet5", ValueError, "one of .*; got 'resnet5'"),
+    ("random_state", 0.5, TypeError, "an integer or RandomState or None; got 0.5"),
+    ("random_state", -1, ValueError, "at least 0; got -1"),
+    ("run_dir", 7, TypeError, "a text or Path or None; got 7"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG)
+def test_a_wrong_parameter_is_named_before_work(name, value, error, message, monkeypatch):
+    monkeypatch.setattr(run, "fit", never)
+    monkeypatch.setattr(DeepClusterer, "_data", never)
+    with pytest.raises(error, match=f"^{name} must be {message}"):
+        DeepClusterer(**{"method": "dec", "recipe": "smoke", name: value}).fit("no such folder")
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 2.0}, {"normalize": 1}, {"entropy_weight": "5"}])
+def test_a_setting_of_another_type_is_refused(wrong):
+    with pytest.raises(TypeError, match=f"^{[*wrong][0]} must be .*; got {[*wrong.values()][0]!r}"):
+        Config(**wrong)
+
+
+SMALL = {"method": "dec", "recipe": "smoke"}
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    random = np.random.default_rng(0)
+    centres = 4 * np.eye(5)[[0, 1, 2] * 20]
+    return (centres + 0.2 * random.standard_normal((60, 5))).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("ignore:to fit")
+def test_scikit_learn_s_kinds_of_numbers_and_outputs(blobs):
+    small = DeepClusterer(**SMALL, n_clusters=np.int64(3), epochs=np.int32(1))
+    seeded = [clone(small).set_params(random_state=s) for s in (7, np.int64(7))]
+    assert np.array_equal(*[e.fit(blobs).probabilities_ for e in seeded])
+    drawn = [small.set_params(random_state=s).fit(blobs).clusters_ for s in (None, None)]
+    assert drawn[0].config.seed != drawn[1].config.seed
+    same = [np.random.RandomState(3) for _ in range(2)]
+    same = [small.set_params(random_state=s).fit(blobs).clusters_.config.seed for s in same]
+    assert same[0] == same[1]
+    assert [*small.get_feature_names_out()] == [f"deepclusterer{k}" for k in range(10)]
+    assert small.set_output(transform="default").transform(blobs).shape == (60, 10)
+
+
+@pytest.mark.filterwarnings("ignore:to fit")
+def test_without_labels_the_score_prefers_three_clusters_to_two(blobs):
+    search = GridSearchCV(DeepClusterer(**SMALL), {"n_clusters": [2, 3]}, cv=2).fit(blobs)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_params_ == {"n_clusters": 3}
+    e = DeepClusterer(**SMALL, n_clusters=2)
+    for p, wanted in (
+        (np.eye(2)[[0, 1]], np.log(2)),
+        (np.eye(2)[[0, 0]], 0),
+        (np.full((2, 2), 0.5), 0),
+    ):
+        e.predict_proba = lambda X, p=p: p
+        assert e.score(None) == pytest.approx(wanted)
+
+
+class Two(DeepClusterer):
+    """Two clusters where scikit-learn's checks ask for one, which is no clustering here."""
+
+    def fit(self, X, y=None):
+        asked, self.n_clusters = self.n_clusters, max(self.n_clusters, 2)
+        try:
+            return super().fit(X, y)
+        finally:
+            self.n_clusters = asked
+
+
+EXCLUDED = {
+    "check_estimators_dtypes": "fits integers (N,d), which are refused: pixels, or counts?",
+    "check_fit2d_predict1d": "an array (N,) is refused in words that name images, too",
+    "check_array_api_input": "needs SCIPY_ARRAY_API",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([Two("dec", 3, recipe="smoke")], expected_failed_checks=lambda _: EXCLUDED)
+def test_scikit_learn_s_own_checks(estimator, check):
+    check(estimator)

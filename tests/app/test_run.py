@@ -43,7 +43,7 @@ def weights(out):
 def test_a_run_leaves_what_it_promises(done, photos):
     names = {p.name for p in done.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
+        "config.json", "images.csv", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
         "skipped.csv", "health.json", "report.html",
     }  # fmt: skip

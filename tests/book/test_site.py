@@ -75,7 +75,7 @@ RAW_MATH = r"""() => {
   while (walker.nextNode()) {
     const node = walker.currentNode;
     if (node.parentElement.closest('pre, code, script, style, mjx-container')) continue;
-    if (!/\\\(|\\\[|\$|\\begin\{/.test(node.data)) continue;
+    if (!/\\\(|\\\[|\$(?![A-Z_]{3})|\\begin\{/.test(node.data)) continue;
     left.push('raw: ' + node.data.slice(0, 80));
   }
   return left;

@@ -238,7 +238,7 @@ def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
     names = {p.name for p in done.iterdir() if not p.name.startswith(".")}
     assert names == {
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
-        "pretext", "train.pt", "health.json", "report.html",
+        "pretext", "train.pt", "health.json", "images.csv", "report.html",
     }  # fmt: skip
     found = table(done / "assignments.csv")
     assert [row["file"] for row in found] == [str(k) for k in range(COUNT)]
@@ -365,7 +365,7 @@ def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda x: x[:, :4], ValueError, r"vectors must be float32 \(N, 5\) as in training"),
+        (lambda x: x[:, :4], ValueError, "X has 4 features, but .* expecting 5 features"),
         (lambda x: np.zeros((3, 5, 5), np.uint8), ValueError, r"got torch.uint8 \(3, 1, 5, 5\)"),
         (lambda x: x / (np.arange(COUNT)[:, None] != 7), ValueError, "in 1 of 180 .* is row 7"),
         (lambda x: x.astype(np.int64), TypeError, "X must be floats .* got int64"),

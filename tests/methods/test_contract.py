@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from dcl.config import flat, unflat, with_batches, with_epochs, with_stages
+from dcl.config import flat, unflat, with_epochs, with_rows, with_stages
 from dcl.data import load
 from dcl.measure.health import ADVICE
 from dcl.measure.metrics import accuracy
@@ -34,7 +34,7 @@ def state(module_):
 
 def tiny(stem):
     """The smoke recipe, cut to two epochs of each stage that it has, and batches of 100."""
-    return with_batches(with_epochs(recipe(stem, "smoke"), 2), 100)
+    return with_rows(with_epochs(recipe(stem, "smoke"), 2), 100)
 
 
 def schooled(stem):
@@ -160,7 +160,7 @@ def test_bad_input_is_refused_before_work(stem, digits):
 
     with pytest.raises(TypeError, match=r"images must be .*uint8.*float32"):
         fit(digits.images.float(), config, monitor=never)
-    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 50"):
+    with pytest.raises(ValueError, match="batch_size must be at most 50 for 50 images"):
         fit(digits.images[:50], config, monitor=never)
     if stem in CLUSTERING:
         for k in (1, 301):

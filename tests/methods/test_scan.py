@@ -185,7 +185,7 @@ def test_bad_settings_are_refused(change, message):
 
 
 def test_too_many_neighbours_are_refused_before_training(digits):
-    with pytest.raises(ValueError, match="n_neighbors must be at least 1 and below 160; got 160"):
+    with pytest.raises(ValueError, match="n_neighbors must be at most 159 for 160 images; got 160"):
         fit(digits.images, replace(recipes.smoke, n_neighbors=160), monitor=1 / 1)
 
 

@@ -272,7 +272,7 @@ def test_a_folder_may_be_a_link_to_another_disk(tmp_path, name):
     scratch, run = tmp_path / "scratch", tmp_path / name
     run.parent.mkdir(exist_ok=True)
     run.symlink_to(scratch)
-    with pytest.raises(ValueError, match=f"run_dir must be a folder or a link .* '{run}' is neith"):
+    with pytest.raises(ValueError, match=f"run_dir must be a folder .*; '{run}' is not but a link"):
         checkpoint.claim(run, Config(), "abc")
     scratch.mkdir()
     with checkpoint.lock(tmp_path / "run"):

@@ -1,14 +1,16 @@
 """How many clusters? Features by whatever is at hand, then `dcl.measure.n_clusters.choose_k`."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dcl.app import run
 from dcl.app.source import Source, side
 from dcl.config import with_rows
+from dcl.data.arrays import is_vectors
 from dcl.data.download import data_root
-from dcl.data.vectors import is_vectors
+from dcl.data.files import named
 from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
 from dcl.nets.features import features
@@ -20,24 +22,25 @@ from dcl.train import extract, unit
 
 def choose(
     data: str, encoder: str = "", size: int = 0, split: str = "", limit: int = 0, most: int = 20,
-    seed: int = 0, device: str = "auto",
+    seed: int = 0, device: str = "auto", tell: Callable[[str], object] | None = warnings.warn,
 ) -> Choice:  # fmt: skip
     """How many clusters are in a folder, a data set, vectors, or the embeddings of a run folder.
 
     encoder: as in `dcl.app.run.fit`, its features being computed once and cached in `data_root`;
     "pixels"; or empty: then SimCLR is trained twice, on at most 4,000 images, and both embeddings
-    count. Vectors are used as they are. Raises as `choose_k`. Chapter: your-images.
+    count. Vectors are used as they are. tell: as in `Source.load`. Raises as `choose_k`. Chapter:
+    your-images.
     """
     place = pick_device(device)
     if most < 3:
         raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
-    if (Path(data) / "config.json").is_file():
+    if (named("data", data) / "config.json").is_file():
         found, (_, known) = run.clusters(data, device=device), run.located(data)
         z: Any = found.assign(known.images.to(place)).vectors
         return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
     learned = encoder not in ("", "pixels")
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)
-    images = Source(data, split, side(data, size, learned), most_images).load()
+    images = Source(data, split, side(data, size, learned), most_images).load(tell=tell)
     if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
         raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
     if learned:

@@ -9,8 +9,9 @@
     dcl choose-k ./photos                           how many clusters?
     dcl fit dec --data vectors.npy --clusters 10 --out runs/v
 
-vectors.npy holds floats (N,d). `dcl COMMAND --help` explains a command, `dcl fit METHOD --help`
-every setting of a method. On several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
+vectors.npy holds floats (N,d); a .npy file may also hold images, such as uint8 (N,H,W,C).
+`dcl COMMAND --help` explains a command, `dcl fit METHOD --help` every setting of a method. On
+several GPUs: torchrun --nproc-per-node 4 -m dcl fit ...
 
 Exit codes: 0 done; 2 the request cannot be carried out, and the message says why; 3 done, but a
 warning light is on in the report; 130 interrupted, `dcl resume` continues. Under torchrun 3 becomes
@@ -20,6 +21,7 @@ warning light is on in the report; 130 interrupted, `dcl resume` continues. Unde
 import os
 import sys
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -30,7 +32,8 @@ from dcl.app.choose import choose
 from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
 from dcl.app.clusters import shipped
 from dcl.app.source import Source
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_vectors
+from dcl.data.files import named
 from dcl.recipes import recipes
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
@@ -75,10 +78,8 @@ def predict(
         kind = "a .npy file of vectors (N,d)" if clusters.vectors else "images"
         raise ValueError(f"data must be {kind}, as in training; got {data!r}")
     *_, height, width = 0, *clusters.shape  # (d,) for vectors, which have no side
-    new = Source(data, split, height if height == width else 0).load()
+    new = Source(data, split, height if height == width else 0).load(scale=clusters.scale, tell=say)
     found = clusters.assign(new.images.to(pick_device(device)))
-    for file, reason in new.skipped or ():
-        say(f"skipped {file}: {reason}")
     lines = assignments.table(assignments.names(new), found)
     if out and dist.rank() == 0:
         write_atomic(out.resolve(), lines)  # follows a link instead of replacing it
@@ -137,7 +138,7 @@ def choose_k(
         seed: Seed of the resampling.
         device: auto, cpu, cuda.
     """
-    print(choose(data, encoder, size, split, limit, most, seed, device))
+    print(choose(data, encoder, size, split, limit, most, seed, device, tell=say))
     return OK
 
 
@@ -163,6 +164,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+PATHS = ("data", "folder", "labels", "out")
+"""The arguments of commands that are paths."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """The command `dcl`; returns the exit code."""
     try:
@@ -184,6 +189,7 @@ def _main(args: list[str]) -> int:
     name, rest = args[0], args[1:]
     try:
         with dist.processes(peek(rest, "--device", "auto")), dist.first_speaks() as first:
+            _named_paths(name, rest)
             if name == "fit":
                 return _unless_launched(fit(rest))
             if name not in COMMANDS:
@@ -200,6 +206,23 @@ def _main(args: list[str]) -> int:
         return IMPOSSIBLE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _named_paths(command: str, args: list[str]) -> None:
+    """Refuse an empty text for a path, before `Path` makes the current folder of it."""
+    known = signature(COMMANDS[command]).parameters if command in COMMANDS else {}
+    places = (name for name, p in known.items() if p.default is p.empty)
+    flag = ""
+    for arg in args:
+        if arg.startswith("--"):
+            flag, given, value = arg.removeprefix("--").partition("=")
+            if not given:
+                continue  # the next one is its value
+        else:
+            flag, value = flag or next(places, ""), arg
+        if flag in PATHS:
+            named(flag, value)
+        flag = ""
 
 
 def _unless_launched(code: int) -> int:

@@ -12,7 +12,7 @@ from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
 from dcl.app.source import SMALLEST, Source, side
 from dcl.config import changed, check_rows, epochs_of, with_epochs, with_rows
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_vectors
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
@@ -26,8 +26,9 @@ class Fit:
     """What every `dcl fit` takes, whatever the method."""
 
     data: str
-    """A folder of images, of any depth and with files of any kind, or the name of a set. For some
-    methods (dcl list) also a .npy file of vectors, one array of floats (N,d)."""
+    """A folder of images, of any depth and with files of any kind, the name of a set, or a .npy
+    file with one array: images (uint8, or floats in 0..1) or, for some methods (dcl list), vectors,
+    floats (N,d)."""
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
@@ -44,7 +45,8 @@ class Fit:
     """Images are resized to this many pixels a side. 0: 224 with an encoder, else 32; a named data
     set keeps its own size."""
     split: str = ""
-    """Of a data set that has several: train, test, train+test."""
+    """Of a set or folder that has several: train, test, train+test; all: of a folder, everything
+    below it."""
     limit: int = 0
     """Use at most this many images, chosen at random; 0: all."""
     epochs: int = 0
@@ -85,7 +87,7 @@ def fit(args: Sequence[str]) -> int:
     if 0 < size < SMALLEST:
         raise ValueError(f"size must be at least {SMALLEST}; got {size}")
     source = Source(asked.data, asked.split, size, asked.limit)
-    data = source.load(Reading())
+    data = source.load(Reading(), tell=say)
     if len(data) < max(2, config.n_clusters):
         raise ValueError(
             f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "

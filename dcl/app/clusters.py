@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import dcl
 from dcl import methods
 from dcl.config import flat, unflat
+from dcl.data.files import named
 from dcl.data.vectors import check_vectors
 from dcl.measure import baselines
 from dcl.nets.pretrained import architecture
@@ -51,6 +52,8 @@ class Clusters:
     "module" for a torch module of your own."""
     prototypes: Tensor = torch.empty(0)
     """(K,D), unit vectors: the embedding of each cluster's prototype, which is an image."""
+    scale: tuple[float, float] | None = None
+    """`Data.scale` of the images it was trained on, with which new folders are to be read."""
 
     @property
     def n_clusters(self) -> int:
@@ -101,8 +104,9 @@ class Clusters:
             "config": json.dumps(flat(self.config)),
             "shape": json.dumps(self.shape),
             "encoder": self.encoder,
+            **({"scale": json.dumps(self.scale)} if self.scale else {}),
         }
-        write_atomic(path, save({PROTOTYPES: self.prototypes, **state}, about))
+        write_atomic(named("path", path), save({PROTOTYPES: self.prototypes, **state}, about))
 
     @classmethod
     def load(
@@ -118,7 +122,7 @@ class Clusters:
 
         if str(path) in shipped() and not Path(path).exists():
             path = WEIGHTS / f"{path}.safetensors"
-        path = Path(path)
+        path = named("path", path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"path must be a file written by Clusters.save, or one of "
@@ -162,7 +166,8 @@ class Clusters:
         except RuntimeError as error:
             raise ValueError(f"path must fit its own metadata; {path}: {error}") from error
         model.requires_grad_(False).eval()
-        return cls(model, about["method"], config, shape, about["encoder"], prototypes)
+        scale = tuple(json.loads(about["scale"])) if "scale" in about else None
+        return cls(model, about["method"], config, shape, about["encoder"], prototypes, scale)
 
 
 def shipped() -> list[str]:

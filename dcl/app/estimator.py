@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from dcl.app import run
 from dcl.app.clusters import Assignment, Clusters
 from dcl.app.parameters import check_parameters, chosen_by_hand
-from dcl.app.source import Source
+from dcl.app.source import Source, side
 from dcl.config import changed, check_rows, with_epochs, with_rows
 from dcl.data import Data
-from dcl.data.vectors import is_vectors, vectors_of
+from dcl.data.arrays import is_vectors, tensor_of
+from dcl.data.pixels import Scale
 from dcl.measure import metrics
 from dcl.recipes import choose, recipe
 from dcl.runtime.device import pick_device
@@ -33,11 +34,12 @@ from dcl.runtime.device import pick_device
 class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Deep clustering as an estimator: fit, predict, transform, score, save, load.
 
-    X is images everywhere: uint8 arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3;
-    floats of these shapes in [0,1]; a folder's path; or a `dcl.data.Data`. Or vectors, for methods
-    that take them (method="dec"): floats (N,d) of any range, used as they are, or the path of a
-    .npy file of them. Integers (N,d) are refused: divide pixels by 255 or give them as images, and
-    scale counts and categories as their meaning demands.
+    X is images everywhere: arrays or tensors (N,H,W), (N,C,H,W) or (N,H,W,C) with C 1 or 3, whole
+    numbers in 0..255, floats in [0,1] or truth values; a folder's path; or a `dcl.data.Data`. Or
+    vectors, for methods that take them (method="dec"): floats (N,d) of any range, used as they are.
+    Or the path of a .npy file of either. The rule is `dcl.data.arrays.tensor_of`. Whole numbers
+    (N,d) are refused: divide pixels by 255 or give them as images, and scale counts and categories
+    as their meaning demands.
 
     Parameters, all checked by fit before any work: method, a module of `dcl.methods`; n_clusters,
     2 or more; recipe, its name: "auto" is frozen with an encoder where the method has it, else
@@ -163,15 +165,20 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
         clusters = self._fitted()
         place = pick_device(self.device)
         clusters.model.to(place)
-        return clusters.assign(self._data(X, clusters.shape[-1]).images.to(place))
+        data = self._data(X, clusters.shape[-1], scale=clusters.scale)
+        return clusters.assign(data.images.to(place))
 
-    def _data(self, X: Any, size: int | None = None, least: int = 1) -> Data:
+    def _data(
+        self, X: Any, size: int | None = None, least: int = 1, scale: Scale | None = None
+    ) -> Data:
         """X as `Data`; of plain vectors scikit-learn checks that there are `least`, and numbers."""
         if isinstance(X, Data):
             return X
         if isinstance(X, str | Path):
-            side = size or self.size or (224 if self.encoder else 32)
-            return Source(str(X), size=0 if is_vectors(str(X)) else side).load()
+            path, size = str(X), size or self.size
+            if is_vectors(path):
+                return Source(path).load()
+            return Source(path, size=size or side(path, 0, bool(self.encoder))).load(scale=scale)
         if not isinstance(X, Tensor) and (issparse(X) or np.asarray(X).ndim == 2):
             X = check_array(X, ensure_all_finite=False, ensure_min_samples=least, estimator=self)
             trained = getattr(self, "n_features_in_", d := X.shape[1])
@@ -180,31 +187,4 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
                     f"X has {d} features, but DeepClusterer is expecting {trained} features as "
                     "input"
                 )
-        return Data(images_of(X), None, None, name="array", split="all")
-
-
-def images_of(X: Any) -> Tensor:
-    """Arrays or tensors as uint8 (N,C,H,W), or as float32 vectors (N,d): see `DeepClusterer`.
-
-    Raises TypeError for other dtypes, ValueError for other shapes and ranges.
-    """
-    if np.ndim(X) == 2:
-        return vectors_of(X)
-    x = torch.as_tensor(np.ascontiguousarray(X) if not isinstance(X, Tensor) else X)
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(
-            f"X must be (N,H,W), (N,C,H,W), (N,H,W,C) or vectors (N,d); got {tuple(x.shape)}"
-        )
-    if x.shape[1] not in (1, 3):
-        if x.shape[3] not in (1, 3):
-            raise ValueError(f"X must have 1 or 3 channels; got {tuple(x.shape)}")
-        x = x.permute(0, 3, 1, 2).contiguous()
-    if x.is_floating_point():
-        if not (x.min() >= 0 and x.max() <= 1):
-            raise ValueError(f"X of floats must be in [0,1]; got {x.min():.3g} to {x.max():.3g}")
-        x = (x * 255).round().to(torch.uint8)
-    if x.dtype != torch.uint8:
-        raise TypeError(f"X must be uint8, or floats in [0,1]; got {x.dtype}")
-    return x
+        return Data(tensor_of(X), None, None, name="array", split="all")

@@ -6,7 +6,7 @@
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     images.csv         the name and CRC-32 of every image, so that a change can be named
-    skipped.csv        files that could not be read, and why
+    skipped.csv        files that could not be read or were left out, and why
     health.json        numbers that need no labels, and the warning lights that are on
     report.html        what is in each cluster, and which warning lights are on
 
@@ -16,7 +16,7 @@ same folder, adds the rest. Nothing here uses labels. Chapter: your-images.
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from dcl.app.report import report
 from dcl.app.settings import command, located, settings
 from dcl.app.source import Source
 from dcl.data import Data
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_vectors
+from dcl.data.files import named
 from dcl.measure.health import health
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
 from dcl.objective import Monitor
@@ -66,27 +67,30 @@ def fit(
     or encoder; RuntimeError when another process is writing to it. Chapter: your-images.
     """
     module = methods.method(method)
+    out = None if out is None else named("run_dir", out)
     if data.vectors:
         methods.for_vectors(method)
     images = data.images.to(pick_device(device))
     network, spec = encoder_of(encoder, data)
     if out is None:
         model = module.fit(images, config, encoder=network, monitor=monitor)
-        return fitted(model, method, images, spec)
-    out, name = Path(out), encoder if isinstance(encoder, str) else ""
+        clusters, assignment = fitted(model, method, images, spec)
+        return replace(clusters, scale=data.scale), assignment
+    name = encoder if isinstance(encoder, str) else ""
     name, colon, file = name.partition(":")  # a file of weights is found from any folder
     name += colon and colon + os.path.abspath(Path(file).expanduser())
     where, kept = (source or Source("")).absolute(), out / "images.csv"
     about = {"source": asdict(where), "pretrained": name, "device": device}
     about["dcl"] = dcl.__version__
-    named = partial(contents.changes, kept, data)
+    changes = partial(contents.changes, kept, data)
     with checkpoint.lock(out):
-        with claimed(out, method, images, config, network, changed=named, **about):
+        with claimed(out, method, images, config, network, changed=changes, **about):
             if dist.rank() == 0 and not kept.exists():
                 contents.write(kept, data)
             follow = all_of(Log(every=0, run_dir=out), monitor)
             model = module.fit(images, config, encoder=network, monitor=follow, run_dir=out)
         clusters, assignment = fitted(model, method, images, spec)
+        clusters = replace(clusters, scale=data.scale)
         if dist.rank() == 0:
             clusters.save(out / "model.safetensors")
             write(out, data, assignment)
@@ -120,6 +124,7 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
         "data": data.name,
         "split": data.split,
         "skipped": len(data.skipped or ()),
+        **({"pixels": data.said} if data.said else {}),
         "checksum": s.checksum,
         "method": s.method,
         "encoder": s.encoder or s.network,
@@ -160,7 +165,7 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
 
     `out` may also name a network in the package, see `dcl.app.clusters.shipped`.
     """
-    path = Path(out) / "model.safetensors"
+    path = named("run_dir", out) / "model.safetensors"
     if str(out) in shipped() and not path.parent.exists():
         path = Path(out)
     elif not path.is_file():
@@ -184,7 +189,7 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
     ]
     skipped = Path(out) / "skipped.csv"
     if skipped.exists():
-        lines.append(f"{len(read_csv(skipped, 'file'))} files could not be read: {skipped}")
+        lines.append(f"{len(read_csv(skipped, 'file'))} files or folders were left out: {skipped}")
     return lines, found["warnings"]
 
 

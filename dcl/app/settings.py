@@ -12,6 +12,7 @@ from dcl.app import contents
 from dcl.app.source import Source
 from dcl.config import unflat
 from dcl.data import Data
+from dcl.data.files import named
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.files import write_atomic
 
@@ -37,12 +38,12 @@ class Settings:
                 "data and encoder must be known by name, and this run was started from Python: to "
                 "resume or complete it, call dcl.app.run.fit with the same arguments"
             )
-        return self.source.load()
+        return self.source.load(tell=None)  # `fit` has said it
 
 
 def settings(out: str | Path) -> Settings:
     """The settings of the run in a folder. Raises FileNotFoundError, ValueError when damaged."""
-    path = Path(out) / "config.json"
+    path = named("run_dir", out) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(out)!r} must be a run folder; there is no {path}")
     try:

@@ -1,12 +1,15 @@
 """Where the images or vectors of a run come from, in words that a run folder can keep."""
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcl.data import SPLITS, Data, load
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_array
+from dcl.data.files import named
+from dcl.data.pixels import Scale
 from dcl.runtime import dist
 
 SMALLEST = 8
@@ -15,7 +18,7 @@ SMALLEST = 8
 
 def side(data: str, size: int, encoder: bool) -> int:
     """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0."""
-    folder = Path(data).expanduser().is_dir()
+    folder = named("data", data).is_dir()
     return size or (0 if not folder else 224 if encoder else 32)
 
 
@@ -24,7 +27,7 @@ class Source:
     """Names the images or vectors of a run."""
 
     data: str
-    """A folder, the name of a data set, or a .npy file of vectors."""
+    """A folder, the name of a data set, or a .npy file of images or vectors."""
     split: str = ""
     """Empty: the first."""
     size: int = 0
@@ -38,17 +41,31 @@ class Source:
         there = bool(self.data) and (place.is_dir() or self.data.endswith(".npy"))
         return replace(self, data=os.path.abspath(place)) if there else self
 
-    def load(self, progress: Callable[[int, int], None] | None = None) -> Data:
-        """The images or vectors. `progress` and errors as in `dcl.data.load`."""
-        folder = Path(self.data).expanduser()
+    def load(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        scale: Scale | None = None,
+        tell: Callable[[str], object] | None = warnings.warn,
+    ) -> Data:
+        """The images or vectors. `progress`, `scale` and errors as in `dcl.data.load`.
+
+        tell: called with each of `Data.remarks`, such as what was left out.
+        """
+        folder = named("data", self.data)
         name = f"folder:{folder}" if folder.is_dir() else self.data
-        if name not in SPLITS and not name.startswith("folder:") and not is_vectors(name):
+        if name not in SPLITS and not name.startswith("folder:") and not is_array(name):
             raise ValueError(
                 f"data must be an existing folder (seen from {str(Path.cwd())!r}), a .npy file of "
-                f"vectors, or the name of a data set, {', '.join(SPLITS)}; got {name!r}"
+                f"images or vectors, or the name of a data set, {', '.join(SPLITS)}; got {name!r}"
             )
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0; got {self.limit}")
         with dist.main_process_first():
-            data = load(name, self.split or None, size=self.size or None, progress=progress)
+            data = load(
+                name, self.split or None, size=self.size or None, progress=progress, scale=scale
+            )
+        if tell and dist.rank() == 0:
+            for line in data.remarks():
+                tell(line)
         return data.subset(self.limit) if 0 < self.limit < len(data) else data

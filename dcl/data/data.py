@@ -20,8 +20,9 @@ class Data:
 
     `images` may also be plain vectors, finite float32 (N,d) of any range, which are accepted
     wherever images are and used as they are. For a folder also `files`, the relative path of each
-    image, and `skipped`, (file, reason) for each that could not be read. Raises TypeError or
-    ValueError for any other dtype, shape or length.
+    image, and `skipped`, (file, reason) for each that could not be read or was left out; `scale`,
+    if there are pixels of more than 8 bits, is (black, white), and `said` states it. Raises
+    TypeError or ValueError for any other dtype, shape or length.
     """
 
     images: Tensor
@@ -31,13 +32,18 @@ class Data:
     split: str
     files: list[str] | None = None
     skipped: list[tuple[str, str]] | None = None
+    scale: tuple[float, float] | None = None
+    said: str = ""
 
     def __post_init__(self) -> None:
         x, y = self.images, self.labels
         if isinstance(x, Tensor) and (x.ndim == 2 or (x.is_floating_point() and x.ndim != 4)):
             check_vectors(x)
         elif not isinstance(x, Tensor) or x.dtype != torch.uint8:
-            raise TypeError(f"images must be a uint8 tensor; got {getattr(x, 'dtype', type(x))}")
+            raise TypeError(
+                f"images must be a uint8 tensor; got {getattr(x, 'dtype', type(x))} "
+                "(dcl.data.arrays.tensor_of makes one of other arrays)"
+            )
         elif x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
             raise ValueError(
                 f"images must be (N,C,H,W) with C 1 or 3, none 0; got {tuple(x.shape)}"
@@ -64,6 +70,19 @@ class Data:
         if self.files is None:
             return "as published"
         return " ".join(sorted({PurePath(file).suffix.lower() for file in self.files}))
+
+    def remarks(self) -> list[str]:
+        """What a user should know of how a folder was read: the scale, and what was left out."""
+        first: dict[str, tuple[str, int]] = {}
+        for file, reason in self.skipped or ():
+            name, n = first.get(reason, (file, 0))
+            first[reason] = name, n + 1
+        lines = [
+            f"skipped {name}{f' and {n - 1} more' if n > 1 else ''}: {reason}"
+            for reason, (name, n) in first.items()
+        ]
+        more = [f"skipped for {len(lines) - 20} other reasons, too"] if len(lines) > 20 else []
+        return [self.said] * bool(self.said) + lines[:20] + more
 
     @property
     def vectors(self) -> bool:

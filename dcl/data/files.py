@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+ENDINGS |= {".jpe", ".apng", ".dib", ".jp2", ".j2k", ".jpx", ".tga"}
 ENDINGS |= {".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"}  # the last need a recent PIL
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+TEXTS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html"}
+TEXTS |= {".log", ".ini", ".db", ".py", ".sh"}
 Bad = tuple[str, str]  # a file and the reason, in one line, why it has no image
 
 
@@ -21,7 +25,13 @@ class File(NamedTuple):
 
 
 def listed(top: Path, parts: list[str]) -> tuple[list[File], list[Bad]]:
-    """The images below a folder, sorted part by part, and those refused without opening them."""
+    """The images below a folder, sorted part by part, and those left out without opening them.
+
+    An image is a file with one of `ENDINGS`, in upper or lower case, that is not hidden (.name) or
+    in a hidden folder. Left out, with the reason, are all other files but texts (`TEXTS`), and
+    those hidden ones that have such an ending; of a hidden folder, and of what lies beside the
+    parts, there is one line with the number of images.
+    """
     files: list[File] = []
     refused: list[Bad] = []
     for part in parts:
@@ -41,7 +51,40 @@ def listed(top: Path, parts: list[str]) -> tuple[list[File], list[Bad]]:
             else:
                 found.append(File(name, info.st_size, info.st_mtime_ns))
         files += sorted(found)
+    if parts != [""]:
+        refused += _beside(top, parts)
     return files, refused
+
+
+def _beside(top: Path, parts: list[str]) -> Iterator[Bad]:
+    """What a split leaves out: the other folders that hold images, and loose images."""
+    reason = f"not in the split {'+'.join(parts)!r}; the split 'all' has it"
+    for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
+        if entry.is_dir() and entry.name not in parts and (n := _images(entry.path)):
+            yield entry.name, f"a folder with {n} image{'s' * (n > 1)} {reason}"
+        elif entry.is_file() and Path(entry.name).suffix.lower() in ENDINGS:
+            yield entry.name, reason
+
+
+def _images(folder: str) -> int:
+    """How many files below a folder have an image's ending."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(Path(name).suffix.lower() in ENDINGS for name in names)
+
+
+def _left_out(path: str) -> str:
+    """Why a file is not opened as an image, in one line; empty for a text, which is none."""
+    ending, name = Path(path).suffix.lower(), os.path.basename(path)
+    if name.startswith("."):
+        return "hidden: its name begins with a dot" if ending in ENDINGS else ""
+    if os.path.islink(path) and not os.path.exists(path):
+        return "broken link"
+    if ending in ARCHIVES:
+        return "an archive, which is not opened: unpack it"
+    if ending in TEXTS:
+        return ""
+    said = f"its ending, {printable(ending)}, is none of an image's" if ending else "no ending"
+    return f"not read as an image: {said}"
 
 
 def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
@@ -67,7 +110,11 @@ def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
                 folders.clear()
                 continue
             seen.add(identity(here))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in folders:
+                if _hidden(name) and (n := _images(os.path.join(here, name))):
+                    reason = f"a hidden folder with {n} image{'s' * (n > 1)}"
+                    refused.append((relative(os.path.join(here, name)), reason))
+            folders[:] = sorted(name for name in folders if not _hidden(name))
             for name in folders:
                 inner = os.path.join(here, name)
                 if os.path.islink(inner) and identity(inner) not in holders:
@@ -75,11 +122,29 @@ def _names(start: Path, refused: list[Bad], top: Path) -> Iterator[str]:
                 if Path(name).suffix.lower() in ENDINGS:
                     misnamed.append(relative(inner))
             for name in names:
+                found = relative(os.path.join(here, name))
                 if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
-                    found = relative(os.path.join(here, name))
                     used.update(path.as_posix() for path in Path(found).parents)
                     yield found
+                elif reason := _left_out(os.path.join(here, name)):
+                    refused.append((found, reason))
     refused += [(name, "a folder, not a file") for name in misnamed if name not in used]
+
+
+def _hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder == "__MACOSX"  # left by macOS in the zips it makes
+
+
+def named(name: str, value: str | os.PathLike) -> Path:
+    """The path that an argument names, with ~ for the home folder.
+
+    Raises ValueError for an empty text, such as a variable that is not set: to the system that
+    would be the current folder.
+    """
+    if not str(value).strip():
+        kinds = "a folder, a file or a set" if name == "data" else "a folder or a file"
+        raise ValueError(f"{name} must name {kinds}; got {str(value)!r}")
+    return Path(value).expanduser()
 
 
 def printable(name: str) -> str:

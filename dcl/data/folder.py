@@ -1,10 +1,12 @@
 """Images from a folder: every image below it, decoded by a few threads into one uint8 tensor."""
 
+import json
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -14,23 +16,29 @@ import torch
 from torch import Tensor
 
 from dcl.data import memmap
-from dcl.data.files import ENDINGS, Bad, File, listed, one_line, printable
+from dcl.data.files import ENDINGS, Bad, File, listed, printable
+from dcl.data.pixels import Extent, Scale, decode, extent, image_limit, scale_of
 
 BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
 Progress = Callable[[int, int], object]  # called with the number of images done, and of all
-
+WHOLE = -1  # in place of a file's number: what is said of the whole folder
 
 Shape = tuple[int, int, int]
 
 
 class Found(NamedTuple):
-    """The contents of a folder. `files` are the images' paths, in order; `skipped` all others."""
+    """The contents of a folder. `files` are the images' paths, in order; `skipped` all others.
+
+    scale: of pixels with more than 8 bits, if there are any, and `said` states it.
+    """
 
     images: Tensor
     labels: Tensor | None
     classes: list[str] | None
     files: list[str]
     skipped: list[Bad]
+    scale: Scale | None
+    said: str
 
 
 def folder(
@@ -38,23 +46,29 @@ def folder(
     parts: list[str],
     size: int | None = None,
     *,
+    divided: Sequence[str] = (),
     place: Path | None = None,
     cache_bytes: int | None = None,
     progress: Progress | None = None,
+    scale: Scale | None = None,
 ) -> Found:
     """Read images uint8 (N,3,H,W), labels int64 (N,) or None, and the classes' names or None.
 
     path: a folder; parts: the subfolders to read, one after the other ([""]: the folder itself).
-    Within a part files are sorted by their relative path; hidden files (.name) are left out. If
-    every image lies in a subfolder, the subfolders are the classes, sorted by name over all parts.
+    Within a part files are sorted by their relative path. If every image lies in a subfolder, the
+    subfolders are the classes, sorted by name over all parts; those named in `divided` are splits,
+    and their subfolders the classes.
 
-    size: resize the shorter side and crop the centre. Transparency becomes white, 16 bits are
-    scaled to 8, EXIF orientation is applied, of an animation the first frame is used.
+    size: resize the shorter side and crop the centre. Transparency becomes white, EXIF orientation
+    is applied, of an animation the first frame is used. Pixels of more than 8 bits, floats too, are
+    brought to 8 on one scale for the whole folder, see `dcl.data.pixels.scale_of`; scale: the one
+    to use instead, such as that of a training set.
 
     Links to files and folders are followed wherever they lead, but each folder is read once, under
     its own name if it lies below `path`, and a link to a folder that contains `path` is skipped,
-    so that loops end. What cannot be read is listed in `skipped`, with the reason in one line;
-    names that are not valid text are escaped, see `printable`.
+    so that loops end. What cannot be read or is left out, see `dcl.data.files.listed`, is in
+    `skipped`, with the reason in one line; names that are not valid text are escaped, see
+    `printable`. Images of more pixels than `dcl.data.pixels.image_limit` are left out, too.
 
     More than `cache_bytes` of pixels (default `dcl.data.memmap.budget`) are decoded once into a
     file in `place`, see `dcl.data.memmap.stored`. Raises FileNotFoundError without a folder,
@@ -68,19 +82,22 @@ def folder(
         raise ValueError(
             f"folder:PATH must have images ({' '.join(sorted(ENDINGS))}); found none below {path}"
         )
-    first, shape = ("", (3, size, size)) if size else _first(path, files, refused)
-    blocks = _blocks(path, files, size, first, shape, refused, progress)
-    if place is None or len(files) * prod(shape) <= memmap.budget(cache_bytes):
-        images, reasons = _in_memory(blocks, len(files), shape)
-    else:
-        key = memmap.key([list(file) for file in files], list(shape), size)
-        images, reasons = memmap.stored(place, key, len(files) * prod(shape), shape, blocks)
+    with image_limit():
+        first, shape = ("", (3, size, size)) if size else _first(path, files, refused)
+        blocks = _blocks(path, files, size, first, shape, refused, progress, scale)
+        if place is None or len(files) * prod(shape) <= memmap.budget(cache_bytes):
+            images, reasons = _in_memory(blocks, len(files), shape)
+        else:
+            key = memmap.key([list(file) for file in files], list(shape), size, scale)
+            images, reasons = memmap.stored(place, key, len(files) * prod(shape), shape, blocks)
+    scale, said = json.loads(reasons.pop(WHOLE, '[null, ""]'))
     good = [file.name for k, file in enumerate(files) if k not in reasons]
     bad = sorted(refused + [(files[k].name, reasons[k]) for k in reasons])
-    labels, classes = _classes([name.split("/")[bool(parts[0]) :] for name in good])
-    return Found(
-        images, labels, classes, [*map(printable, good)], [(printable(f), why) for f, why in bad]
-    )
+    paths = (name.split("/") for name in good)
+    labels, classes = _classes([names[names[0] in divided :] for names in paths])
+    skipped = [(printable(name), why) for name, why in bad]
+    used = tuple(scale) if scale else None
+    return Found(images, labels, classes, [*map(printable, good)], skipped, used, said)
 
 
 def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:
@@ -96,7 +113,7 @@ def _first(top: Path, files: list[File], refused: list[Bad]) -> tuple[str, Shape
     bad = []
     for file in files:
         try:
-            _, height, width = decode(top / file.name, None).shape
+            _, height, width = decode(top / file.name, None, (0, 1)).shape
             return file.name, (3, height, width)
         except ValueError as error:
             bad.append((file.name, str(error)))
@@ -130,8 +147,11 @@ def _blocks(
     shape: Shape,
     refused: list[Bad],
     progress: Progress | None,
+    scale: Scale | None,
 ) -> memmap.Blocks:
     """Pixels (B,3,H,W) of consecutive files, and {number of the file: why it has none}.
+
+    Under the number `WHOLE` the scale of deep pixels, if there are any, and how it is stated.
 
     Threads, because PIL decodes without holding Python's lock; as fast as processes (see
     benchmarks/results/memory.json), which would need a guarded main module.
@@ -142,8 +162,11 @@ def _blocks(
         rows = files[start : start + step]
         pixels, bad, n = np.empty((len(rows), *shape), np.uint8), {}, 0
         for k, file in enumerate(rows, start):
+            if k in odd:
+                bad[k] = odd[k]
+                continue
             try:
-                image = decode(top / file.name, size)
+                image = decode(top / file.name, size, scale)
             except ValueError as error:
                 bad[k] = str(error)
                 continue
@@ -162,6 +185,10 @@ def _blocks(
     starts, done = deque(range(0, len(files), step)), 0
     reasons: dict[int, str] = {}
     try:
+        found = pool.map(
+            lambda k: [extent(top / file.name) for file in files[k : k + step]], [*starts]
+        )
+        scale, said, odd = _scale(chain.from_iterable(found), scale)
         while starts or waiting:
             while starts and len(waiting) < 2 * threads:  # decoding never runs far ahead
                 waiting.append(pool.submit(block, starts.popleft()))
@@ -170,38 +197,29 @@ def _blocks(
             done += len(pixels) + len(bad)
             if progress:
                 progress(done, len(files))
-            yield pixels, bad
+            yield pixels, bad | said
     finally:
         pool.shutdown(cancel_futures=True)
     if len(reasons) == len(files):
         raise _none_readable(top, refused + [(files[k].name, reasons[k]) for k in reasons])
 
 
-def decode(path: Path, size: int | None) -> np.ndarray:
-    """One image file as RGB uint8 (3,H,W). Raises ValueError with the reason in one line."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _scale(
+    extents: Iterable[Extent | None], given: Scale | None
+) -> tuple[Scale | None, dict[int, str], dict[int, str]]:
+    """The scale of deep pixels, `given` or from their extents, and the note `WHOLE` about it.
 
-    try:
-        with Image.open(path) as opened:
-            if size is not None:  # JPEG's own scaling by 2, 4 or 8, well above the wanted size
-                opened.draft(None, (2 * size, 2 * size))
-            opened.load()
-            with suppress(Exception):  # a broken tag does not spoil the pixels
-                ImageOps.exif_transpose(opened, in_place=True)
-            image: Image.Image = opened
-            if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255
-                deep = np.asarray(image, np.int64).clip(0, 65535)
-                image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
-            if image.mode == "F":
-                raise ValueError("float pixels have no agreed range")
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-            if size is not None and image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1)
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image, or of a kind that PIL cannot read") from error
-    except Exception as error:  # a damaged file makes PIL's readers raise nearly anything
-        raise ValueError(one_line(error)) from error
+    Also why some files have no image: floats in 0..1 and whole numbers have no common scale.
+    """
+    deep = {k: e for k, e in enumerate(extents) if e}
+    units = {k for k, e in deep.items() if e.real and e.high <= 1}
+    odd = units if any(not e.real for e in deep.values()) else set()
+    if not deep:
+        return given, {}, {}
+    scale, said = scale_of([e for k, e in deep.items() if k not in odd])
+    if given:
+        scale = given
+        said = f"pixels of more than 8 bits: {given[0]:g} becomes black and {given[1]:g} white, "
+        said += "as in training"
+    reason = f"floats in 0..1 among whole numbers up to {scale[1]:g}: no common scale"
+    return scale, {WHOLE: json.dumps([scale, said])}, dict.fromkeys(odd, reason)

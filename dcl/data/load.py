@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcl.data.arrays import is_array, read_array
 from dcl.data.data import Data, block_of
 from dcl.data.download import data_root, download
-from dcl.data.files import printable
+from dcl.data.files import named, printable
 from dcl.data.folder import Progress, folder
-from dcl.data.vectors import is_vectors, read_vectors
+from dcl.data.pixels import Scale
 
 BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
@@ -32,6 +33,8 @@ TORCHVISION = {  # torchvision's class, and the folder below the root that it lo
     "cifar100-20": ("CIFAR100", "cifar-100-python"),
     "stl10": ("STL10", "stl10_binary"),
 }
+PARTS = ("train", "test", "val", "valid", "validation", "dev", "unlabeled", "extra")
+"""Subfolders that are splits of a folder, if train is one of them."""
 Part = tuple[Tensor, Tensor | None, list[str]]  # images, labels, names of the classes
 
 
@@ -43,35 +46,52 @@ def load(
     root: str | Path | None = None,
     cache_bytes: int | None = None,
     progress: Progress | None = None,
+    scale: Scale | None = None,
 ) -> Data:
-    """Load a data set by name, images below a folder as ``folder:PATH``, or vectors from a file.
+    """Load a data set by name, images below a folder as ``folder:PATH``, or an array from a file.
 
     split: one of `SPLITS` (default: the first), which may also be part of the name, as in
     ``mnist:train+test``; size: resize to size x size; root: where downloads are, see `data_root`.
     A folder whose decoded images take more than `cache_bytes` (default `dcl.data.memmap.budget`) is
     decoded once into a file below root, and `images` reads from there; progress(done, all) is
-    called now and then while a folder is decoded. A name that ends in .npy is a file with one
-    array of floats (N,d), which become float32 vectors without labels.
+    called now and then while a folder is decoded; scale: `Data.scale` of another folder, to be used
+    instead of its own. A folder with a subfolder train, and test or the like beside it (`PARTS`),
+    has these splits, several joined by +, and "all"; without a split train is read, and what is
+    beside it is listed in `skipped`. A name that ends in .npy is a file with one array of images or
+    vectors, see `dcl.data.arrays.tensor_of`, without labels.
 
     Raises ValueError for an unknown name or split, and FileNotFoundError if files are missing and
-    cannot be downloaded; for a folder see `dcl.data.folder.folder`; for a .npy file also TypeError
-    if its numbers are not floats. Sources: data/README.md.
+    cannot be downloaded; for a folder see `dcl.data.folder.folder`; for a .npy file see
+    `dcl.data.arrays.read_array`. Sources: data/README.md.
     """
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
     if name.startswith("folder:"):
-        path = Path(name.removeprefix("folder:")).expanduser()
-        split = _split(split, splits(name))
-        parts = [""] if split == "all" else split.split("+")
+        path = named("folder:PATH", name.removeprefix("folder:"))
+        choices = splits(name)
+        joined = {*(split or "").split("+")} <= {*choices}  # any of them, joined by +
+        split = split if split and joined else _split(split, choices)
+        parts = [""] if "all" in split.split("+") else split.split("+")
         place = data_root(root) / "cache"
-        found = folder(path, parts, size, place=place, cache_bytes=cache_bytes, progress=progress)
+        found = folder(
+            path,
+            parts,
+            size,
+            divided=_parts(path),
+            place=place,
+            cache_bytes=cache_bytes,
+            progress=progress,
+            scale=scale,
+        )
         shown = printable(path.resolve().name)
         return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
-    if is_vectors(name):
-        if size is not None:
-            raise ValueError(f"size is for images; {name} holds vectors")
+    if is_array(name):
         split, path = _split(split, splits(name)), Path(name).expanduser()
-        return Data(read_vectors(path), None, None, printable(path.stem), split)
+        images = read_array(path)
+        if size is not None and images.ndim == 2:
+            raise ValueError(f"size is for images; {name} holds vectors")
+        images = images if size is None else _resize(images, size)
+        return Data(images, None, None, printable(path.stem), split)
     split, name = _split(split, splits(name)), name.partition(":")[0]
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
@@ -89,10 +109,10 @@ def splits(name: str) -> tuple[str, ...]:
     Raises ValueError for an unknown name.
     """
     if name.startswith("folder:"):
-        path = Path(name.removeprefix("folder:")).expanduser()
-        divided = (path / "train").is_dir() and (path / "test").is_dir()
-        return BOTH if divided else ("all",)
-    if is_vectors(name):
+        parts = _parts(named("folder:PATH", name.removeprefix("folder:")))
+        joined = ["train+test"] * ("test" in parts)
+        return (*parts, *joined, "all") if parts else ("all",)
+    if is_array(name):
         return ("all",)
     name, _, part = name.partition(":")
     if name not in SPLITS:
@@ -100,6 +120,12 @@ def splits(name: str) -> tuple[str, ...]:
             f"name must be one of {', '.join(SPLITS)}, folder:PATH or a .npy file; got {name!r}"
         )
     return (_split(part, SPLITS[name]),) if part else SPLITS[name]
+
+
+def _parts(path: Path) -> list[str]:
+    """The splits of a folder: train first, then the others; [] if it has no train, or no other."""
+    found = [part for part in PARTS if (path / part).is_dir()]
+    return found if "train" in found and len(found) > 1 else []
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

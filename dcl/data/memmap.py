@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dcl.runtime.files import locked, sync
 
-VERSION = 1  # of the file format and the decoding: with a new number all images are decoded anew
+VERSION = 2  # of the file format and the decoding: with a new number all images are decoded anew
 BUDGET = 2**30
-Block = tuple[np.ndarray, dict[int, str]]  # images (B,C,H,W), and why some others are missing
+Block = tuple[np.ndarray, dict[int, str]]  # images (B,C,H,W), and notes by number: why missing
 Blocks = Generator[Block, None, None]
 MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by address, while in use
 

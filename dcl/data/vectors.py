@@ -1,6 +1,5 @@
-"""Plain vectors (N,d): checks, and reading them from a file."""
+"""Plain vectors (N,d): what they must be."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,24 +37,3 @@ def vectors_of(x: Any, name: str = "X") -> Tensor:
         return x.float()
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused
         return torch.from_numpy(np.ascontiguousarray(x, np.float32))
-
-
-def is_vectors(data: str) -> bool:
-    """Whether `data`, as in `Source`, names a file of vectors: it ends in .npy and is no folder."""
-    return data.endswith(".npy") and not Path(data).expanduser().is_dir()
-
-
-def read_vectors(path: Path) -> Tensor:
-    """The vectors float32 (N,d) of a .npy file with one array of floats; runs no code from it.
-
-    Raises FileNotFoundError, TypeError for integers, ValueError for other files.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there must be a .npy file at {str(path)!r}; there is none")
-    try:
-        x = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:  # an array of objects, or no array at all
-        raise ValueError(f"{str(path)!r} must be a .npy file of floats (N,d): {error}") from error
-    if not isinstance(x, np.ndarray):  # several arrays in an archive
-        raise ValueError(f"{str(path)!r} must hold one array; it is an archive of {list(x)}")
-    return vectors_of(x, repr(str(path)))

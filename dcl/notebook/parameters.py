@@ -120,7 +120,9 @@ def _check_dataset(value: str) -> None:
     from dcl.data import SPLITS
 
     name, _, part = value.partition(":")
-    if value in ("", *SPLITS) or (part and (name == "folder" or part in SPLITS.get(name, ()))):
+    if value in ("", *SPLITS) or (
+        part.strip() and (name == "folder" or part in SPLITS.get(name, ()))
+    ):
         return
     raise ValueError(
         f"dataset must be empty (the profile's own), one of {_list(SPLITS)}, "

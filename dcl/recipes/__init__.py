@@ -4,7 +4,7 @@ import importlib
 from dataclasses import is_dataclass
 from typing import Any
 
-from dcl.data.vectors import is_vectors
+from dcl.data.arrays import is_vectors
 
 EMBEDDED = ("digits", "shapes")
 GRAY = ("digits", "mnist", "fashion-mnist")

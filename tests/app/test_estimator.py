@@ -9,8 +9,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dcl.app import run
-from dcl.app.estimator import DeepClusterer, images_of
+from dcl.app.estimator import DeepClusterer
 from dcl.data import load
+from dcl.data.arrays import tensor_of
 from dcl.measure.metrics import accuracy
 from dcl.methods.scan import Config
 
@@ -69,7 +70,7 @@ def test_arrays_of_every_layout_are_the_same_images(fitted, digits):
     ):
         assert np.array_equal(fitted.predict(form), fitted.labels_)
     colour = torch.randint(256, (2, 16, 20, 3), dtype=torch.uint8)
-    assert torch.equal(images_of(colour.numpy()), colour.permute(0, 3, 1, 2))
+    assert torch.equal(tensor_of(colour.numpy()), colour.permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,10 @@ def test_arrays_of_every_layout_are_the_same_images(fitted, digits):
         (np.zeros(8), ValueError, r"X must be \(N,H,W\).* or vectors \(N,d\); got \(8,\)"),
         (np.zeros((3, 2, 8, 8), np.uint8), ValueError, "X must have 1 or 3 channels"),
         (np.full((3, 8, 8), 16.0), ValueError, r"X of floats must be in \[0,1\]; got 16 to 16"),
-        (np.zeros((3, 8, 8), np.int64), TypeError, "X must be uint8.*int64"),
+        (np.full((3, 8, 8), 4095), ValueError, r"whole numbers must be in 0..255; got .*\(int64\)"),
+        (np.zeros((3, 8, 8), complex), TypeError, "X must hold numbers; got complex128"),
+        (np.zeros((32, 32, 3)), ValueError, r"which looks like one, \(H,W,C\)"),
+        (np.full((3, 8, 8), np.nan), ValueError, "got nan to nan"),
     ],
 )
 def test_what_is_no_image_is_refused(x, error, message):

@@ -64,15 +64,19 @@ def test_splits_and_files_follow_the_rows(tmp_path):
     (tmp_path / "test/a/0.png").write_bytes(b"")
     train, test = load(f"folder:{tmp_path}"), load(f"folder:{tmp_path}", "test")
     assert train.split == "train" and train.images[:, 0, 0, 0].tolist() == [0, 1]
-    assert train.skipped == []
+    assert train.skipped == [
+        ("test", "a folder with 3 images not in the split 'train'; the split 'all' has it")
+    ]
     assert test.split == "test" and test.images[:, 0, 0, 0].tolist() == [2, 3]
     both = load(f"folder:{tmp_path}", "train+test")
     assert both.files == ["train/b/1.png", "train/c/x/1.png", "test/a/1.png", "test/c/1.png"]
     assert both.skipped == [("test/a/0.png", "empty file")]
     assert both.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert both.classes == ["a", "b", "c"] and both.labels.tolist() == [1, 2, 0, 2]
-    with pytest.raises(ValueError, match=r"split must be one of train, test, train\+test"):
-        load(f"folder:{tmp_path}", "all")
+    whole = load(f"folder:{tmp_path}", "all")
+    assert whole.classes == both.classes and sorted(whole.files) == sorted(both.files)
+    with pytest.raises(ValueError, match=r"split must be one of train, test, train\+test, all"):
+        load(f"folder:{tmp_path}", "val")
     with pytest.raises(ValueError, match="split must be one of all; got 'train'"):
         load(f"folder:{tmp_path}/train", "train")
 
@@ -249,7 +253,7 @@ def bad_files(top):
     header = png_chunk(b"IHDR", (20000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
     bomb = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 9))
     path("bomb.png", "400000000 pixels.*decompression bomb").write_bytes(bomb)
-    Image.new("F", (S, S), 0.5).save(path("bad/float.tiff", "float pixels have no agreed range"))
+    Image.new("F", (S, S), 0.5).save(path("bad/float.tiff", "floats in 0..1 among whole numbers"))
     image(RGB).save(path("bad/locked.png", "Permission denied"))
     (top / "bad/locked.png").chmod(0)
     path("bad/broken.png", "broken link").symlink_to("nowhere.png")

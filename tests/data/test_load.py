@@ -203,6 +203,6 @@ def test_a_name_tells_its_splits(tmp_path):
     assert splits(f"folder:{tmp_path}") == ("all",)
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
-    assert splits(f"folder:{tmp_path}") == ("train", "test", "train+test")
+    assert splits(f"folder:{tmp_path}") == ("train", "test", "train+test", "all")
     with pytest.raises(ValueError, match="split must be one of train, test, .*; got 'half'"):
         splits("mnist:half")

@@ -260,10 +260,10 @@ def test_what_a_killed_process_left_is_removed(photos):
 def count_decoding(photos, seen):
     real = folder.decode
 
-    def decode(path, size):
+    def decode(path, size, scale):
         with seen.get_lock():
             seen.value += 1
-        return real(path, size)
+        return real(path, size, scale)
 
     folder.decode = decode
     assert len(read(photos)) == 135

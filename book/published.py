@@ -81,9 +81,7 @@ PUBLISHED = [
         f"{PROPOS}, trained and scored on the 50,000 images of train",
         "paper",
     ),
-    Published(
-        "idfd", "cifar100-20", {"ACC": ".425", "NMI": ".426", "ARI": ".264"}, PROPOS, "gpu"
-    ),
+    Published("idfd", "cifar100-20", {"ACC": ".425", "NMI": ".426", "ARI": ".264"}, PROPOS, "gpu"),
     Published("idfd", "stl10", {"ACC": ".756", "NMI": ".643", "ARI": ".575"}, PROPOS, "gpu"),
     Published("idfd", "ImageNet-10", {"ACC": ".954", "NMI": ".898", "ARI": ".901"}, PROPOS),
     Published("idfd", "ImageNet-Dogs", {"ACC": ".591", "NMI": ".546", "ARI": ".413"}, PROPOS),

@@ -42,9 +42,7 @@ def test_scores_are_inner_products_and_reach_the_embeddings_alone():
     with torch.autocast("cpu", torch.bfloat16):
         scores = one.scores(z)
     assert scores.shape == (2, 7) and scores.dtype == torch.float32
-    by_hand = [
-        [sum(a * b for a, b in zip(x, v)) for v in one.rows.tolist()] for x in z.tolist()
-    ]
+    by_hand = [[sum(a * b for a, b in zip(x, v)) for v in one.rows.tolist()] for x in z.tolist()]
     torch.testing.assert_close(scores, torch.tensor(by_hand))
     scores[1, 4].backward()
     assert not z.grad[0].any() and torch.equal(z.grad[1], one.rows[4])

@@ -88,8 +88,8 @@ def instance_loss(scores: Tensor, i: Tensor, temperature: float = 1.0) -> Tensor
 def decorrelation_loss(z: Tensor, temperature: float = 2.0) -> Tensor:
     """L_F of embeddings z (B,d), a scalar: each column is to resemble itself and no other.
 
-    From ln(1 + (d-1) exp(-1/temperature)), orthogonal columns, to ln d, all the same, and above
-    where columns point in opposite directions only to others.
+    Orthogonal columns: ln(1 + (d-1) exp(-1/temperature)); equal ones: ln d. Columns that point away
+    from each other give a little less than orthogonal ones.
     """
     columns = F.normalize(z, dim=0)  # (B,d)
     logits = columns.T @ columns / temperature  # (d,d)

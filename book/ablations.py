@@ -196,7 +196,7 @@ def negatives(view: View) -> View:
 _SHAPES = recipe("scan", "shapes")
 _SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
 
-_TAUS = {".07": 0.07, ".2": 0.2, ".5": 0.5, "2": 2.0}
+_TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
 
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 

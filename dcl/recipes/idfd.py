@@ -28,13 +28,6 @@ digits = Config(
     train=_ADAM,
 )
 
-shapes = replace(
-    digits,
-    n_clusters=6,
-    width=32,
-    view=replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4)),
-)
-
 photos = replace(digits, width=32, view=PHOTO_VIEW, train=replace(_ADAM, epochs=40))
 
 mnist = replace(digits, view=HAND_VIEW, train=replace(_ADAM, epochs=6))

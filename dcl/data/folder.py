@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcl.data import memmap
 from dcl.data.files import ENDINGS, Bad, File, listed, printable
-from dcl.data.pixels import Extent, Scale, decode, extent, image_limit, scale_of
+from dcl.data.pixels import Extent, Scale, decode, extent, image_limit, scale_of, size_of
 
 BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
 Progress = Callable[[int, int], object]  # called with the number of images done, and of all
@@ -98,6 +98,13 @@ def folder(
     skipped = [(printable(name), why) for name, why in bad]
     used = tuple(scale) if scale else None
     return Found(images, labels, classes, [*map(printable, good)], skipped, used, said)
+
+
+def sizes(path: Path, parts: list[str]) -> set[tuple[int, int]]:
+    """Height and width of the images that `folder` would read, from their headers alone."""
+    files, _ = listed(path, parts)
+    with image_limit(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {size for size in pool.map(lambda file: size_of(path / file.name), files) if size}
 
 
 def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:

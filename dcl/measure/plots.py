@@ -171,6 +171,8 @@ def plane(z: Any, method: str = "t-sne") -> np.ndarray:
         raise ValueError(f"plane takes (N,D) and pca or t-sne; got {z.shape} and {method!r}")
     dims = min(2 if method == "pca" else 30, *z.shape)
     at = PCA(dims, random_state=0).fit_transform(z)
+    if at.std(0).max() <= 1e-6 * np.abs(z).max():  # one point, on which t-SNE ends the process
+        return np.zeros((len(at), 2), np.float32)
     if method == "t-sne":
         from sklearn.manifold import TSNE
 

@@ -17,21 +17,21 @@ LEAST = 100
 LEAST_OF_CLASS = 10
 """Images that a class needs to be scored, and two must have: probes are trained on a half."""
 SIDE, SMALLEST, LARGEST = 32, 8, 224
-"""A folder's images become SIDE x SIDE, as by `dcl fit`, unless all have one size, with no side
-shorter than SMALLEST, which the networks would shrink to nothing, and none longer than LARGEST, the
-most that a recipe is made for."""
+"""A folder's images become SIDE x SIDE, as by `dcl fit`, unless all are squares of one size, from
+SMALLEST, less than which the networks would shrink to nothing, to LARGEST, the most that a recipe
+is made for."""
 REMEDY = "leave dataset empty: the profile has its own images"
 
 
 def load(name: str, split: str | None = None, *, size: int | None = None) -> Data:
     """`dcl.data.load` for chapters, in which a folder has no parameter but its path.
 
-    Without a size, the images of a folder become 32 x 32 if they differ in size, or a side is
-    shorter than 8 pixels or longer than 224. They have labels if there are 10 images a class, and
+    Without a size, the images of a folder become 32 x 32 unless all are squares of one size, from 8
+    to 224 pixels. They have labels if there are 10 images a class, and
     in at least two classes; those of a split test only if train has the same classes. When the
     folder is read, lines say what differs from it.
 
-    Raises ValueError if it cannot be read, or a split has fewer than 100 images.
+    Raises ValueError if it cannot be read, a split has fewer than 100 images, or all are the same.
     """
     if not name.startswith("folder:"):
         return data.load(name, split, size=size)
@@ -97,6 +97,8 @@ def _read(name: str, size: int | None) -> tuple[list[Data], int | None]:
                 f"dataset must name a folder of {LEAST} images or more; got {len(one)}{left} in "
                 f"{name!r}{where}. Add images, or {REMEDY}. `dcl fit` takes few images, too"
             )
+        if all(torch.equal(image, one.images[0]) for image in one.images):
+            raise ValueError(f"dataset must name images that differ; in {name!r} all are the same")
         found[k] = _scored(one, found[0])
     return found, size
 
@@ -110,13 +112,10 @@ def _side(name: str, parts: list[str]) -> int | None:
     """The side that a folder's images must be given, None if they can keep theirs; a line says."""
     path = named("dataset", name.removeprefix("folder:"))
     seen = sizes(path, [""] if parts == ["all"] else parts) if path.is_dir() else set()
-    sides = [side for size in seen for side in size]
-    if not seen or len(seen) == 1 and min(sides) >= SMALLEST and max(sides) <= LARGEST:
+    sides = {side for size in seen for side in size}
+    if not sides or len(sides) == 1 and SMALLEST <= max(sides) <= LARGEST:
         return None
-    print(
-        f"images of {len(seen)} sizes, sides of {min(sides)} to {max(sides)} pixels: resized to "
-        f"{SIDE} x {SIDE}"
-    )
+    print(f"images with sides of {min(sides)} to {max(sides)} pixels: resized to {SIDE} x {SIDE}")
     return SIDE
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import claims
 from dcl.config import check_rows
 from dcl.data import load as plain
+from dcl.data.folder import sizes
 from dcl.notebook.images import LEAST, check_images, fitted, load
 from dcl.recipes import recipe
 from sabotage import CHAPTERS, tags
@@ -126,7 +127,7 @@ def test_a_chapter_reads_mixed_sizes_and_has_settings_for_few_images(chapter, tm
     said = capsys.readouterr().out
     data = names.get("images") if chapter == "metrics" else names["data"]
     assert data.images.shape[1:] == (3, 32, 32)
-    assert ("of 2 sizes, sides of 9 to 40 pixels: resized to 32 x 32" in said) or (
+    assert ("with sides of 9 to 40 pixels: resized to 32 x 32" in said) or (
         chapter == "your-images"  # as dcl fit
     )
     settings = names["config"]
@@ -139,24 +140,24 @@ def test_a_chapter_reads_mixed_sizes_and_has_settings_for_few_images(chapter, tm
 
 
 def test_images_of_one_size_are_left_alone(tmp_path, capsys):
-    for n, sides in enumerate([((16, 16),), ((8, 224),)]):
+    for n, sides in enumerate([((8, 8),), ((224, 224),)]):
         folder = images(tmp_path / str(n), ("a", 60), ("b", 60), sides=sides)
         found, whole = load(f"folder:{folder}"), plain(f"folder:{folder}")
         assert found.checksum == whole.checksum and found.classes == ["a", "b"]
         assert capsys.readouterr().out == ""
-    for n, sides in enumerate([((7, 9),), ((8, 225),)]):
+    for n, sides in enumerate([((7, 7),), ((225, 225),), ((16, 24),)]):
         folder = images(tmp_path / f"r{n}", LEAST, sides=sides)
         assert load(f"folder:{folder}").images.shape[2:] == (32, 32)
         assert load(f"folder:{folder}", size=12).images.shape[2:] == (12, 12)
-        assert "of 1 sizes" in capsys.readouterr().out
+        assert "resized to 32 x 32\n" in capsys.readouterr().out
 
 
 def test_a_photo_taken_sideways_has_the_size_it_is_shown_with(tmp_path):
-    folder = images(tmp_path / "f", LEAST, sides=((16, 24),))
     note = Image.Exif()
     note[0x0112] = 6
-    Image.new("RGB", (16, 24)).save(folder / "sideways.jpg", exif=note)
-    assert load(f"folder:{folder}").images.shape[2:] == (16, 24)
+    Image.new("RGB", (16, 24)).save(tmp_path / "sideways.jpg", exif=note)
+    broken(tmp_path / "a")
+    assert sizes(tmp_path, [""]) == {(16, 24)}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
@@ -204,6 +205,13 @@ def test_a_folder_is_read_once_and_again_after_a_check(tmp_path):
     assert len(load(name)) == LEAST
     check_images(name)
     assert len(load(name)) == LEAST + 1
+
+
+def test_images_that_are_all_the_same_are_refused(tmp_path):
+    for k in range(LEAST):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"{k}.png")
+    with pytest.raises(ValueError, match="^dataset must name images that differ; in .* all are"):
+        check_images(f"folder:{tmp_path}")
 
 
 def test_named_sets_are_as_they_are():

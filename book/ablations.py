@@ -92,7 +92,7 @@ def released_sampler(
     """DeepCluster's `fit` with the released sampler."""
     model = ReleasedSampler(images, config, encoder)
     train(model, images, config.train, **run)
-    model.fit_clusters()
+    model.fit_clusters(images)
     return model
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dcl.cluster.kmeans import kmeans
+from dcl.objective import Objective
+from dcl.train import extract
 
 
 class Centroids(nn.Module):
@@ -28,3 +30,23 @@ class Centroids(nn.Module):
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call clusters.fit(embeddings)")
         return z @ self.centroids.T if self.spherical else -(torch.cdist(z, self.centroids) ** 2)
+
+
+class Representation(Objective):
+    """An objective that learns an embedding; k-means clusters it after training.
+
+    `fit` of such a method ends with ``fit_clusters(images)``. Set `clusters` in ``__init__``.
+    """
+
+    clusters: Centroids
+
+    def fit_clusters(self, images: Tensor) -> None:
+        """k-means on the embeddings of images uint8 (N,C,H,W), or vectors, in evaluation mode."""
+        self.clusters.fit(extract(self.embed, images))
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Softmax (B,K) of 10 times the similarity to the centroids: not calibrated.
+
+        Raises ValueError before `fit_clusters`.
+        """
+        return (10 * self.clusters(self.embed(x))).softmax(1)

@@ -41,12 +41,12 @@ from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
 from dcl.cluster.balance import cluster_weights, uniform_order
-from dcl.cluster.centroids import Centroids
+from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.kmeans import kmeans, whiten, whitening
 from dcl.config import TrainConfig, check_config
 from dcl.measure.metrics import nmi
 from dcl.nets import convnets
-from dcl.objective import Encoder, Objective
+from dcl.objective import Encoder
 from dcl.train import extract, train
 from dcl.views import DEEPCLUSTER_VIEW, View
 
@@ -88,7 +88,7 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = N
     return (loss if weights is None else weights * loss).mean()
 
 
-class DeepCluster(Objective):
+class DeepCluster(Representation):
     """Cross-entropy (Eq. 1) to the pseudo-labels (Eq. 2) of the images it was made with."""
 
     transient = ("pseudo", "log")
@@ -146,9 +146,9 @@ class DeepCluster(Objective):
         network = [p for m in (self.encoder, self.fc) for p in m.parameters() if p.requires_grad]
         return [{"params": network}, {"params": [*self.top.parameters()], "momentum": 0.0}]
 
-    def fit_clusters(self) -> None:
+    def fit_clusters(self, images: Tensor) -> None:
         """k-means on whitened features, 2K dimensions: K clusters span K - 1, then noise begins."""
-        features = extract(self.features, self.images)
+        features = extract(self.features, images)
         centre, directions = whitening(features, 2 * self.config.n_clusters)
         self.centre.copy_(centre)
         self.directions.zero_()[:, : directions.shape[1]] = directions
@@ -162,17 +162,13 @@ class DeepCluster(Objective):
         """Whitened features (B,2 * n_clusters) of images x: what is clustered."""
         return self.whitened(self.features(x))
 
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of -10 times the squared distances; ValueError before `fit_clusters`."""
-        return (10 * self.clusters(self.embed(x))).softmax(1)
-
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> DeepCluster:
     """Train, or fine-tune a copy of `encoder`, on images uint8 (N,C,H,W); cluster its features."""
     deepcluster = DeepCluster(images, config, encoder)
     train(deepcluster, images, config.train, **run)
-    deepcluster.fit_clusters()
+    deepcluster.fit_clusters(images)
     return deepcluster
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
+from dcl.cluster.contrast import nt_xent
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
 from dcl.objective import Encoder, Objective
@@ -57,22 +58,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, "temperature")
-
-
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
-    """Cross-entropy of finding each image's other view among all others (NT-Xent), a scalar.
-
-    `z1`, `z2` (B,D) float: embeddings of two views, row k of both from one image; they are
-    normalised here. `symmetric=False` takes only the rows of `z1` as anchors.
-    Source: Chen et al. 2020, eq. 1 and Algorithm 1. Chapter: scan.
-    """
-    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2B,D)
-    logits = z @ z.T / temperature  # (2B,2B)
-    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = logits.masked_fill(own, -torch.inf)  # nothing is its own partner
-    partner = torch.arange(len(z), device=z.device).roll(len(z1))
-    losses = F.cross_entropy(logits, partner, reduction="none")  # (2B,)
-    return losses.mean() if symmetric else losses[: len(z1)].mean()
 
 
 class SimCLR(Objective):

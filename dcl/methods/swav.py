@@ -41,14 +41,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
-from dcl.cluster.centroids import Centroids
+from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.queue import Queue
 from dcl.cluster.sinkhorn import sinkhorn
 from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
-from dcl.objective import Encoder, Objective
+from dcl.objective import Encoder
 from dcl.runtime.dist import rank, world_size
-from dcl.train import extract, train
+from dcl.train import train
 from dcl.views import SWAV_VIEW, View, multi_crop
 
 LARGE = replace(SWAV_VIEW, size=224)
@@ -104,7 +104,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) 
     return pairs.masked_fill(itself, 0).sum(1).mean() / (len(scores) - 1)
 
 
-class SwAV(Objective):
+class SwAV(Representation):
     """Encoder, projection head, prototypes, queue and, once they are fitted, K clusters."""
 
     transient = ("queue.rows",)
@@ -173,7 +173,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Sw
     """Train SwAV, or a given `encoder`, on images uint8 (N,C,H,W), then cluster its embeddings."""
     swav = SwAV(images, config, encoder)
     train(swav, images, config.train, **run)
-    swav.clusters.fit(extract(swav.embed, images))
+    swav.fit_clusters(images)
     return swav
 
 

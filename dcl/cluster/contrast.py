@@ -1,0 +1,21 @@
+"""Contrastive losses: tell the other view of the same image from everything else."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
+    """Cross-entropy of finding each image's other view among all others (NT-Xent), a scalar.
+
+    `z1`, `z2` (B,D) float: embeddings of two views, row k of both from one image; they are
+    normalised here. `symmetric=False` takes only the rows of `z1` as anchors.
+    Source: Chen et al. 2020, eq. 1 and Algorithm 1. Chapter: scan.
+    """
+    z = F.normalize(torch.cat([z1, z2]), dim=1)  # (2B,D)
+    logits = z @ z.T / temperature  # (2B,2B)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = logits.masked_fill(own, -torch.inf)  # nothing is its own partner
+    partner = torch.arange(len(z), device=z.device).roll(len(z1))
+    losses = F.cross_entropy(logits, partner, reduction="none")  # (2B,)
+    return losses.mean() if symmetric else losses[: len(z1)].mean()

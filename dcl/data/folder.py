@@ -76,11 +76,11 @@ def folder(
     OSError when that file cannot be written.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"folder:PATH must name an existing folder; got {path}")
+        raise FileNotFoundError(f"{str(path)!r} must be an existing folder")
     files, refused = listed(path, parts)
     if not files and not refused:
         raise ValueError(
-            f"folder:PATH must have images ({' '.join(sorted(ENDINGS))}); found none below {path}"
+            f"{str(path)!r} must hold images ({' '.join(sorted(ENDINGS))}); found none below it"
         )
     with image_limit():
         first, shape = ("", (3, size, size)) if size else _first(path, files, refused)
@@ -129,8 +129,9 @@ def _first(top: Path, files: list[File], refused: list[Bad]) -> tuple[str, Shape
 
 def _none_readable(top: Path, bad: list[Bad]) -> ValueError:
     few = "; ".join(f"{printable(name)}: {reason}" for name, reason in sorted(bad)[:3])
+    count = f"{len(bad)} file{'s' * (len(bad) > 1)}"
     return ValueError(
-        f"folder:PATH must have an image that can be read; none of the {len(bad)} below {top} can"
+        f"{str(top)!r} must hold an image that can be read; none of its {count} can"
         f" ({few}{'; ...' if len(bad) > 3 else ''})"
     )
 

@@ -46,8 +46,8 @@ def test_the_key_network_follows_by_a_share_and_keeps_its_own_statistics(x):
 
 def test_keys_become_negatives_of_the_next_step_only(x):
     moco = make()
-    start, z, keys = moco.queue.rows[0].clone(), moco.embed(x), moco.embed_key(x)
-    assert start.shape == (8, 3)  # two whole batches
+    start, z, keys = moco.queue.rows[0].clone(), moco.embed(x), moco.embed_key(x.flip(3))
+    torch.testing.assert_close(start.norm(dim=1), torch.ones(8))  # two whole batches of directions
     loss = moco.contrast(z, keys, 0.2)
     torch.testing.assert_close(loss, info_nce(z, keys, start, 0.2))
     assert torch.equal(moco.queue.rows[0], start)

@@ -106,6 +106,12 @@ def test_concentration_of_rows_without_spread_is_the_temperature():
         torch.testing.assert_close(concentration(none, labels, 6, 0.2), torch.full((6,), 0.2))
 
 
+def test_copies_of_one_image_do_not_make_a_temperature_of_zero():
+    labels, distances = torch.arange(20).repeat(2), torch.tensor([0.0] * 15 + [0.3] * 5).repeat(2)
+    phi = concentration(distances, labels, 20, 0.2)
+    assert float(phi[19] / phi[0]) == pytest.approx(0.3 / math.log(12) / 1e-3)
+
+
 # -- the losses --------------------------------------------------------------------------------
 
 

@@ -40,15 +40,6 @@ digits = Config(
     train=TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# hue, by far the easiest cue to tell images apart by, is jittered strongly
-shapes = replace(
-    digits,
-    n_clusters=6,
-    n_prototypes=(6, 12, 24),
-    width=None,
-    view=replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4)),
-)
-
 photos = replace(
     digits,
     n_prototypes=(30, 60, 120),

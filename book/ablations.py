@@ -196,6 +196,8 @@ def negatives(view: View) -> View:
 _SHAPES = recipe("scan", "shapes")
 _SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
 
+_TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
+
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 
 STUDIES = {
@@ -236,6 +238,13 @@ STUDIES = {
         "targets as released": Variant({"official_orientation": True}),
         "clean view moved": Variant({"clean_view": DIGIT_VIEW}),
     }),
+    "idfd-digits": Study("idfd", "digits", "ACC", {
+        **{f"tau {told}": Variant({"temperature": tau}) for told, tau in _TAUS.items()},
+        "no decorrelation": Variant({"decorrelation": 0.0}),
+        **{f"tau {told}, no decorrelation": Variant({"temperature": tau, "decorrelation": 0.0})
+           for told, tau in _TAUS.items()},
+        "weight 1": Variant({"decorrelation": 1.0}),
+    }, recorded=True),
     "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
         "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "
             "for CIFAR-10, never 10", "worse"),

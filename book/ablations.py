@@ -258,6 +258,13 @@ STUDIES = {
         "the released sampler": Variant({"official_indexing": True}, "the author: the released "
             "code should reproduce the paper (issue 32)", "same", "linear"),
     }),
+    "pcl-digits": Study("pcl", "digits", "ACC", {
+        "no prototypes: MoCo": Variant({"n_prototypes": ()}),
+        "40 prototypes": Variant({"n_prototypes": (40,)}),
+        "phi fixed": Variant({"phi": "fixed"}),
+        "no warm-up": Variant({"warmup": 0}),
+        "no BatchNorm in the head": Variant({"head_norm": False}),
+    }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),
         "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,

@@ -74,6 +74,11 @@ PUBLISHED = [
     Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
     Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
     Published("scan", "ImageNet", {"ACC": ".399"}, README),
+    Published("pcl", "ImageNet", {"linear": ".676"}, f"version 2, 200 epochs, {README}"),
+    Published("pcl", "VOC07", {"mAP": ".854"}, f"version 2, SVM, {README}"),
+    Published(
+        "pcl", "cifar10", {"linear": ".828"}, "ResNet-18 of a user, issue 7 of the release", "gpu"
+    ),
     Published(
         "idfd",
         "cifar10",

@@ -98,12 +98,16 @@ def ramp_up(epoch: int, length: int = 100, height: float = 5.0) -> float:
 
 
 @torch.no_grad()
-def ema(target: torch.nn.Module, source: torch.nn.Module, decay: float) -> None:
+def ema(
+    target: torch.nn.Module, source: torch.nn.Module, decay: float, *, buffers: bool = True
+) -> None:
     """Move `target` towards `source`: t <- decay * t + (1 - decay) * s; buffers are copied.
 
-    Buffers are BatchNorm's statistics. Source: Tarvainen and Valpola 2017 (mean teacher).
-    Chapter: scan.
+    Buffers are BatchNorm's statistics. Without `buffers` the target keeps its own, for one that
+    sees batches itself, as MoCo's key encoder does (He et al. 2020, eq. 2).
+    Source: Tarvainen and Valpola 2017 (mean teacher). Chapters: scan and pcl.
     """
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], 1 - decay)
-    for t, s in zip(target.buffers(), source.buffers(), strict=True):
-        t.copy_(s)
+    if buffers:
+        for t, s in zip(target.buffers(), source.buffers(), strict=True):
+            t.copy_(s)

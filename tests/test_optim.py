@@ -154,6 +154,9 @@ def test_ema_moves_by_a_share_and_copies_buffers():
     ema(target, source, 0.9)
     torch.testing.assert_close(target.weight, torch.full((2,), 1.2))
     torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))
+    ema(target, torch.nn.BatchNorm1d(2), 0.5, buffers=False)
+    torch.testing.assert_close(target.weight, torch.full((2,), 1.1))
+    torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

@@ -73,5 +73,13 @@ PUBLISHED = [
     Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
     Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
     Published("scan", "ImageNet", {"ACC": ".399"}, README),
+    Published("barlowtwins", "ImageNet", {"linear": ".732"}, f"ResNet-50, 1000 epochs, {README}"),
+    Published(
+        "barlowtwins",
+        "cifar10",
+        {"linear": ".921"},
+        "ResNet-18 of solo-learn, 1000 epochs",
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

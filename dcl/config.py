@@ -50,8 +50,8 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 256
-    optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
-    """`momentum` is for sgd and larc. rmsprop decays squared gradients at Keras' rate, .9."""
+    optimizer: Literal["sgd", "adam", "rmsprop", "larc", "lars"] = "sgd"
+    """`momentum` is for sgd, larc and lars. rmsprop decays squared gradients at Keras' rate, .9."""
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False

@@ -231,9 +231,9 @@ STUDIES = {
     "barlowtwins-digits": Study("barlowtwins", "digits", "ACC", {
         "no off-diagonal": Variant({"offdiagonal": 0.0}),
         "lambda 1 / D": Variant({"offdiagonal": None}),
-        "8 dimensions": Variant({"dim": 8}),
-        "32 dimensions": Variant({"dim": 32}),
-        "512 dimensions": Variant({"dim": 512}),
+        "8 dimensions": Variant({"dim": 8, "offdiagonal": None}),
+        "32 dimensions": Variant({"dim": 32, "offdiagonal": None}),
+        "512 dimensions": Variant({"dim": 512, "offdiagonal": None}),
     }, recorded=True),
     "lsdc-digits": Study("lsdc", "digits", "ACC", {
         "L2": Variant({"labeler": "l2", "threshold": 6.2}),

@@ -79,7 +79,10 @@ cifar10 = Config(
     stem="small",
     hidden=2048,
     dim=2048,
-    views=tuple(replace(v, size=32, scale=(0.2, 1), blur=0.0) for v in (ONE, OTHER)),
+    views=(
+        replace(ONE, size=32, scale=(0.2, 1), blur=0.0),
+        replace(OTHER, size=32, scale=(0.2, 1), blur=0.0),
+    ),
     train=TrainConfig(
         200, 256, "lars", lr=0.3, weight_decay=1e-4, schedule="cosine", warmup_epochs=10
     ),

@@ -236,7 +236,7 @@ def test_embeddings_are_standardised_rows_of_length_one():
     x = images(40).float() / 255
     both = torch.cat([objective.head(objective.encoder(v)) for v in (x, 1 - x)])
     wanted = (objective.head(objective.encoder(x)) - both.mean(0)) / both.std(0)
-    assert float((z - wanted).abs().mean()) < 0.25
+    assert (z - wanted).abs().mean().item() < 0.25
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(40))
     torch.testing.assert_close(whole, nn.functional.normalize(z, dim=1))
 
@@ -273,18 +273,18 @@ def test_predict_is_the_nearest_centroid():
 
 
 def test_without_the_off_diagonal_the_dimensions_say_the_same():
-    """Gradient descent on a linear projector: with lambda the columns part, without they need not."""
+    """A linear projector of six facts, one of which is hardly disturbed from view to view."""
     ranks = []
     for weight in (0.1, 0.0):
         with seeded(1):
             x = torch.randn(200, 6, dtype=torch.float64) * torch.tensor([4.0, 1, 1, 1, 1, 1])
-            noise = 0.5 * torch.randn(2, 200, 6, dtype=torch.float64)
+            noise = 2 * torch.randn(2, 200, 6, dtype=torch.float64)
             net = nn.Linear(6, 5, bias=False).double()
-        for _ in range(300):
+        for _ in range(350):
             loss = ours(net(x + noise[0]), net(x + noise[1]), weight)
             net.weight.data -= 0.05 * torch.autograd.grad(loss, net.weight)[0]
         ranks.append(effective_rank(standardised(net(x))))
-    assert ranks[0] > 4.5 and ranks[1] < 3.5
+    assert ranks[0] > 2.5 and ranks[1] < 1.7
 
 
 def test_the_front_is_built_as_asked():

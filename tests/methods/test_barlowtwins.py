@@ -206,7 +206,9 @@ def test_forward_is_the_algorithm_with_a_pass_for_each_view():
     torch.testing.assert_close(losses["on"], c.diagonal().mean())
     torch.testing.assert_close(losses["off"], off_diagonal(c).square().mean().sqrt())
     losses["loss"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    barlow_twins_loss(c, 0.3).backward()  # both views learn
+    for p, wanted in zip(objective.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, wanted.grad, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("given, used", [(None, 0.25), (0.0, 0.0), (0.0051, 0.0051)])
@@ -231,12 +233,13 @@ def test_standardisation_and_correlation_are_float32_under_autocast():
 
 def test_embeddings_are_standardised_rows_of_length_one():
     objective = make(replace(TINY, train=replace(TINY.train, epochs=30, lr=0.0)))
-    train(objective, images(40), objective.config.train)  # the statistics, and nothing else
+    with seeded(0):
+        train(objective, images(40), objective.config.train)  # the statistics, and nothing else
     z, whole = extract(objective.project, images(40)), extract(objective.embed, images(40))
     x = images(40).float() / 255
     both = torch.cat([objective.head(objective.encoder(v)) for v in (x, 1 - x)])
     wanted = (objective.head(objective.encoder(x)) - both.mean(0)) / both.std(0)
-    assert (z - wanted).abs().mean().item() < 0.25
+    assert (z - wanted).abs().mean().item() < 0.3
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(40))
     torch.testing.assert_close(whole, nn.functional.normalize(z, dim=1))
 

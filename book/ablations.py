@@ -230,6 +230,13 @@ STUDIES = {
             "70.1 at 400 epochs (README of the release)", "better"),
         "queue of 4 batches": Variant({"queue_length": 512, "queue_start": 5}),
     }),
+    "barlowtwins-digits": Study("barlowtwins", "digits", "ACC", {
+        "no off-diagonal": Variant({"offdiagonal": 0.0}),
+        "lambda 1 / D": Variant({"offdiagonal": None}),
+        "8 dimensions": Variant({"dim": 8, "offdiagonal": None}),
+        "32 dimensions": Variant({"dim": 32, "offdiagonal": None}),
+        "512 dimensions": Variant({"dim": 512, "offdiagonal": None}),
+    }, recorded=True),
     "lsdc-digits": Study("lsdc", "digits", "ACC", {
         "L2": Variant({"labeler": "l2", "threshold": 6.2}),
         "SNE": Variant({"labeler": "sne", "threshold": 0.02, "temperature": 3.0}),

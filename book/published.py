@@ -90,5 +90,13 @@ PUBLISHED = [
     Published("idfd", "stl10", {"ACC": ".756", "NMI": ".643", "ARI": ".575"}, PROPOS, "gpu"),
     Published("idfd", "ImageNet-10", {"ACC": ".954", "NMI": ".898", "ARI": ".901"}, PROPOS),
     Published("idfd", "ImageNet-Dogs", {"ACC": ".591", "NMI": ".546", "ARI": ".413"}, PROPOS),
+    Published("barlowtwins", "ImageNet", {"linear": ".732"}, f"ResNet-50, 1000 epochs, {README}"),
+    Published(
+        "barlowtwins",
+        "cifar10",
+        {"linear": ".921"},
+        "ResNet-18 of solo-learn, 1000 epochs",
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

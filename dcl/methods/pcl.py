@@ -10,14 +10,14 @@ s_i, the prototype of image i; phi, the concentration of a prototype; tau, the t
 
 Algorithm:
 
-1. For `warmup` epochs only the first term of step 3 is minimised, InfoNCE: this is MoCo (Eq. 1).
+1. For `warmup` epochs only the first term of step 3 is minimised, InfoNCE: this is MoCo.
 2. E-step, before every later epoch: v of all images, M times k-means, and of each cluster, of Z
-   images, its concentration: small where they are many and close (Eq. 12; alpha = 10)
+   images, its concentration: small where they are many and close (alpha = 10)
 
    .. math:: \phi = \frac{1}{Z \ln (Z + \alpha)} \sum_{z=1}^{Z} \| v_z - c \|_2
 
    scaled so that the mean over the prototypes of each clustering is tau.
-3. M-step: for each batch a step down ProtoNCE (Eq. 11)
+3. M-step: for each batch a step down ProtoNCE
 
    .. math:: L = - \frac{1}{B} \sum_i \Big(
              \ln \frac{\exp(f_i \cdot f_i' / \tau)}{\sum_{j=0}^{r} \exp(f_i \cdot f_j' / \tau)}
@@ -88,7 +88,7 @@ class Config:
 
 
 def concentration(distances: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
-    """Concentrations (k,), Eq. 12, scaled to a mean of `temperature`, of k clusters.
+    """Concentrations (k,), scaled to a mean of `temperature`, of k clusters.
 
     distances (N,) from rows to their centroids, Euclidean and not squared, labels (N,) int64.
     """
@@ -104,7 +104,7 @@ def concentration(distances: Tensor, labels: Tensor, k: int, temperature: float)
 def proto_nce(z: Tensor, prototypes: Tensor, phi: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of finding the prototype, number `target` (B,), of rows z (B,D), a scalar.
 
-    prototypes (k,D) of length 1, phi (k,) their temperatures: the second term of Eq. 11.
+    prototypes (k,D) of length 1, phi (k,) their temperatures: the second term of ProtoNCE.
     """
     return F.cross_entropy(z @ prototypes.T / phi, target)
 

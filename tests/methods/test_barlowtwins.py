@@ -100,7 +100,11 @@ def constant(z):
 
 @pytest.mark.parametrize("weight", [0.0051, 0.5, 0.0])
 @pytest.mark.parametrize("shape", [(5, 3), (2, 7), (7, 2), (4, 4)])
-@pytest.mark.parametrize("change", [lambda z: z, constant, lambda z: 1e-3 * z + 5], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [lambda z: z, constant, lambda z: 1e-3 * z + 5],
+    ids=["as it is", "constant", "shifted"],
+)
 def test_loss_is_the_formulas_in_value_and_gradient(shape, weight, change):
     found = []
     for loss in (ours, by_loop):

@@ -9,7 +9,7 @@ from dcl.train import extract
 
 
 class Centroids(nn.Module):
-    """K centroids (K,D) of k-means, spherical or not: the best of so many starts."""
+    """K centroids (K,D) of k-means, spherical or not: the best of `starts` starts."""
 
     def __init__(self, k: int, dim: int, *, spherical: bool = False, starts: int = 10):
         super().__init__()

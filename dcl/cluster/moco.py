@@ -40,7 +40,7 @@ class MoCo(Representation):
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings (B,D) float32 of images (B,C,H,W) in [0,1] by the query network."""
-        return F.normalize(self.head(self.encoder(x)).float(), dim=1)
+        return F.normalize(self.query()(x).float(), dim=1)
 
     @torch.no_grad()
     def embed_key(self, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 from dcl import methods
 from dcl.algorithm import algorithm
 from dcl.app.monitors import Log
+from dcl.app.pretexts import stored
 from dcl.cluster.balance import uniform_order
 from dcl.config import flat, unflat
 from dcl.data import Data, load
@@ -320,7 +321,8 @@ def run(
                 found["runs"].append(recorded(study, seed))
             else:
                 if hasattr(config, "pretext") and pretext is None and not study.by_fit(variant):
-                    pretext = simclr.fit(data.images, replace(config.pretext, seed=seed))
+                    plan = replace(config.pretext, seed=seed)
+                    pretext = stored(data.images, plan) or simclr.fit(data.images, plan)
                 found["runs"].append(one(study, variant, seed, data, pretext))
             found["command"] = f"python book/ablations.py {name} --seeds {seeds}"
             write_atomic(path, results.dumps(found).encode())

@@ -25,6 +25,7 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from dcl import methods
 from dcl.app import run as runs
 from dcl.app.clusters import WEIGHTS, sha256
 from dcl.app.monitors import read_log
+from dcl.app.pretexts import stored
 from dcl.app.source import Source
 from dcl.data import load
 from dcl.notebook import results
@@ -205,8 +207,12 @@ def complete(folder: Path, manifest: Manifest) -> None:
         trained = result["split"].partition(" -> ")[0]
         # all of it, or the subset that the chapter drew
         source = Source(images_of(result, values), trained, limit=result["training"]["images"])
-        s = runs.settings(place)
-        runs.fit(s.method, source.load(), s.config, place, source=source, device=values["device"])
+        s, data = runs.settings(place), source.load()
+        began = None  # with the pretext in the package, unless there is one in the folder
+        if hasattr(s.config, "pretext") and not (place / "pretext").exists():
+            began = stored(data.images, replace(s.config.pretext, seed=s.config.seed))
+        device = values["device"]
+        runs.fit(s.method, data, s.config, place, source=source, encoder=began or "", device=device)
 
 
 # ---------------------------------------------------------------- into the book

@@ -59,9 +59,14 @@ def claimed(
 
 def _identity(encoder: nn.Module | None, config: Any) -> str:
     """The fingerprint of an encoder from elsewhere; empty for the method's own pretext."""
+    return "" if encoder is None or own_pretext(encoder, config) else fingerprint(encoder)
+
+
+def own_pretext(encoder: nn.Module | None, config: Any) -> bool:
+    """Whether a network has the settings, seed included, of what a method would train first."""
     pretext = getattr(config, "pretext", None)
-    own = pretext and getattr(encoder, "config", None) == replace(pretext, seed=config.seed)
-    return "" if encoder is None or own else fingerprint(encoder)
+    mine = pretext and replace(pretext, seed=config.seed)
+    return mine is not None and getattr(encoder, "config", None) == mine
 
 
 class Fit(Protocol[C, M]):

@@ -25,7 +25,7 @@ from torch import nn
 
 import dcl
 from dcl import methods
-from dcl.algorithm import claimed
+from dcl.algorithm import claimed, own_pretext
 from dcl.app import contents
 from dcl.app.assignments import csv_bytes, names, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
@@ -62,7 +62,8 @@ def fit(
 
     method: a module of `dcl.methods`, `config` its Config; source: where the data came from, for
     `resume`; encoder: a name for `dcl.nets.pretrained.pretrained`, or a module that maps images to
-    (B,D). Without `out` nothing is written. Labels in the data are not used. Raises ValueError
+    (B,D), perhaps the method's own pretext (`dcl.app.pretexts`). Without `out` nothing is written.
+    Labels in the data are not used. Raises ValueError
     when a method that needs images gets vectors, or `out` holds a run with other settings, images
     or encoder; RuntimeError when another process is writing to it. Chapter: your-images.
     """
@@ -72,6 +73,7 @@ def fit(
         methods.for_vectors(method)
     images = data.images.to(pick_device(device))
     network, spec = encoder_of(encoder, data)
+    spec = "" if own_pretext(network, config) else spec
     if out is None:
         model = module.fit(images, config, encoder=network, monitor=monitor)
         clusters, assignment = fitted(model, method, images, spec)

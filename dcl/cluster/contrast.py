@@ -21,6 +21,17 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     return losses.mean() if symmetric else losses[: len(z1)].mean()
 
 
+def class_contrast(log_x: Tensor, log_y: Tensor) -> Tensor:
+    """Cross-entropy of finding each column of X among the columns of Y by its cosine, a scalar.
+
+    log_x, log_y (B,K): logarithms of probabilities; column k of both is cluster k. Between
+    ln(e + K - 1) - 1 and, if no column of X differs from another, ln K.
+    Source: Dang et al. 2021 (NNM), the class contrast. Chapter: nnm.
+    """
+    x, y = (F.normalize(log_p.exp(), dim=0) for log_p in (log_x, log_y))
+    return F.cross_entropy(x.T @ y, torch.arange(x.shape[1], device=x.device))
+
+
 def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
     """Cross-entropy of finding each row's key among itself and the negatives (InfoNCE), a scalar.
 

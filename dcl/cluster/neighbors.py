@@ -45,8 +45,8 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, metric: str = "cosine") ->
     return index.gather(1, order2)
 
 
-def mine(z: Tensor, k: int) -> Tensor:
-    """The k nearest other rows of each row of z (N,D), by cosine: indices (N,k) int64.
+def mine(z: Tensor, k: int, metric: str = "cosine") -> Tensor:
+    """The k nearest other rows of each row of z (N,D): indices (N,k) int64; metric as in `nearest`.
 
     Several processes share the queries.
     Raises ValueError unless k is between 1 and N - 1. Source: SCAN section 2.1; chapter scan.
@@ -56,10 +56,18 @@ def mine(z: Tensor, k: int) -> Tensor:
             f"k must be between 1 and the number of rows less one, {len(z) - 1}; got {k}"
         )
     rows = shard(torch.arange(len(z), device=z.device))
-    found = nearest(z[rows], z, k + 1)
+    found = nearest(z[rows], z, k + 1, metric=metric)
     own = found == rows[:, None]
     own[:, -1] |= ~own.any(1)  # k + 1 or more exact duplicates can push a row out of its own list
     return all_gather_rows(found[~own].view(-1, k))
+
+
+def nearest_other(z: Tensor) -> Tensor:
+    """The nearest other row (B,) of each row of z (B,D), of a batch, by Euclidean distance.
+
+    Source: Dang et al. 2021 (NNM). Chapter: nnm.
+    """
+    return torch.cdist(z, z).fill_diagonal_(torch.inf).argmin(1)
 
 
 def draw(neighbors: Tensor, i: Tensor) -> Tensor:

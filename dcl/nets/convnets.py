@@ -76,6 +76,14 @@ def linear_head(encoder: Encoder, k: int, normalize: bool = False) -> nn.Sequent
     return nn.Sequential(norm(encoder.out_dim, affine=False), nn.Linear(encoder.out_dim, k))
 
 
+class Heads(nn.ModuleList):
+    """Heads side by side: features (B,d) to the logits (B,H,K) of all H."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,d) -> (B,H,K)."""
+        return torch.stack([head(features) for head in self], 1)
+
+
 def conv_bn(a: int, b: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
     """Convolution, BatchNorm, ReLU."""
     return [nn.Conv2d(a, b, kernel, stride, padding), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]

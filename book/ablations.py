@@ -21,21 +21,23 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from scipy.stats import t as student
 from torch import Tensor
 
 from dcl import methods
-from dcl.algorithm import algorithm
+from dcl.algorithm import algorithm, pretrain
 from dcl.app.monitors import Log
 from dcl.app.pretexts import stored
 from dcl.cluster.balance import uniform_order
+from dcl.cluster.centroids import Centroids, Representation
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.methods import deepcluster, lsdc, scan, simclr, swav
+from dcl.methods import deepcluster, lsdc, nnm, scan, simclr, swav
 from dcl.nets.convnets import encoder as network
 from dcl.notebook import results
 from dcl.objective import Encoder, Objective
@@ -143,11 +145,68 @@ def sobel_encoder(
     return model
 
 
+class ReleasedBank(nnm.NNM):
+    """NNM as released: the bank is filled in one order and read in another."""
+
+    def before_epoch(self, epoch: int) -> None:
+        """Fill the bank, and shuffle it."""
+        super().before_epoch(epoch)
+        if self.bank is not None:
+            self.bank = self.bank[torch.randperm(len(self.bank))]
+
+
+@algorithm
+def released_bank(images: Tensor, config: nnm.Config, encoder: Any, run: dict[str, Any]) -> nnm.NNM:
+    """NNM's `fit` with the released bank."""
+    with patch.object(nnm, "NNM", ReleasedBank):
+        return nnm.fit(images, config, encoder=encoder, **run)
+
+
+def scan_instead(epochs: int | None = None) -> Any:
+    """A `fit` of SCAN, with its recipe, on another method's pretext; epochs: of self-labelling."""
+
+    @algorithm
+    def scanned(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Objective:
+        own = replace(recipe("scan", "digits"), pretext=config.pretext, seed=config.seed)
+        if epochs is not None:
+            own = replace(own, selflabel=replace(own.selflabel, epochs=epochs))
+        model: Any = scan.fit(images, own, encoder=encoder, **run)
+        model.config = config  # the study's
+        return model
+
+    return scanned
+
+
+class Heaps(Representation):
+    """A pretext's embedding, clustered by k-means."""
+
+    def __init__(self, pretext: Any, config: Any):
+        super().__init__()
+        self.config, self.pretext, self.encoder = config, pretext, pretext.encoder
+        self.clusters = Centroids(config.n_clusters, pretext.config.out_dim)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (B,D) of length 1."""
+        return self.pretext.embed(x)
+
+
+@algorithm
+def kmeans_instead(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Heaps:
+    """k-means on the embedding of a method's SimCLR."""
+    heaps = Heaps(pretrain(simclr, images, config, run, encoder), config)
+    heaps.to(images.device).fit_clusters(images)
+    return heaps
+
+
 FITS = {
     "official_indexing": released_sampler,
     "official_orientation": released_targets,
     "sobel_pretext": sobel_pretext,
     "sobel_encoder": sobel_encoder,
+    "released_bank": released_bank,
+    "scan": scan_instead(),
+    "scan_step_3": scan_instead(epochs=0),
+    "kmeans": kmeans_instead,
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -272,6 +331,18 @@ STUDIES = {
         "phi fixed": Variant({"phi": "fixed"}),
         "no warm-up": Variant({"warmup": 0}),
         "no BatchNorm in the head": Variant({"head_norm": False}),
+    }, recorded=True),
+    "nnm-digits": Study("nnm", "digits", "ACC", {
+        "local only": Variant({"global_weight": 0.0}),
+        "global only": Variant({"local": False}),
+        "neither": Variant({"local": False, "global_weight": 0.0}),
+        "no columns": Variant({"contrast_weight": 0.0}),
+        "bank from epoch 1": Variant({"bank_from": 1}),
+        "the released bank": Variant({"released_bank": True}),
+        "1 head": Variant({"heads": 1}),
+        "SCAN": Variant({"scan": True}),
+        "SCAN, its step 3": Variant({"scan_step_3": True}),
+        "k-means on the pretext": Variant({"kmeans": True}),
     }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),

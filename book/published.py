@@ -103,5 +103,26 @@ PUBLISHED = [
         "ResNet-18 of solo-learn, 1000 epochs",
         "gpu",
     ),
+    Published(
+        "nnm",
+        "cifar10",
+        {"ACC": ".843", "NMI": ".748", "ARI": ".709"},
+        f"best epoch by the labels of test, {README}",
+        "paper",
+    ),
+    Published(
+        "nnm",
+        "cifar100-20",
+        {"ACC": ".477", "NMI": ".484", "ARI": ".316"},
+        f"best epoch by the labels of test, {README}",
+        "gpu",
+    ),
+    Published(
+        "nnm",
+        "stl10",
+        {"ACC": ".808", "NMI": ".694", "ARI": ".650"},
+        f"best epoch by the labels of test, {README}",
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.contrast import info_nce, nt_xent
+from dcl.cluster.contrast import class_contrast, info_nce, nt_xent
 from dcl.train import seeded
 
 
@@ -82,3 +82,22 @@ def test_info_nce_of_equal_cosines_is_the_log_of_their_number():
     z = torch.ones(3, 1)
     assert info_nce(z, z, torch.ones(7, 1)).item() == pytest.approx(math.log(8))
     assert info_nce(z, z, torch.ones(0, 1)).item() == 0
+
+
+def test_class_contrast_by_hand():
+    x = torch.tensor([[0.9, 0.1], [0.6, 0.4]], dtype=torch.float64)
+    y = torch.tensor([[0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
+    cosine = [
+        [sum(x[:, k] * y[:, j]) / (x[:, k].norm() * y[:, j].norm()) for j in (0, 1)] for k in (0, 1)
+    ]
+    each = [math.log(sum(math.exp(c) for c in row)) - row[k] for k, row in enumerate(cosine)]
+    assert class_contrast(x.log(), y.log()).item() == pytest.approx(float(sum(each)) / 2)
+    assert class_contrast(y.log(), x.log()).item() != pytest.approx(float(sum(each)) / 2)
+
+
+@pytest.mark.parametrize("k, least", [(10, 1.461), (2, 0.313)])
+def test_class_contrast_runs_from_certain_to_uniform(k, least):
+    certain = torch.where(torch.eye(k).bool(), 0.0, -200.0).repeat(3, 1)
+    assert class_contrast(certain, certain).item() == pytest.approx(least, abs=5e-4)
+    uniform = torch.full((7, k), -math.log(k))
+    assert class_contrast(uniform, certain[:7].log_softmax(1)).item() == pytest.approx(math.log(k))

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dcl.cluster import neighbors
-from dcl.cluster.neighbors import agreement, draw, mine, nearest
+from dcl.cluster.neighbors import agreement, draw, mine, nearest, nearest_other
 from dcl.train import seeded
 
 
@@ -83,6 +83,9 @@ def test_mining_leaves_the_image_out_also_among_duplicates():
     with seeded(0):
         z = torch.randn(30, 5)
     assert torch.equal(mine(z, 4), brute(z, z, 5, "cosine")[:, 1:])
+    assert torch.equal(mine(z, 4, "l2"), brute(z, z, 5, "l2")[:, 1:])
+    assert torch.equal(nearest_other(z), brute(z, z, 2, "l2")[:, 1])
+    assert nearest_other(torch.tensor([[0.0], [0.0], [9.0]])).tolist()[:2] == [1, 0]
     assert (mine(torch.ones(6, 3), 2) != torch.arange(6)[:, None]).all()
     for k in (0, 30):
         with pytest.raises(ValueError, match=f"the number of rows less one, 29; got {k}"):

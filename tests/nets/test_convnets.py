@@ -206,3 +206,9 @@ def test_encoder_refuses():
     for name in ("alexnet_bn", "vgg16_bn"):
         with pytest.raises(ValueError, match=f"images must be 224 px for {name}; got 32 px"):
             convnets.encoder(name, images())
+
+
+def test_heads_stand_side_by_side():
+    with seeded(0):
+        heads, z = convnets.Heads([nn.Linear(3, 2), nn.Linear(3, 2)]), torch.randn(5, 3)
+    assert heads(z).shape == (5, 2, 2) and torch.equal(heads(z)[:, 1], heads[1](z))

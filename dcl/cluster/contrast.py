@@ -24,8 +24,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
 def class_contrast(log_x: Tensor, log_y: Tensor) -> Tensor:
     """Cross-entropy of finding each column of X among the columns of Y by its cosine, a scalar.
 
-    log_x, log_y (B,K): logarithms of probabilities; column k of both is cluster k. Between
-    ln(e + K - 1) - 1 and, if no column of X differs from another, ln K.
+    log_x, log_y (B,K): logarithms of probabilities; column k of both is cluster k. At least
+    ln(e + K - 1) - 1, if columns are orthogonal; ln K if all are alike.
     Source: Dang et al. 2021 (NNM), the class contrast. Chapter: nnm.
     """
     x, y = (F.normalize(log_p.exp(), dim=0) for log_p in (log_x, log_y))

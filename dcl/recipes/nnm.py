@@ -56,9 +56,7 @@ mnist = Config(
 )
 
 mnist_10k = replace(
-    digits,
-    pretext=replace(simclr.mnist, train=replace(simclr.mnist.train, epochs=10)),
-    view=simclr.mnist.view,
+    mnist, pretext=simclr.mnist_10k, bank_from=9, train=replace(mnist.train, epochs=12)
 )
 
 cifar10 = Config(pretext=simclr.cifar10)

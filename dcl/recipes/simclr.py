@@ -51,6 +51,8 @@ mnist = Config(
     train=TrainConfig(3, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
+mnist_10k = replace(mnist, train=replace(mnist.train, epochs=10))
+
 cifar10 = Config(  # the paper's, a fifth as long
     train=TrainConfig(100, 512, lr=0.4, weight_decay=1e-4, schedule="cosine", final_lr=0.0004),
 )

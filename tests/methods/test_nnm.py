@@ -270,11 +270,13 @@ def test_neighbours_are_mined_in_the_embedding_of_the_pretext(digits, monkeypatc
     assert torch.equal(nnm.neighbors, mined(z, 7)) and later
 
 
-def test_the_head_with_the_lowest_loss_answers(digits):
-    config = replace(recipes.smoke, heads=5)
+def test_the_head_with_the_lowest_loss_answers(digits, monkeypatch):
+    config, seen, measured = replace(recipes.smoke, heads=5), [], scan.head_losses
+    monkeypatch.setattr(scan, "head_losses", lambda *a: seen.append(a[1]) or measured(*a))
     nnm = fit(digits.images, config)
     log_p = extract(nnm.log_proba, digits.images)
     near = mine(extract(nnm.encoder, digits.images), config.n_neighbors, metric="l2")
+    assert torch.equal(seen[0], near)  # those of today, not the mined ones
     losses = [
         torch.stack([scan.scan_loss(p, p[j], 5.0) for j in near.T]).mean() for p in log_p.unbind(1)
     ]

@@ -73,5 +73,7 @@ PUBLISHED = [
     Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
     Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
     Published("scan", "ImageNet", {"ACC": ".399"}, README),
+    Published("jigclu", "ImageNet", {"linear": ".664"}, f"ResNet-50, 200 epochs, {README}"),
+    Published("jigclu", "ImageNet-100", {"linear": ".809"}, "the paper, in issue 5 of the release"),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

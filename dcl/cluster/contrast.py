@@ -19,3 +19,20 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     partner = torch.arange(len(z), device=z.device).roll(len(z1))
     losses = F.cross_entropy(logits, partner, reduction="none")  # (2B,)
     return losses.mean() if symmetric else losses[: len(z1)].mean()
+
+
+def supcon(z: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of finding the rows with one's own label among all others, a scalar.
+
+    `z` (M,D) float is normalised here, `labels` (M,) int64. For each row the mean over the others
+    of its label of -log softmax; then the mean over rows that have such others (0 without any).
+    With two rows for each label it is `nt_xent`.
+    Source: Khosla et al. 2020, eq. 2. Chapter: jigclu.
+    """
+    z = F.normalize(z, dim=1)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_p = (z @ z.T / temperature).masked_fill(own, -torch.inf).log_softmax(1)  # (M,M)
+    same = (labels[:, None] == labels) & ~own
+    count = same.sum(1)
+    losses = -log_p.masked_fill(~same, 0).sum(1) / count.clamp(min=1)  # (M,)
+    return losses.sum() / (count > 0).sum().clamp(min=1)

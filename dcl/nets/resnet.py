@@ -82,9 +82,13 @@ class ResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) -> the spatial mean of the last block's maps."""
+    def maps(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> the maps (B,D,h,w) of the last block."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for k in range(1, 5):
             x = self.get_submodule(f"layer{k}")(x)
-        return x.mean((2, 3))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> the spatial mean of the last block's maps."""
+        return self.maps(x).mean((2, 3))

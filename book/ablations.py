@@ -259,6 +259,21 @@ STUDIES = {
         "Sobel edges, negatives": Variant({"sobel_encoder": True,
             "views": tuple(map(negatives, recipe("swav", "shapes").views))}),
     }, recorded=True),
+    "jigclu-digits": Study("jigclu", "digits", "ACC", {
+        "location off": Variant({"location_weight": 0.0}),
+        "clustering off": Variant({"cluster_weight": 0.0}),
+        "weights 1 and 1": Variant({"cluster_weight": 1.0}),
+        "patches not mixed": Variant({"mixed": False}),
+        "no overlap": Variant({"overlap": 0.0}),
+        "overlap .2": Variant({"overlap": 0.2}),
+        "overlap .3": Variant({"overlap": 0.3}),
+        "patches of 8 px": Variant({"view": replace(DIGIT_VIEW, size=8)}),
+        "patches of 16 px": Variant({"view": replace(DIGIT_VIEW, size=16)}),
+        "mirror images": Variant({"view": replace(DIGIT_VIEW, size=12, flip=0.5)}),
+        "temperature .1": Variant({"temperature": 0.1}),
+        "read at 24 px": Variant({"size": 24}),
+        "statistics of the montages": Variant({"settled": False}),
+    }),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""
 

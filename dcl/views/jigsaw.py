@@ -24,9 +24,8 @@ def crop_boxes(
     h, w = (round(side * (1 / grid + overlap)) for side in (height, width))
     if min(h, w) < 1:
         raise ValueError(f"images must be larger than {grid} patches; got {height} x {width}")
-    tops, lefts = (
-        [round(room * k / max(1, grid - 1)) for k in range(grid)] for room in (height - h, width - w)
-    )
+    steps = [k / max(1, grid - 1) for k in range(grid)]
+    tops, lefts = ([round(room * k) for k in steps] for room in (height - h, width - w))
     return [(top, left, h, w) for top in tops for left in lefts]
 
 

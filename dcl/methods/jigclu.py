@@ -75,12 +75,12 @@ class Config:
     grid: int = 2  #: n: an image is cut into, and a montage made of, n x n patches
     overlap: float = 0.3  #: c: a patch has 1/n + c of the image's side
     view: View = replace(PHOTO_VIEW, blur=0.5)  #: of a patch; without a size, 1/n of the image's
-    size: int | None = None  #: side at which whole images are read; None: the patches' scale
+    size: int | None = 224  #: side at which whole images are read; None: the patches' scale
     temperature: float = 0.3
     cluster_weight: float = 0.3 / 0.07  #: w, in the release T / .07
     location_weight: float = 1.0
     mixed: bool = True  #: False: each montage is put together from its own image
-    settled: bool = True  #: estimate BatchNorm's statistics again, from whole images
+    settled: bool = False  #: estimate BatchNorm's statistics again, from whole images
     train: TrainConfig = TrainConfig(200, 256, lr=0.03, weight_decay=1e-4, schedule="cosine")
 
     def __post_init__(self) -> None:

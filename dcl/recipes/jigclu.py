@@ -14,11 +14,13 @@ smoke = Config(
     hidden=32,
     dim=16,
     view=DIGIT_VIEW,
+    size=None,
+    settled=True,
     train=TrainConfig(2, 64, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# Half an 8 is a 3: patches of nine tenths of the side, shown at 12 px. Those of 8 px, which would
-# make montages as large as the digits, are too coarse to be told apart.
+# Half an 8 is a 3: patches of nine tenths of the side. Shown at 8 px, which makes montages as large
+# as the digits, a step takes two thirds of the time, and ACC is .04 lower (seed 0).
 digits = Config(
     n_clusters=10,
     encoder="small_cnn",
@@ -28,10 +30,12 @@ digits = Config(
     dim=64,
     overlap=0.4,
     view=replace(DIGIT_VIEW, size=12),
+    size=None,
+    settled=True,
     train=TrainConfig(30, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-# the montage is larger than the image, as for digits; hue, the easiest cue, is jittered strongly
+# hue, the easiest cue, is jittered strongly, as in the recipe of SimCLR
 shapes = Config(
     n_clusters=6,
     encoder="small_cnn",
@@ -40,6 +44,8 @@ shapes = Config(
     dim=64,
     overlap=0.4,
     view=replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4)),
+    size=None,
+    settled=True,
     train=TrainConfig(20, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
@@ -50,6 +56,8 @@ photos = Config(
     hidden=128,
     dim=64,
     view=PHOTO_VIEW,
+    size=None,
+    settled=True,
     train=TrainConfig(40, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
@@ -62,6 +70,8 @@ mnist = Config(
     dim=64,
     overlap=0.4,
     view=HAND_VIEW,
+    size=None,
+    settled=True,
     train=TrainConfig(3, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
@@ -73,7 +83,9 @@ cifar10 = Config(
     stem="small",
     hidden=512,
     view=PHOTO_VIEW,
+    size=None,
+    settled=True,
     train=TrainConfig(200, 256, lr=0.03, weight_decay=1e-4, schedule="cosine"),
 )
 
-paper = Config(size=224, settled=False)
+paper = Config()

@@ -27,6 +27,7 @@ TINY = Config(
     hidden=7,
     dim=4,
     view=View(size=8),
+    size=None,
     train=TrainConfig(epochs=1, batch_size=4, lr=0.05, momentum=0.9),
 )
 

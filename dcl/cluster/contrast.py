@@ -36,3 +36,14 @@ def supcon(z: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     count = same.sum(1)
     losses = -log_p.masked_fill(~same, 0).sum(1) / count.clamp(min=1)  # (M,)
     return losses.sum() / (count > 0).sum().clamp(min=1)
+
+
+def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
+    """Cross-entropy of finding each row's key among itself and the negatives (InfoNCE), a scalar.
+
+    z, keys (B,D) and negatives (r,D) float, of length 1: row k of both is from one image. Without
+    negatives it is 0. Source: He et al. 2020 (MoCo), eq. 1. Chapter: pcl.
+    """
+    own = (z * keys).sum(1, keepdim=True)  # (B,1)
+    logits = torch.cat([own, z @ negatives.T], 1) / temperature  # (B,1+r)
+    return F.cross_entropy(logits, logits.new_zeros(len(z), dtype=torch.int64))

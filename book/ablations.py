@@ -292,7 +292,7 @@ STUDIES = {
         "mirror images": Variant({"view": replace(DIGIT_VIEW, size=12, flip=0.5)}),
         "read at 24 px": Variant({"size": 24}),
         "statistics of the montages": Variant({"settled": False}),
-    }),
+    }, recorded=True),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""
 

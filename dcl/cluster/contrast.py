@@ -27,7 +27,7 @@ def supcon(z: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     `z` (M,D) float is normalised here, `labels` (M,) int64. For each row the mean over the others
     of its label of -log softmax; then the mean over rows that have such others (0 without any).
     With two rows for each label it is `nt_xent`.
-    Source: Khosla et al. 2020, eq. 2. Chapter: jigclu.
+    Source: Khosla et al. 2020, with the mean outside the logarithm. Chapter: jigclu.
     """
     z = F.normalize(z, dim=1)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)

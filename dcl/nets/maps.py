@@ -32,7 +32,7 @@ def slots(maps: Tensor, grid: int) -> Tensor:
     """Means over the n x n cells of maps (B,D,h,w): (n*n*B,D), position-major as a montage.
 
     Sides that n does not divide are stretched to the next multiple, bilinearly (7 x 7 to 8 x 8).
-    Source: Chen et al. 2021, section 3.2. Chapter: jigclu.
+    Source: Chen et al. 2021. Chapter: jigclu.
     """
     size = [-(-side // grid) * grid for side in maps.shape[2:]]
     if size != [*maps.shape[2:]]:

@@ -1,4 +1,6 @@
-"""Equal weight for clusters of unequal size: by sampling images, or by weighting them."""
+"""Clusters of equal weight: by sampling images, by weighting them, or by an entropy."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -29,3 +31,13 @@ def cluster_weights(labels: Tensor) -> Tensor:
     # the clusters' sizes, without `bincount`, which would make the GPU wait in every step
     sizes = torch.zeros_like(labels).scatter_add_(0, labels, torch.ones_like(labels))
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
+
+
+def mean_entropy(log_p: Tensor) -> Tensor:
+    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K).
+
+    ln K when all clusters get the same mass. Finite, as its gradient, for a cluster with none.
+    Source: Van Gansbeke et al. 2020 (SCAN), eq. 2. Chapters: scan, cc.
+    """
+    log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
+    return -(log_mean.exp() * log_mean).sum()

@@ -1,0 +1,169 @@
+r"""CC: contrast images in the rows of a batch, and clusters in its columns.
+
+Li, Hu, Liu, Peng, Zhou, Peng: Contrastive Clustering, AAAI 2021, arXiv 2009.09687. Chapter: cc.
+
+Notation: B images, two views a and b of each, z the output of the instance head (D numbers), P
+that of the cluster head after a softmax, a matrix (B,K): row i is what image i is, column k is
+what cluster k holds. T_i and T_c are the temperatures of the two contrasts.
+
+Algorithm, from random weights, for each batch:
+
+1. Draw two views of every image; one encoder, two heads.
+2. Rows: among the 2B embeddings z, find the other view of the same image (NT-Xent, Eq. 1 to 3)
+
+   .. math:: \ell_i^a = -\log \frac{\exp(\cos(z_i^a, z_i^b) / T_i)}
+             {\sum_j [\exp(\cos(z_i^a, z_j^a) / T_i) + \exp(\cos(z_i^a, z_j^b) / T_i)]}
+
+   without the term of an embedding and itself; :math:`L_{ins}` is the mean over all 2B.
+3. Columns: the same loss with the 2K columns of the two matrices P, each a vector of length B, in
+   the place of the embeddings, and T_c: find the same cluster in the other view (Eq. 4 to 6).
+4. Even use: the entropy of the mean prediction of each view, which is ln K when all clusters get
+   the same mass (Eq. 6)
+
+   .. math:: L_{clu} = \frac{1}{2K} \sum_k (\hat\ell_k^a + \hat\ell_k^b)
+             + (\ln K - H(\bar p^a)) + (\ln K - H(\bar p^b))
+
+5. Step down :math:`L_{ins} + L_{clu}` (Eq. 7).
+
+The cluster of an image is the largest output of the cluster head on the image as it is. There is
+no pretext, no k-means and no second stage.
+
+**Differences**
+
+- the entropy is written as what it lacks to ln K, as released: the same gradient
+- both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
+- a cluster that no image of the batch is in has a column of zeros: here its cosines are 0 and the
+  logarithm of its mass is finite, released NaN
+- `batch_norm` puts BatchNorm before and inside the cluster head, for schedules of hundreds of
+  steps; the paper's head has none
+- without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
+- with several processes the rows of all of them are compared, and are the columns' entries
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcl.algorithm import Run, algorithm
+from dcl.cluster.balance import mean_entropy
+from dcl.cluster.centroids import Centroids, Representation
+from dcl.cluster.contrast import nt_xent
+from dcl.config import TrainConfig, check_config
+from dcl.nets import convnets
+from dcl.objective import Encoder
+from dcl.runtime.dist import all_gather_rows
+from dcl.train import train
+from dcl.views import PHOTO_VIEW, View
+
+CROP = replace(PHOTO_VIEW, size=224, scale=(0.08, 1))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The paper's settings for CIFAR-10."""
+
+    advice: ClassVar = dict.fromkeys(("collapse", "dead clusters"), "Raise entropy_weight.")
+
+    seed: int = 0
+    n_clusters: int = 10  #: K; batches should be much larger
+    encoder: str = "resnet34"  #: one of `dcl.nets.convnets.ENCODERS`
+    width: int | None = None  #: width of the encoder; None: the original's
+    stem: str = "imagenet"
+    dim: int = 128  #: width D of the embeddings
+    batch_norm: bool = False  #: BatchNorm before and inside the cluster head: ours
+    temperature: float = 0.5  #: T_i, of the rows
+    cluster_temperature: float = 1.0  #: T_c, of the columns
+    instance_weight: float = 1.0  #: 0: no instance head
+    cluster_weight: float = 1.0  #: of columns and entropy; 0: no head, k-means at the end
+    entropy_weight: float = 1.0  #: of the entropies within the cluster loss
+    view: View = CROP  #: recipe of both views
+    train: TrainConfig = TrainConfig(1000, 256, "adam", 3e-4)
+
+    def __post_init__(self) -> None:
+        check_config(self, "temperature", "cluster_temperature", dim=1, instance_weight=0)
+        check_config(self, cluster_weight=0, entropy_weight=0)
+        if not self.instance_weight and not self.cluster_weight:
+            raise ValueError("instance_weight or cluster_weight must be above 0; both are 0")
+
+
+def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Tensor:
+    """NT-Xent of the columns of two matrices of probabilities, from their logs (B,K); a scalar.
+
+    ln(2K - 1) when both are uniform; for 10 clusters and T 1 that is 2.94, and the least 2.03,
+    when each cluster is certain of as many images. Source: Eq. 4 and 5.
+    """
+    return nt_xent(log_p1.exp().T, log_p2.exp().T, temperature)
+
+
+def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
+    """Steps 2 to 5, of embeddings (2B,D) and the cluster head's logits (2B,K), view by view."""
+    log_p1, log_p2 = logits.log_softmax(1).chunk(2)
+    instance = nt_xent(*z.chunk(2), config.temperature)
+    cluster = cluster_loss(log_p1, log_p2, config.cluster_temperature)
+    entropy = (mean_entropy(log_p1) + mean_entropy(log_p2)) / 2
+    uneven = 2 * (math.log(config.n_clusters) - entropy)
+    loss = config.instance_weight * instance
+    loss = loss + config.cluster_weight * (cluster + config.entropy_weight * uneven)
+    return {"loss": loss, "instance": instance, "cluster": cluster, "entropy": entropy}
+
+
+class CC(Representation):
+    """Encoder, instance head and cluster head; without the latter, K clusters by k-means."""
+
+    def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
+        super().__init__()
+        self.config, c = config, config
+        if encoder is None:
+            encoder = convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
+        self.encoder, d = encoder, encoder.out_dim
+        self.instance_head = convnets.mlp((d, d, c.dim), batch_norm=False)
+        norm = nn.BatchNorm1d(d, affine=False) if c.batch_norm else nn.Identity()
+        head = convnets.mlp((d, d, c.n_clusters), batch_norm=c.batch_norm)
+        self.cluster_head = nn.Sequential(norm, head)
+        if not c.cluster_weight:
+            self.clusters = Centroids(c.n_clusters, c.dim, spherical=True)
+
+    def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """Steps 1 to 5: L_ins is "instance", the columns' part of L_clu "cluster"."""
+        view = self.config.view
+        features = self.encoder(torch.cat([view(x), view(x)]))
+        rows = torch.cat([self.instance_head(features), self.cluster_head(features)], 1).float()
+        with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
+            rows = torch.cat([all_gather_rows(half) for half in rows.chunk(2)])  # of all processes
+            return losses(*rows.split([self.config.dim, self.config.n_clusters], 1), self.config)
+
+    def chances(self) -> dict[str, float]:
+        """Contrasts in which nothing differs: ln(2B - 1) and ln(2K - 1)."""
+        c = self.config
+        known = {"instance": 2 * c.train.batch_size - 1, "cluster": 2 * c.n_clusters - 1}
+        return {name: math.log(n) for name, n in known.items() if getattr(c, f"{name}_weight")}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (B,D) of length 1, by the instance head."""
+        return F.normalize(self.instance_head(self.encoder(x)).float(), dim=1)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Softmax (B,K) of the cluster head; without one, of similarities to the centroids."""
+        if not self.config.cluster_weight:
+            return super().predict_proba(x)
+        return self.cluster_head(self.encoder(x)).float().softmax(1)
+
+
+@algorithm
+def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> CC:
+    """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`.
+
+    Chapter: cc.
+    """
+    cc = CC(images, config, encoder)
+    train(cc, images, config.train, **run)
+    if not config.cluster_weight:
+        cc.fit_clusters(images)
+    return cc
+
+
+model = CC  # what `fit` returns, with fresh weights

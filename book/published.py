@@ -25,6 +25,7 @@ class Published(NamedTuple):
 TOY = "the paper, in IDEC-toy's README"
 LOG = "last epoch of the author's log"
 README = "README of the release"
+PROPOS = "the paper, in a table of ProPos"
 
 PUBLISHED = [
     Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
@@ -73,5 +74,10 @@ PUBLISHED = [
     Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
     Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
     Published("scan", "ImageNet", {"ACC": ".399"}, README),
+    Published("cc", "cifar10", {"ACC": ".790", "NMI": ".705", "ARI": ".637"}, PROPOS, "paper"),
+    Published("cc", "cifar100-20", {"ACC": ".429", "NMI": ".431", "ARI": ".266"}, PROPOS, "gpu"),
+    Published("cc", "stl10", {"ACC": ".850", "NMI": ".764", "ARI": ".726"}, PROPOS, "gpu"),
+    Published("cc", "ImageNet-10", {"ACC": ".893", "NMI": ".859", "ARI": ".822"}, PROPOS),
+    Published("cc", "ImageNet-Dogs", {"ACC": ".429", "NMI": ".445", "ARI": ".274"}, PROPOS),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

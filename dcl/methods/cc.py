@@ -25,19 +25,18 @@ Algorithm, from random weights, for each batch:
 
 5. Step down :math:`L_{ins} + L_{clu}` (Eq. 7).
 
-The cluster of an image is the largest output of the cluster head on the image as it is. There is
-no pretext, no k-means and no second stage.
+The cluster of an image is the largest output of the cluster head on the image as it is.
 
 **Differences**
 
 - the entropy is written as what it lacks to ln K, as released: the same gradient
 - both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
-- a cluster that no image of the batch is in has a column of zeros: here its cosines are 0 and the
-  logarithm of its mass is finite, released NaN
-- `batch_norm` puts BatchNorm before and inside the cluster head, for schedules of hundreds of
-  steps; the paper's head has none
+- a cluster that no image of the batch is in: its column has cosine 0 with all others, and the
+  logarithm of its mass is finite; released NaN
+- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), and
+  several cluster heads, of which the moving average of :math:`L_{clu}` chooses one (`heads`)
 - without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
-- with several processes the rows of all of them are compared, and are the columns' entries
+- with several processes the rows are those of all
 """
 
 import math
@@ -74,6 +73,7 @@ class Config:
     width: int | None = None  #: width of the encoder; None: the original's
     stem: str = "imagenet"
     dim: int = 128  #: width D of the embeddings
+    heads: int = 1  #: cluster heads trained side by side: ours; the lowest L_clu gives the clusters
     batch_norm: bool = False  #: BatchNorm before and inside the cluster head: ours
     temperature: float = 0.5  #: T_i, of the rows
     cluster_temperature: float = 1.0  #: T_c, of the columns
@@ -85,7 +85,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, "temperature", "cluster_temperature", dim=1, instance_weight=0)
-        check_config(self, cluster_weight=0, entropy_weight=0)
+        check_config(self, cluster_weight=0, entropy_weight=0, heads=1)
         if not self.instance_weight and not self.cluster_weight:
             raise ValueError("instance_weight or cluster_weight must be above 0; both are 0")
 
@@ -100,15 +100,18 @@ def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Te
 
 
 def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
-    """Steps 2 to 5, of embeddings (2B,D) and the cluster head's logits (2B,K), view by view."""
-    log_p1, log_p2 = logits.log_softmax(1).chunk(2)
+    """Steps 2 to 5, of embeddings (2B,D) and logits (2B,H,K) of H cluster heads, view by view.
+
+    "heads" (H,) is L_clu of each, "cluster" its part of columns, as "entropy" a mean over heads.
+    """
     instance = nt_xent(*z.chunk(2), config.temperature)
-    cluster = cluster_loss(log_p1, log_p2, config.cluster_temperature)
-    entropy = (mean_entropy(log_p1) + mean_entropy(log_p2)) / 2
-    uneven = 2 * (math.log(config.n_clusters) - entropy)
-    loss = config.instance_weight * instance
-    loss = loss + config.cluster_weight * (cluster + config.entropy_weight * uneven)
-    return {"loss": loss, "instance": instance, "cluster": cluster, "entropy": entropy}
+    pairs = [log_p.chunk(2) for log_p in logits.log_softmax(2).unbind(1)]  # H x (B,K), (B,K)
+    cluster = torch.stack([cluster_loss(a, b, config.cluster_temperature) for a, b in pairs])
+    entropy = torch.stack([mean_entropy(a) + mean_entropy(b) for a, b in pairs]) / 2  # (H,)
+    heads = cluster + config.entropy_weight * 2 * (math.log(config.n_clusters) - entropy)
+    loss = config.instance_weight * instance + config.cluster_weight * heads.mean()
+    means = {"cluster": cluster.mean(), "entropy": entropy.mean()}
+    return {"loss": loss, "instance": instance, **means, "heads": heads}
 
 
 class CC(Representation):
@@ -121,20 +124,25 @@ class CC(Representation):
             encoder = convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
         self.encoder, d = encoder, encoder.out_dim
         self.instance_head = convnets.mlp((d, d, c.dim), batch_norm=False)
-        norm = nn.BatchNorm1d(d, affine=False) if c.batch_norm else nn.Identity()
-        head = convnets.mlp((d, d, c.n_clusters), batch_norm=c.batch_norm)
-        self.cluster_head = nn.Sequential(norm, head)
+        norm: type[nn.Module] = nn.BatchNorm1d if c.batch_norm else nn.Identity
+        self.cluster_heads = nn.ModuleList(
+            nn.Sequential(norm(d, affine=False), convnets.mlp((d, d, c.n_clusters), c.batch_norm))
+            for _ in range(c.heads)
+        )
+        self.standing = nn.Buffer(torch.zeros(c.heads))  #: L_clu of each head, a moving average
         if not c.cluster_weight:
             self.clusters = Centroids(c.n_clusters, c.dim, spherical=True)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Steps 1 to 5: L_ins is "instance", the columns' part of L_clu "cluster"."""
-        view = self.config.view
-        features = self.encoder(torch.cat([view(x), view(x)]))
-        rows = torch.cat([self.instance_head(features), self.cluster_head(features)], 1).float()
+        c, k = self.config, self.config.n_clusters
+        f = self.encoder(torch.cat([c.view(x), c.view(x)]))
+        rows = torch.cat([self.instance_head(f), *(head(f) for head in self.cluster_heads)], 1)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
-            rows = torch.cat([all_gather_rows(half) for half in rows.chunk(2)])  # of all processes
-            return losses(*rows.split([self.config.dim, self.config.n_clusters], 1), self.config)
+            whole = torch.cat([all_gather_rows(half) for half in rows.float().chunk(2)])
+            found = losses(whole[:, : c.dim], whole[:, c.dim :].unflatten(1, (-1, k)), c)
+            self.standing.lerp_(found.pop("heads").detach(), 0.05)
+        return found
 
     def chances(self) -> dict[str, float]:
         """Contrasts in which nothing differs: ln(2B - 1) and ln(2K - 1)."""
@@ -147,10 +155,12 @@ class CC(Representation):
         return F.normalize(self.instance_head(self.encoder(x)).float(), dim=1)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Softmax (B,K) of the cluster head; without one, of similarities to the centroids."""
+        """Softmax (B,K) of the best cluster head; without any, of similarities to centroids."""
         if not self.config.cluster_weight:
             return super().predict_proba(x)
-        return self.cluster_head(self.encoder(x)).float().softmax(1)
+        features = self.encoder(x)
+        logits = torch.stack([head(features) for head in self.cluster_heads]).float()  # (H,B,K)
+        return logits.softmax(2)[self.standing.argmin()]
 
 
 @algorithm

@@ -62,8 +62,14 @@ def contrast(vectors, temperature):
 
 
 def by_loop(z, logits, c):
-    """Eq. 1 to 7, written as sums over images and clusters."""
-    rows = len(z) // 2
+    """Eq. 1 to 7, written as sums over images and clusters; the mean over cluster heads."""
+    clusters = [by_head(head, c) for head in logits.unbind(1)]
+    mean = sum(clusters) / len(clusters)
+    return c.instance_weight * contrast(list(z), c.temperature) + c.cluster_weight * mean
+
+
+def by_head(logits, c):
+    rows = len(logits) // 2
     p = [row.exp() / row.exp().sum() for row in logits]
     columns = [
         torch.stack([p[i][k] for i in range(first, first + rows)])
@@ -76,14 +82,13 @@ def by_loop(z, logits, c):
             mass = sum(p[i][k] for i in range(first, first + rows)) / rows
             lacking = lacking + (mass * torch.log(mass) if mass > 0 else 0)
         lacking = lacking + math.log(c.n_clusters)
-    clusters = contrast(columns, c.cluster_temperature) + c.entropy_weight * lacking
-    return c.instance_weight * contrast(list(z), c.temperature) + c.cluster_weight * clusters
+    return contrast(columns, c.cluster_temperature) + c.entropy_weight * lacking
 
 
-def drawn(rows, k, dim=5):
+def drawn(rows, k, heads=2, dim=5):
     with seeded(rows + k):
         z = torch.randn(2 * rows, dim, dtype=torch.float64)
-        return z, 2 * torch.randn(2 * rows, k, dtype=torch.float64)
+        return z, 2 * torch.randn(2 * rows, heads, k, dtype=torch.float64)
 
 
 WEIGHED = replace(
@@ -106,9 +111,9 @@ def test_loss_and_gradient_are_those_of_the_loop(rows, k, config):
 def test_constant_embeddings_and_an_empty_cluster_are_those_of_the_loop():
     z, logits = drawn(5, 3)
     compare(torch.ones_like(z), logits, TINY)
-    logits[:, 1] = -1000.0  # no image of either view is in cluster 1: its mass is zero
+    logits[:, :, 1] = -1000.0  # no image of either view is in cluster 1: its mass is zero
     compare(z, logits, TINY, exact=False)
-    logits[:5, 1] = 1.0  # in one view only
+    logits[:5, :, 1] = 1.0  # in one view only
     compare(z, logits, TINY, exact=False)
 
 
@@ -139,7 +144,7 @@ def test_the_cluster_loss_runs_from_even_and_certain_to_uniform(k, least):
 
 def test_the_instance_loss_of_aligned_and_orthogonal_embeddings():
     z = torch.eye(256).repeat(2, 1)
-    found = losses(z, torch.zeros(512, 3), TINY)
+    found = losses(z, torch.zeros(512, 1, 3), TINY)
     assert found["instance"].item() == pytest.approx(4.249, abs=5e-4)
     assert found["entropy"].item() == pytest.approx(math.log(3))
 
@@ -147,8 +152,8 @@ def test_the_instance_loss_of_aligned_and_orthogonal_embeddings():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_batch_in_one_cluster_has_a_finite_loss_and_gradient(dtype):
     for far in (20.0, 200.0, 2000.0):  # probabilities that are small, subnormal, zero
-        logits = torch.zeros(12, 4, dtype=dtype)
-        logits[:, 0] = far
+        logits = torch.zeros(12, 1, 4, dtype=dtype)
+        logits[:, :, 0] = far
         logits.requires_grad_()
         loss = losses(torch.randn(12, 5).to(dtype), logits, replace(TINY, n_clusters=4))["loss"]
         (gradient,) = torch.autograd.grad(loss, logits)
@@ -159,7 +164,8 @@ def test_clusters_have_no_order_and_views_are_alike():
     z, logits = drawn(6, 4)
     config, order = replace(WEIGHED, n_clusters=4), torch.tensor([2, 0, 3, 1])
     loss = losses(z, logits, config)["loss"]
-    same = [(z, logits[:, order]), (z.roll(6, 0), logits.roll(6, 0))]
+    same = [(z, logits[:, :, order]), (z.roll(6, 0), logits.roll(6, 0))]
+    same.append((z, logits.flip(1)))
     rows = torch.randperm(6)
     same.append((torch.cat([z[rows], z[6 + rows]]), torch.cat([logits[rows], logits[6 + rows]])))
     for a, b in same:
@@ -170,27 +176,34 @@ def test_clusters_have_no_order_and_views_are_alike():
 
 def test_the_entropy_is_that_of_each_view_and_pulls_towards_even_use():
     half = torch.tensor([[50.0, 0.0]] * 4 + [[0.0, 50.0]] * 4)  # each view in one cluster
-    config = replace(TINY, n_clusters=2)
+    half, config = half[:, None], replace(TINY, n_clusters=2)
     assert losses(torch.ones(8, 5), half, config)["entropy"].item() == pytest.approx(0, abs=1e-6)
-    logits = torch.tensor([[1.0, 0.0]] * 8, requires_grad=True)
+    logits = torch.tensor([[[1.0, 0.0]]] * 8, requires_grad=True)
     only = replace(config, instance_weight=0.0, entropy_weight=9.0)
     losses(torch.ones(8, 5), logits, only)["loss"].backward()
-    assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 1] < 0).all()
+    assert (logits.grad[..., 0] > 0).all() and (logits.grad[..., 1] < 0).all()
 
 
 # -- the objective -----------------------------------------------------------------------------
 
 
 def test_forward_is_the_algorithm(x):
-    drawn, objective = [], make(replace(TINY, view=View(translate=0.4)))
+    drawn, objective = [], make(replace(TINY, view=View(translate=0.4), heads=2))
     objective.encoder.register_forward_hook(lambda _m, args, _o: drawn.append(args[0]))
     found = objective(x, torch.arange(6))
     (seen,) = drawn  # one pass of both views
     assert len(seen) == 12 and not torch.equal(seen[:6], seen[6:])
     features = objective.encoder(seen)
-    z, logits = objective.instance_head(features), objective.cluster_head(features)
-    torch.testing.assert_close(found, losses(z, logits, objective.config))
+    z = objective.instance_head(features)
+    logits = torch.stack([head(features) for head in objective.cluster_heads], 1)
+    wanted = losses(z, logits, objective.config)
+    heads = wanted.pop("heads")
+    torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found["loss"], by_loop(z, logits, objective.config))
+    torch.testing.assert_close(heads[1], by_head(logits[:, 1], objective.config))
+    torch.testing.assert_close(objective.standing, 0.05 * heads)
+    objective(x, torch.arange(6))
+    assert (objective.standing > 0.09 * heads).all()  # a moving average: of another view
     found["loss"].backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in objective.parameters())
 
@@ -203,16 +216,18 @@ def test_losses_are_float32_under_autocast(x):
     torch.testing.assert_close(p.sum(1), torch.ones(6))
     features = objective.encoder(x).repeat(2, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        z, logits = objective.instance_head(features), objective.cluster_head(features)
-    exact = losses(z.float(), logits.float(), objective.config)
-    torch.testing.assert_close(found, exact)
+        z, logits = objective.instance_head(features), objective.cluster_heads[0](features)
+    exact = losses(z.float(), logits[:, None].float(), objective.config)
+    torch.testing.assert_close(found, {k: v for k, v in exact.items() if k != "heads"})
 
 
-@pytest.mark.parametrize("name, head", [("instance", "instance_head"), ("cluster", "cluster_head")])
+@pytest.mark.parametrize(
+    "name, head", [("instance", "instance_head"), ("cluster", "cluster_heads")]
+)
 def test_a_weight_of_zero_removes_a_head(x, name, head):
     objective = make(replace(TINY, **{f"{name}_weight": 0.0}))
     objective(x, torch.arange(6))["loss"].backward()
-    for part in ("instance_head", "cluster_head"):
+    for part in ("instance_head", "cluster_heads"):
         moved = any(p.grad.any() for p in getattr(objective, part).parameters())
         assert moved == (part != head)
     assert name not in objective.chances() and len(objective.chances()) == 1
@@ -220,7 +235,7 @@ def test_a_weight_of_zero_removes_a_head(x, name, head):
 
 def test_uniform_heads_have_the_losses_of_chances(x):
     objective = make(replace(TINY, train=replace(TINY.train, batch_size=6)))
-    for p in [*objective.instance_head.parameters(), *objective.cluster_head.parameters()]:
+    for p in [*objective.instance_head.parameters(), *objective.cluster_heads.parameters()]:
         nn.init.zeros_(p)
     found = objective(x, torch.arange(6))
     for name, chance in objective.chances().items():
@@ -229,11 +244,24 @@ def test_uniform_heads_have_the_losses_of_chances(x):
 
 def test_predict_is_the_cluster_head_on_the_image_as_it_is(x):
     objective = make(replace(TINY, view=View(negative=1.0))).eval()
-    logits = objective.cluster_head(objective.encoder(x))
+    logits = objective.cluster_heads[0](objective.encoder(x))
     assert torch.equal(objective.predict(x), logits.argmax(1))
     torch.testing.assert_close(objective.predict_proba(x), logits.softmax(1))
     z = objective.instance_head(objective.encoder(x))
     torch.testing.assert_close(objective.embed(x), z / z.norm(dim=1, keepdim=True))
+
+
+def test_of_several_heads_the_lowest_cluster_loss_answers(x):
+    objective = make(replace(TINY, heads=3))
+    for p in objective.cluster_heads[0].parameters():
+        nn.init.zeros_(p)  # uniform predictions: the column loss of chance
+    for _ in range(3):
+        objective(x, torch.arange(6))
+    assert objective.standing.argmax() == 0
+    each = [head(objective.encoder(x)) for head in objective.cluster_heads]
+    for k in range(3):
+        objective.standing.copy_(torch.arange(3).sub(k).abs())
+        torch.testing.assert_close(objective.predict_proba(x), each[k].softmax(1))
 
 
 def test_without_a_cluster_head_k_means_clusters_the_embedding(x):
@@ -250,7 +278,7 @@ def test_without_a_cluster_head_k_means_clusters_the_embedding(x):
 def test_batch_norm_stands_before_and_inside_the_cluster_head_only():
     def norms(config):
         objective = make(config)
-        heads = objective.instance_head, objective.cluster_head
+        heads = objective.instance_head, objective.cluster_heads[0]
         return [[m.affine for m in h.modules() if isinstance(m, nn.BatchNorm1d)] for h in heads]
 
     assert norms(TINY) == [[], []]

@@ -249,6 +249,14 @@ STUDIES = {
         "the released sampler": Variant({"official_indexing": True}, "the author: the released "
             "code should reproduce the paper (issue 32)", "same", "linear"),
     }),
+    "cc-digits": Study("cc", "digits", "ACC", {
+        "no entropy": Variant({"entropy_weight": 0.0}),
+        "no instance head": Variant({"instance_weight": 0.0}),
+        "instance weight 1": Variant({"instance_weight": 1.0}),
+        "no cluster head": Variant({"cluster_weight": 0.0}),
+        "1 head": Variant({"heads": 1}),
+        "1 head, no BatchNorm": Variant({"heads": 1, "batch_norm": False}),
+    }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),
         "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,

@@ -33,11 +33,9 @@ def cluster_weights(labels: Tensor) -> Tensor:
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
 
 
+# eq. 2 of SCAN (Van Gansbeke et al. 2020); of CC, too. Finite, as is its gradient, for a cluster
+# without mass. Chapters: scan, cc.
 def mean_entropy(log_p: Tensor) -> Tensor:
-    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K).
-
-    ln K when all clusters get the same mass. Finite, as its gradient, for a cluster with none.
-    Source: Van Gansbeke et al. 2020 (SCAN), eq. 2. Chapters: scan, cc.
-    """
+    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K): eq. 2."""
     log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
     return -(log_mean.exp() * log_mean).sum()

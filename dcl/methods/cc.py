@@ -104,7 +104,8 @@ def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
 
     "heads" (H,) is L_clu of each, "cluster" its part of columns, as "entropy" a mean over heads.
     """
-    instance = nt_xent(*z.chunk(2), config.temperature)
+    z1, z2 = z.chunk(2)
+    instance = nt_xent(z1, z2, config.temperature)
     pairs = [log_p.chunk(2) for log_p in logits.log_softmax(2).unbind(1)]  # H x (B,K), (B,K)
     cluster = torch.stack([cluster_loss(a, b, config.cluster_temperature) for a, b in pairs])
     entropy = torch.stack([mean_entropy(a) + mean_entropy(b) for a, b in pairs]) / 2  # (H,)

@@ -19,7 +19,7 @@ smoke = Config(
     heads=2,
     batch_norm=True,
     view=DIGIT_VIEW,
-    train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
+    train=TrainConfig(3, 32, "adam", 3e-3, schedule="cosine"),
 )
 
 digits = Config(

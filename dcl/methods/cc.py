@@ -31,10 +31,10 @@ The cluster of an image is the largest output of the cluster head on the image a
 
 - the entropy is written as what it lacks to ln K, as released: the same gradient
 - both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
-- a cluster that no image of the batch is in: its column has cosine 0 with all others, and the
-  logarithm of its mass is finite; released NaN
-- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), and
-  several cluster heads, of which the moving average of :math:`L_{clu}` chooses one (`heads`)
+- a cluster without mass has cosine 0 with all others and a finite entropy; released NaN
+- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), epochs
+  of :math:`L_{ins}` alone at first (`rows_first`), and several cluster heads (`heads`), of which
+  the moving average of :math:`L_{clu}` chooses one
 - without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
 - with several processes the rows are those of all
 """
@@ -77,6 +77,7 @@ class Config:
     batch_norm: bool = False  #: BatchNorm before and inside the cluster head: ours
     temperature: float = 0.5  #: T_i, of the rows
     cluster_temperature: float = 1.0  #: T_c, of the columns
+    rows_first: float = 0.0  #: share of the epochs, at first, with the instance loss alone: ours
     instance_weight: float = 1.0  #: 0: no instance head
     cluster_weight: float = 1.0  #: of columns and entropy; 0: no head, k-means at the end
     entropy_weight: float = 1.0  #: of the entropies within the cluster loss
@@ -85,16 +86,15 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, "temperature", "cluster_temperature", dim=1, instance_weight=0)
-        check_config(self, cluster_weight=0, entropy_weight=0, heads=1)
-        if not self.instance_weight and not self.cluster_weight:
-            raise ValueError("instance_weight or cluster_weight must be above 0; both are 0")
+        check_config(self, cluster_weight=0, entropy_weight=0, heads=1, rows_first=(0, 1))
+        if not self.instance_weight and (self.rows_first or not self.cluster_weight):
+            raise ValueError("instance_weight must be above 0 if rows_first is or cluster_weight 0")
 
 
 def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Tensor:
     """NT-Xent of the columns of two matrices of probabilities, from their logs (B,K); a scalar.
 
-    ln(2K - 1) when both are uniform; for 10 clusters and T 1 that is 2.94, and the least 2.03,
-    when each cluster is certain of as many images. Source: Eq. 4 and 5.
+    Uniform: ln(2K - 1), 2.94 for 10 clusters; even and certain, T 1: 2.03. Source: Eq. 4 and 5.
     """
     return nt_xent(log_p1.exp().T, log_p2.exp().T, temperature)
 
@@ -116,7 +116,7 @@ def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
 
 
 class CC(Representation):
-    """Encoder, instance head and cluster head; without the latter, K clusters by k-means."""
+    """Encoder, instance head and cluster heads; without the latter, K clusters by k-means."""
 
     def __init__(self, images: Tensor, config: Config, encoder: Encoder | None = None):
         super().__init__()
@@ -141,7 +141,12 @@ class CC(Representation):
         rows = torch.cat([self.instance_head(f), *(head(f) for head in self.cluster_heads)], 1)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
             whole = torch.cat([all_gather_rows(half) for half in rows.float().chunk(2)])
-            found = losses(whole[:, : c.dim], whole[:, c.dim :].unflatten(1, (-1, k)), c)
+            now = (
+                c
+                if self.epoch >= int(c.rows_first * c.train.epochs)
+                else replace(c, cluster_weight=0.0)
+            )
+            found = losses(whole[:, : c.dim], whole[:, c.dim :].unflatten(1, (-1, k)), now)
             self.standing.lerp_(found.pop("heads").detach(), 0.05)
         return found
 
@@ -166,10 +171,7 @@ class CC(Representation):
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> CC:
-    """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`.
-
-    Chapter: cc.
-    """
+    """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`."""
     cc = CC(images, config, encoder)
     train(cc, images, config.train, **run)
     if not config.cluster_weight:

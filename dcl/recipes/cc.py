@@ -1,8 +1,8 @@
 """CC's settings by data set.
 
-On a small schedule one cluster head settles on a partition in its first hundreds of steps and
-keeps it. So several are trained, with a BatchNorm before and inside each, on an encoder that
-weighs the rows less.
+On a small schedule a cluster head settles on a partition in its first hundreds of steps and keeps
+it. So the rows train for a few epochs before, and several heads, with a BatchNorm before and inside
+each, are trained to choose from.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ smoke = Config(
     dim=64,
     heads=2,
     batch_norm=True,
+    rows_first=0.4,
     view=DIGIT_VIEW,
     train=TrainConfig(3, 32, "adam", 3e-3, schedule="cosine"),
 )
@@ -29,7 +30,7 @@ digits = Config(
     dim=64,
     heads=10,
     batch_norm=True,
-    instance_weight=0.3,
+    rows_first=0.4,
     view=HAND_VIEW,
     train=TrainConfig(20, 64, "adam", 3e-3, schedule="cosine"),
 )
@@ -42,7 +43,7 @@ shapes = Config(
     dim=64,
     heads=10,
     batch_norm=True,
-    instance_weight=0.3,
+    rows_first=0.4,
     view=replace(PHOTO_VIEW, scale=(0.5, 1), rotate=20, jitter=(0.4, 0.4, 0.4, 0.4)),
     train=TrainConfig(15, 64, "adam", 3e-3, schedule="cosine"),
 )
@@ -53,6 +54,7 @@ photos = Config(
     dim=64,
     heads=10,
     batch_norm=True,
+    rows_first=0.4,
     view=PHOTO_VIEW,
     train=TrainConfig(20, 128, "adam", 3e-3, schedule="cosine"),
 )
@@ -64,7 +66,7 @@ mnist = Config(
     dim=64,
     heads=10,
     batch_norm=True,
-    instance_weight=0.3,
+    rows_first=0.3,
     view=HAND_VIEW,
     train=TrainConfig(4, 128, "adam", 3e-3, schedule="cosine"),
 )

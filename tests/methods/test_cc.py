@@ -233,6 +233,17 @@ def test_a_weight_of_zero_removes_a_head(x, name, head):
     assert name not in objective.chances() and len(objective.chances()) == 1
 
 
+@pytest.mark.parametrize("epoch, moved", [(0, False), (3, False), (4, True)])
+def test_rows_train_alone_for_a_share_of_the_epochs(x, epoch, moved):
+    objective = make(replace(TINY, rows_first=0.45, train=replace(TINY.train, epochs=10)))
+    objective.epoch = epoch
+    found = objective(x, torch.arange(6))
+    found["loss"].backward()
+    assert any(p.grad.any() for p in objective.cluster_heads.parameters()) == moved
+    assert (found["loss"] > found["instance"]).item() == moved and objective.standing.all()
+    assert objective.instance_head[0].weight.grad.any()
+
+
 def test_uniform_heads_have_the_losses_of_chances(x):
     objective = make(replace(TINY, train=replace(TINY.train, batch_size=6)))
     for p in [*objective.instance_head.parameters(), *objective.cluster_heads.parameters()]:
@@ -288,12 +299,14 @@ def test_batch_norm_stands_before_and_inside_the_cluster_head_only():
     [
         ({"temperature": 0.0}, "temperature must be above 0; got 0.0"),
         ({"cluster_temperature": -1.0}, "cluster_temperature must be above 0"),
+        ({"rows_first": 1.0}, "rows_first must be at least 0 and below 1; got 1.0"),
+        ({"rows_first": 0.5, "instance_weight": 0.0}, "instance_weight must be above 0"),
         ({"dim": 0}, "dim must be at least 1; got 0"),
         ({"entropy_weight": -1.0}, "entropy_weight must be at least 0; got -1.0"),
         ({"instance_weight": -0.5}, "instance_weight must be at least 0; got -0.5"),
         (
             {"instance_weight": 0.0, "cluster_weight": 0.0},
-            "instance_weight or cluster_weight must be above 0; both are 0",
+            "instance_weight must be above 0 if rows_first is or cluster_weight 0",
         ),
     ],
 )
@@ -307,6 +320,7 @@ def test_the_papers_settings():
     assert (paper.encoder, paper.stem, paper.dim, paper.batch_norm) == (
         "resnet34", "imagenet", 128, False,
     )  # fmt: skip
+    assert (paper.heads, paper.rows_first) == (1, 0)
     assert (paper.temperature, paper.cluster_temperature) == (0.5, 1.0)
     assert paper.instance_weight == paper.cluster_weight == paper.entropy_weight == 1
     view = paper.view

@@ -251,11 +251,11 @@ STUDIES = {
     }),
     "cc-digits": Study("cc", "digits", "ACC", {
         "no entropy": Variant({"entropy_weight": 0.0}),
-        "no instance head": Variant({"instance_weight": 0.0}),
-        "instance weight 1": Variant({"instance_weight": 1.0}),
+        "no instance head": Variant({"instance_weight": 0.0, "rows_first": 0.0}),
         "no cluster head": Variant({"cluster_weight": 0.0}),
+        "rows not first": Variant({"rows_first": 0.0}),
         "1 head": Variant({"heads": 1}),
-        "1 head, no BatchNorm": Variant({"heads": 1, "batch_norm": False}),
+        "as published": Variant({"heads": 1, "batch_norm": False, "rows_first": 0.0}),
     }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),

@@ -32,9 +32,9 @@ The cluster of an image is the largest output of the cluster head on the image a
 - the entropy is written as what it lacks to ln K, as released: the same gradient
 - both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
 - a cluster without mass has cosine 0 with all others and a finite entropy; released NaN
-- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), epochs
-  of :math:`L_{ins}` alone at first (`rows_first`), and several cluster heads (`heads`), of which
-  the moving average of :math:`L_{clu}` chooses one
+- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), at first
+  :math:`L_{ins}` alone (`rows_first`), and several cluster `heads`, of which the lowest moving
+  average of :math:`L_{clu}` answers
 - without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
 - with several processes the rows are those of all
 """
@@ -58,8 +58,6 @@ from dcl.runtime.dist import all_gather_rows
 from dcl.train import train
 from dcl.views import PHOTO_VIEW, View
 
-CROP = replace(PHOTO_VIEW, size=224, scale=(0.08, 1))
-
 
 @dataclass(frozen=True)
 class Config:
@@ -81,7 +79,7 @@ class Config:
     instance_weight: float = 1.0  #: 0: no instance head
     cluster_weight: float = 1.0  #: of columns and entropy; 0: no head, k-means at the end
     entropy_weight: float = 1.0  #: of the entropies within the cluster loss
-    view: View = CROP  #: recipe of both views
+    view: View = replace(PHOTO_VIEW, size=224, scale=(0.08, 1))  #: recipe of both views
     train: TrainConfig = TrainConfig(1000, 256, "adam", 3e-4)
 
     def __post_init__(self) -> None:

@@ -2,9 +2,8 @@ r"""CC: contrast images in the rows of a batch, and clusters in its columns.
 
 Li, Hu, Liu, Peng, Zhou, Peng: Contrastive Clustering, AAAI 2021, arXiv 2009.09687. Chapter: cc.
 
-Notation: B images, two views a and b of each, z the output of the instance head (D numbers), P
-that of the cluster head after a softmax, a matrix (B,K): row i is what image i is, column k is
-what cluster k holds. T_i and T_c are the temperatures of the two contrasts.
+Notation: B images, two views a and b of each, z the output of the instance head, D numbers, P
+that of the cluster head after a softmax, (B,K); T_i and T_c temperatures of rows and columns.
 
 Algorithm, from random weights, for each batch:
 
@@ -15,28 +14,24 @@ Algorithm, from random weights, for each batch:
              {\sum_j [\exp(\cos(z_i^a, z_j^a) / T_i) + \exp(\cos(z_i^a, z_j^b) / T_i)]}
 
    without the term of an embedding and itself; :math:`L_{ins}` is the mean over all 2B.
-3. Columns: the same loss with the 2K columns of the two matrices P, each a vector of length B, in
-   the place of the embeddings, and T_c: find the same cluster in the other view (Eq. 4 to 6).
-4. Even use: the entropy of the mean prediction of each view, which is ln K when all clusters get
-   the same mass (Eq. 6)
+3. Columns: the same loss with the 2K columns of both P, each a vector of length B, in the place of
+   the embeddings, and T_c: find the same cluster in the other view (Eq. 4 to 6).
+4. Even use: the entropy of each view's mean prediction, ln K if all clusters get the same (Eq. 6)
 
    .. math:: L_{clu} = \frac{1}{2K} \sum_k (\hat\ell_k^a + \hat\ell_k^b)
              + (\ln K - H(\bar p^a)) + (\ln K - H(\bar p^b))
 
-5. Step down :math:`L_{ins} + L_{clu}` (Eq. 7).
-
-The cluster of an image is the largest output of the cluster head on the image as it is.
+5. Step down :math:`L_{ins} + L_{clu}` (Eq. 7). An image's cluster is its largest output in P.
 
 **Differences**
 
-- the entropy is written as what it lacks to ln K, as released: the same gradient
 - both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
 - a cluster without mass has cosine 0 with all others and a finite entropy; released NaN
 - ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), at first
   :math:`L_{ins}` alone (`rows_first`), and several cluster `heads`, of which the lowest moving
   average of :math:`L_{clu}` answers
+- `settle` measures the statistics of BatchNorm once more at the end, on images as they are
 - without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
-- with several processes the rows are those of all
 """
 
 import math
@@ -55,7 +50,7 @@ from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
 from dcl.objective import Encoder
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import train
+from dcl.train import settle, train
 from dcl.views import PHOTO_VIEW, View
 
 
@@ -98,10 +93,7 @@ def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Te
 
 
 def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
-    """Steps 2 to 5, of embeddings (2B,D) and logits (2B,H,K) of H cluster heads, view by view.
-
-    "heads" (H,) is L_clu of each, "cluster" its part of columns, as "entropy" a mean over heads.
-    """
+    """Of embeddings (2B,D) and logits (2B,H,K), view by view; "heads" is L_clu of each head."""
     z1, z2 = z.chunk(2)
     instance = nt_xent(z1, z2, config.temperature)
     pairs = [log_p.chunk(2) for log_p in logits.log_softmax(2).unbind(1)]  # H x (B,K), (B,K)
@@ -111,6 +103,14 @@ def losses(z: Tensor, logits: Tensor, config: Config) -> dict[str, Tensor]:
     loss = config.instance_weight * instance + config.cluster_weight * heads.mean()
     means = {"cluster": cluster.mean(), "entropy": entropy.mean()}
     return {"loss": loss, "instance": instance, **means, "heads": heads}
+
+
+class Heads(nn.ModuleList):
+    """Cluster heads side by side."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B,d) to the logits (B,H,K) of all H heads."""
+        return torch.stack([head(features) for head in self], 1)
 
 
 class CC(Representation):
@@ -124,7 +124,7 @@ class CC(Representation):
         self.encoder, d = encoder, encoder.out_dim
         self.instance_head = convnets.mlp((d, d, c.dim), batch_norm=False)
         norm: type[nn.Module] = nn.BatchNorm1d if c.batch_norm else nn.Identity
-        self.cluster_heads = nn.ModuleList(
+        self.cluster_heads = Heads(
             nn.Sequential(norm(d, affine=False), convnets.mlp((d, d, c.n_clusters), c.batch_norm))
             for _ in range(c.heads)
         )
@@ -136,7 +136,7 @@ class CC(Representation):
         """Steps 1 to 5: L_ins is "instance", the columns' part of L_clu "cluster"."""
         c, k = self.config, self.config.n_clusters
         f = self.encoder(torch.cat([c.view(x), c.view(x)]))
-        rows = torch.cat([self.instance_head(f), *(head(f) for head in self.cluster_heads)], 1)
+        rows = torch.cat([self.instance_head(f), self.cluster_heads(f).flatten(1)], 1)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
             whole = torch.cat([all_gather_rows(half) for half in rows.float().chunk(2)])
             now = (
@@ -162,9 +162,8 @@ class CC(Representation):
         """Softmax (B,K) of the best cluster head; without any, of similarities to centroids."""
         if not self.config.cluster_weight:
             return super().predict_proba(x)
-        features = self.encoder(x)
-        logits = torch.stack([head(features) for head in self.cluster_heads]).float()  # (H,B,K)
-        return logits.softmax(2)[self.standing.argmin()]
+        logits = self.cluster_heads(self.encoder(x))[:, self.standing.argmin()]
+        return logits.float().softmax(1)
 
 
 @algorithm
@@ -172,6 +171,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> CC
     """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`."""
     cc = CC(images, config, encoder)
     train(cc, images, config.train, **run)
+    settle(nn.Sequential(cc.encoder, cc.cluster_heads), images, config.train.batch_size)
     if not config.cluster_weight:
         cc.fit_clusters(images)
     return cc

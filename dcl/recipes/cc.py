@@ -20,7 +20,7 @@ smoke = Config(
     batch_norm=True,
     rows_first=0.4,
     view=DIGIT_VIEW,
-    train=TrainConfig(3, 32, "adam", 3e-3, schedule="cosine"),
+    train=TrainConfig(3, 64, "adam", 3e-3, schedule="cosine"),
 )
 
 digits = Config(

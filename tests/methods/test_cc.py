@@ -291,6 +291,14 @@ def test_batch_norm_stands_before_and_inside_the_cluster_head_only():
     assert norms(replace(TINY, batch_norm=True)) == [[], [False, True]]
 
 
+def test_batch_norm_ends_with_the_statistics_of_the_images_as_they_are():
+    train = replace(TINY.train, batch_size=8)
+    cc = fit(images(8), replace(TINY, batch_norm=True, view=View(negative=1.0), train=train),
+             encoder=Flat())  # fmt: skip
+    features = cc.encoder(images(8).float() / 255)
+    torch.testing.assert_close(cc.cluster_heads[0][0].running_mean, features.detach().mean(0))
+
+
 # -- configuration -----------------------------------------------------------------------------
 
 

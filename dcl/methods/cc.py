@@ -8,20 +8,20 @@ that of the cluster head after a softmax, (B,K); T_i and T_c temperatures of row
 Algorithm, from random weights, for each batch:
 
 1. Draw two views of every image; one encoder, two heads.
-2. Rows: among the 2B embeddings z, find the other view of the same image (NT-Xent, Eq. 1 to 3)
+2. Rows: among the 2B embeddings z, find the other view of the same image (NT-Xent)
 
    .. math:: \ell_i^a = -\log \frac{\exp(\cos(z_i^a, z_i^b) / T_i)}
              {\sum_j [\exp(\cos(z_i^a, z_j^a) / T_i) + \exp(\cos(z_i^a, z_j^b) / T_i)]}
 
    without the term of an embedding and itself; :math:`L_{ins}` is the mean over all 2B.
 3. Columns: the same loss with the 2K columns of both P, each a vector of length B, in the place of
-   the embeddings, and T_c: find the same cluster in the other view (Eq. 4 to 6).
-4. Even use: the entropy of each view's mean prediction, ln K if all clusters get the same (Eq. 6)
+   the embeddings, and T_c: find the same cluster in the other view.
+4. Even use: the entropy of each view's mean prediction, ln K if all clusters get the same
 
    .. math:: L_{clu} = \frac{1}{2K} \sum_k (\hat\ell_k^a + \hat\ell_k^b)
              + (\ln K - H(\bar p^a)) + (\ln K - H(\bar p^b))
 
-5. Step down :math:`L_{ins} + L_{clu}` (Eq. 7). An image's cluster is its largest output in P.
+5. Step down :math:`L_{ins} + L_{clu}`. An image's cluster is its largest output in P.
 
 **Differences**
 
@@ -87,7 +87,7 @@ class Config:
 def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Tensor:
     """NT-Xent of the columns of two matrices of probabilities, from their logs (B,K); a scalar.
 
-    Uniform: ln(2K - 1), 2.94 for 10 clusters; even and certain, T 1: 2.03. Source: Eq. 4 and 5.
+    Uniform: ln(2K - 1), 2.94 for 10 clusters; even and certain, T 1: 2.03.
     """
     return nt_xent(log_p1.exp().T, log_p2.exp().T, temperature)
 

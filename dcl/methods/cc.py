@@ -14,24 +14,20 @@ Algorithm, from random weights, for each batch:
              {\sum_j [\exp(\cos(z_i^a, z_j^a) / T_i) + \exp(\cos(z_i^a, z_j^b) / T_i)]}
 
    without the term of an embedding and itself; :math:`L_{ins}` is the mean over all 2B.
-3. Columns: the same loss with the 2K columns of both P, each a vector of length B, in the place of
-   the embeddings, and T_c: find the same cluster in the other view.
-4. Even use: the entropy of each view's mean prediction, ln K if all clusters get the same
+3. Columns: the same loss :math:`\hat\ell`, with T_c, of the 2K columns of both P; and each view's
+   mean prediction should be even, of entropy H = ln K
 
-   .. math:: L_{clu} = \frac{1}{2K} \sum_k (\hat\ell_k^a + \hat\ell_k^b)
-             + (\ln K - H(\bar p^a)) + (\ln K - H(\bar p^b))
+   .. math:: L_{clu} = \hat\ell + (\ln K - H(\bar p^a)) + (\ln K - H(\bar p^b))
 
-5. Step down :math:`L_{ins} + L_{clu}`. An image's cluster is its largest output in P.
+4. Step down :math:`L_{ins} + L_{clu}`. An image's cluster is its largest output in P.
 
 **Differences**
 
 - both views go through the network in one pass, so BatchNorm sees 2B images; released: two passes
 - a cluster without mass has cosine 0 with all others and a finite entropy; released NaN
-- ours, for short schedules: BatchNorm before and inside the cluster head (`batch_norm`), at first
-  :math:`L_{ins}` alone (`rows_first`), and several cluster `heads`, of which the lowest moving
-  average of :math:`L_{clu}` answers
+- ours, for short schedules: `batch_norm`, `rows_first` and several cluster `heads`, of which the
+  one with the lowest moving average of :math:`L_{clu}` answers
 - `settle` measures the statistics of BatchNorm once more at the end, on images as they are
-- without a cluster head (`cluster_weight` 0) k-means clusters the embeddings z
 """
 
 import math
@@ -40,7 +36,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
 from dcl.cluster.balance import mean_entropy
@@ -85,10 +80,7 @@ class Config:
 
 
 def cluster_loss(log_p1: Tensor, log_p2: Tensor, temperature: float = 1.0) -> Tensor:
-    """NT-Xent of the columns of two matrices of probabilities, from their logs (B,K); a scalar.
-
-    Uniform: ln(2K - 1), 2.94 for 10 clusters; even and certain, T 1: 2.03.
-    """
+    """NT-Xent, a scalar, of the columns of two matrices of log-probabilities (B,K)."""
     return nt_xent(log_p1.exp().T, log_p2.exp().T, temperature)
 
 
@@ -133,18 +125,15 @@ class CC(Representation):
             self.clusters = Centroids(c.n_clusters, c.dim, spherical=True)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """Steps 1 to 5: L_ins is "instance", the columns' part of L_clu "cluster"."""
+        """Steps 1 to 4: L_ins is "instance", the columns' part of L_clu "cluster"."""
         c, k = self.config, self.config.n_clusters
         f = self.encoder(torch.cat([c.view(x), c.view(x)]))
         rows = torch.cat([self.instance_head(f), self.cluster_heads(f).flatten(1)], 1)
         with torch.autocast(x.device.type, enabled=False):  # cosines / T need more than 8 bits
             whole = torch.cat([all_gather_rows(half) for half in rows.float().chunk(2)])
-            now = (
-                c
-                if self.epoch >= int(c.rows_first * c.train.epochs)
-                else replace(c, cluster_weight=0.0)
-            )
-            found = losses(whole[:, : c.dim], whole[:, c.dim :].unflatten(1, (-1, k)), now)
+            z, logits = whole[:, : c.dim], whole[:, c.dim :].unflatten(1, (-1, k))
+            alone = self.epoch < int(c.rows_first * c.train.epochs)
+            found = losses(z, logits, replace(c, cluster_weight=0.0) if alone else c)
             self.standing.lerp_(found.pop("heads").detach(), 0.05)
         return found
 
@@ -156,14 +145,13 @@ class CC(Representation):
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings (B,D) of length 1, by the instance head."""
-        return F.normalize(self.instance_head(self.encoder(x)).float(), dim=1)
+        return nn.functional.normalize(self.instance_head(self.encoder(x)).float(), dim=1)
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Softmax (B,K) of the best cluster head; without any, of similarities to centroids."""
         if not self.config.cluster_weight:
             return super().predict_proba(x)
-        logits = self.cluster_heads(self.encoder(x))[:, self.standing.argmin()]
-        return logits.float().softmax(1)
+        return self.cluster_heads(self.encoder(x))[:, self.standing.argmin()].float().softmax(1)
 
 
 @algorithm

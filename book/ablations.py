@@ -272,6 +272,14 @@ STUDIES = {
         "no warm-up": Variant({"warmup": 0}),
         "no BatchNorm in the head": Variant({"head_norm": False}),
     }, recorded=True),
+    "cc-digits": Study("cc", "digits", "ACC", {
+        "no entropy": Variant({"entropy_weight": 0.0}),
+        "no instance head": Variant({"instance_weight": 0.0, "rows_first": 0.0}),
+        "no cluster head": Variant({"cluster_weight": 0.0}),
+        "rows not first": Variant({"rows_first": 0.0}),
+        "1 head": Variant({"heads": 1}),
+        "as published": Variant({"heads": 1, "batch_norm": False, "rows_first": 0.0}),
+    }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),
         "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,

@@ -1,9 +1,9 @@
 """Train the pretexts that come with the package: python book/pretexts.py digits --seeds 5
 
 SimCLR as the chapters' profile quick has it, on 10,000 images at most, with seeds 0 to N-1; one
-file each in dcl/weights/pretexts. What is there already, with today's recipe, is left alone. Methods
-that begin with a pretext take it from there in their chapters (`dcl.app.pretexts.stored`), so that
-they differ in nothing else.
+file each in dcl/weights/pretexts. What is there already, with today's recipe, is left alone. A
+method that begins with a pretext takes it from there in its chapter (`dcl.app.pretexts.stored`), so
+that several differ in nothing else.
 """
 
 import argparse

@@ -34,11 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from dcl.algorithm import Run, algorithm, pretrain
+from dcl.cluster.balance import mean_entropy
 from dcl.cluster.contrast import class_contrast
 from dcl.cluster.neighbors import draw, mine, nearest_other
 from dcl.config import TrainConfig, check_config
 from dcl.methods import scan, simclr
-from dcl.methods.scan import consistency, mean_entropy
 from dcl.nets.convnets import Heads, linear_head
 from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows
@@ -78,12 +78,12 @@ def nnm_loss(log_p: Tensor, near: Tensor, bank: Tensor | None, c: Config) -> dic
     """
     p, n, a = log_p
     x, y = (torch.cat([p, a]), torch.cat([n, p[near]])) if c.local else (p, n)
-    rows, columns, h = consistency(x, y).mean(), class_contrast(x, y), mean_entropy(x)
+    rows, columns, h = scan.consistency(x, y).mean(), class_contrast(x, y), mean_entropy(x)
     loss = rows + c.contrast_weight * columns - c.entropy_weight * h
     found = {"loss": loss, "rows": rows, "columns": columns, "entropy": h}
     if bank is not None:
         s, g = torch.cat([x, y]), bank.repeat(4 if c.local else 2, 1)
-        found["bank"] = consistency(s, g).mean() + c.contrast_weight * class_contrast(s, g)
+        found["bank"] = scan.consistency(s, g).mean() + c.contrast_weight * class_contrast(s, g)
         found["loss"] = loss + c.global_weight * found["bank"]
     return found
 

@@ -49,22 +49,21 @@ def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
     return [tuple(row[c] for c in columns) for row in reader]
 
 
-def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
-    """ACC, NMI, ARI and purity of `assignments.csv`, and how many of its rows were compared.
+def known_labels(files: Sequence[str], labels: str | Path) -> dict[str, str]:
+    """The labels of files, by name; files without one are missing.
 
-    labels: a CSV file with the columns file and label, where files unknown to the run and empty
-    labels are skipped; a .npy file with one label per row; or "folders": an image's label is the
-    name of its folder. Raises ValueError when no file has a label, one has two, or a .npy file has
-    the wrong shape.
+    labels: a CSV file with the columns file and label, where other files and empty labels are
+    skipped; a .npy file with one label per row; or "folders": an image's label is the name of its
+    folder. Raises ValueError when no file has a label, one has two, or a .npy file has the wrong
+    shape.
     """
-    rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
     if str(labels) == "folders":
-        given = [(file, PurePosixPath(file).parent.name) for file, _ in rows]
+        given = [(file, PurePosixPath(file).parent.name) for file in files]
     elif str(labels).endswith(".npy"):
         values = np.load(labels, allow_pickle=False)
-        if values.shape != (len(rows),):
-            raise ValueError(f"labels must be ({len(rows)},), one per row; got {values.shape}")
-        given = [(file, str(label)) for (file, _), label in zip(rows, values.tolist())]
+        if values.shape != (len(files),):
+            raise ValueError(f"labels must be ({len(files)},), one per row; got {values.shape}")
+        given = [(file, str(label)) for file, label in zip(files, values.tolist())]
     else:
         given = [(file, label) for file, label in read_csv(labels, "file", "label")]
     pairs = {(file, label) for file, label in given if label}
@@ -72,12 +71,29 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
     if len(pairs) > len(known):
         twice = next(file for file, label in sorted(pairs) if known[file] != label)
         raise ValueError(f"labels must give each file one label; {twice!r} has several")
-    both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
-    if not both:
+    found = {file: known[file] for file in files if file in known}
+    if not found:
         text = f"none of {len(known)} does" if known else "there are none"
         if str(labels) == "folders":
             text = "the run's images lie in no subfolders, so that folders has none"
         raise ValueError(f"labels must name files of the run; {text}")
-    number = {name: k for k, name in enumerate(sorted({name for name, _ in both}))}
-    truth, found = [number[name] for name, _ in both], [cluster for _, cluster in both]
+    return found
+
+
+def numbered(labels: Iterable[str]) -> list[int]:
+    """Labels as numbers from 0, in the order of the sorted names."""
+    labels = [*labels]
+    number = {name: k for k, name in enumerate(sorted({*labels}))}
+    return [number[name] for name in labels]
+
+
+def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
+    """ACC, NMI, ARI and purity of `assignments.csv`, and how many of its rows were compared.
+
+    labels and errors as in `known_labels`.
+    """
+    rows = read_csv(Path(out) / "assignments.csv", "file", "cluster")
+    known = known_labels([file for file, _ in rows], labels)
+    both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
+    truth, found = numbered(label for label, _ in both), [cluster for _, cluster in both]
     return {**scores(truth, found), "purity": purity(truth, found), "compared": len(both)}

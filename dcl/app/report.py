@@ -24,6 +24,7 @@ from dcl.app.report_map import projected, thumbnails
 from dcl.app.report_pairs import cluster_pairs, near_duplicates
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
+from dcl.measure.calibration import reliability_figure
 from dcl.measure.health import advice, health
 from dcl.measure.losses import Row, stages
 from dcl.runtime.files import write_atomic
@@ -53,6 +54,7 @@ def report(
     title: str = "",
     about: Mapping[str, Any] | None = None,
     own_advice: Mapping[str, str] | None = None,
+    refined: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one HTML page, atomically, and return its path. It loads nothing else.
 
@@ -60,8 +62,9 @@ def report(
     or vectors, float32 (N,d), shown in tables instead of pictures; probabilities (N,K) with rows
     that sum to 1; features (N,D); files: N names, else images go by number; log: one mapping per
     epoch; about: facts for a table; own_advice: what the method adds to
-    `dcl.measure.health.ADVICE`. Every text is escaped. Raises ValueError for other
-    shapes and lengths, TypeError for other vectors. Chapter: your-images.
+    `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found. Every text is escaped.
+    Raises ValueError for other shapes and lengths, TypeError for other vectors. Chapter:
+    your-images.
     """
     n, noun = len(images), "vector" if images.ndim == 2 else "image"
     if noun == "vector":
@@ -118,6 +121,10 @@ def report(
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         log=log,
         about=about or {},
+        refined=refined,
+        curves_of=_drawn(reliability_figure(refined["reliability"]), (6.2, 3.0))
+        if refined and refined["reliability"]
+        else None,
         beside=[name for name in FILES if (folder / name).exists()],
     )
     write_atomic(path, page.encode())

@@ -11,7 +11,8 @@
     report.html        what is in each cluster, and which warning lights are on
 
 A method's own `fit(..., run_dir=...)` leaves checkpoints and config.json there; `fit` here, on the
-same folder, adds the rest. Nothing here uses labels. Chapter: your-images.
+same folder, adds the rest. Nothing here uses labels, but for a comparison that was asked for
+(`dcl.app.refine`). Chapter: your-images.
 """
 
 import json
@@ -29,6 +30,7 @@ from dcl.algorithm import claimed, own_pretext
 from dcl.app import contents
 from dcl.app.assignments import csv_bytes, names, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
+from dcl.app.comparison import comparison
 from dcl.app.monitors import Log, all_of, read_log
 from dcl.app.report import report
 from dcl.app.settings import command, located, settings
@@ -37,12 +39,16 @@ from dcl.data import Data
 from dcl.data.arrays import is_vectors
 from dcl.data.files import named
 from dcl.measure.health import health
+from dcl.nets.labelled import Labelled
 from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
 from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import check_writable, write_atomic
 from dcl.runtime.versions import versions
+
+LABELS = "labels of "
+"""How a run that refines a clustering calls its encoder, before the clustering's name."""
 
 # ---------------------------------------------------------------- fit
 
@@ -81,6 +87,8 @@ def fit(
     name = encoder if isinstance(encoder, str) else ""
     name, colon, file = name.partition(":")  # a file of weights is found from any folder
     name += colon and colon + os.path.abspath(Path(file).expanduser())
+    if isinstance(encoder, Labelled):
+        name = f"{LABELS}{encoder.name}"
     where, kept = (source or Source("")).absolute(), out / "images.csv"
     about = {"source": asdict(where), "pretrained": name, "device": device}
     about["dcl"] = dcl.__version__
@@ -103,6 +111,8 @@ def encoder_of(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, 
     """The module of an `encoder` as in `fit`, and how `Clusters` names it."""
     if isinstance(encoder, Pretrained):
         return encoder, f"{encoder.spec}@{encoder.size}"
+    if isinstance(encoder, Labelled):
+        return encoder, encoder.spec
     if isinstance(encoder, nn.Module):
         return as_encoder(encoder, data.images), "module"
     if not encoder:
@@ -143,6 +153,7 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
         title=f"{s.method} on {data.name}",
         about=about,
         own_advice=getattr(s.config, "advice", None),
+        refined=comparison(out, files, assignment),
     )
 
 
@@ -158,6 +169,8 @@ def resume(
     """
     check_writable(out, "run_dir")
     s, images = located(out, data)
+    if s.encoder.startswith(LABELS):
+        raise ValueError("run_dir holds a refined run, which goes on with the same dcl refine ...")
     return fit(s.method, images, s.config, out, source=s.source, encoder=s.encoder,
                device=s.device, monitor=monitor)  # fmt: skip
 

@@ -33,6 +33,21 @@ def cluster_weights(labels: Tensor) -> Tensor:
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
 
 
+def surest(confidence: Tensor, labels: Tensor, share: float) -> Tensor:
+    """Mask (N,) of the most confident `share` of each cluster, at least one image; ties: the first.
+
+    confidence (N,) float, labels (N,) int64 in any numbers from 0. Chapter: ruc.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]  # cluster by cluster, the surest first
+    sizes = labels.bincount()
+    rank = torch.empty_like(order)
+    rank[order] = (
+        torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    )
+    return rank < (share * sizes).round().clamp(min=1)[labels]
+
+
 # eq. 2 of SCAN (Van Gansbeke et al. 2020); of CC, too. Finite, as is its gradient, for a cluster
 # without mass. Chapters: scan, cc.
 def mean_entropy(log_p: Tensor) -> Tensor:

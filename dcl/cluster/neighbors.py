@@ -76,6 +76,15 @@ def draw(neighbors: Tensor, i: Tensor) -> Tensor:
     return neighbors[i].gather(1, column)[:, 0]
 
 
+def majority(neighbors: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The commonest label (N,), of k, of each image and its mined neighbours (N,j); ties: lowest.
+
+    labels (N,) int64. Source: Park et al. 2021 (RUC), sampling by metric. Chapter: ruc.
+    """
+    votes = F.one_hot(labels, k)
+    return votes.scatter_add(1, labels[neighbors], torch.ones_like(neighbors)).argmax(1)
+
+
 def agreement(neighbors: Tensor, labels: Tensor) -> float:
     """Fraction, 0 to 1, of mined neighbours (N,k) with the same label (N,) as their image.
 

@@ -40,6 +40,8 @@ def tiny(stem):
 def schooled(stem):
     """With a longer pretext: on one that knows nothing there may be one cluster."""
     config = tiny(stem)
+    if base := getattr(config, "base", None):  # a clustering, whose pretext it is
+        return replace(config, base=replace(base, pretext=with_epochs(base.pretext, 40)))
     pretext = getattr(config, "pretext", None)
     return replace(config, pretext=with_epochs(pretext, 40)) if pretext else config
 

@@ -24,7 +24,6 @@ The clusters keep the numbers of the given labels. Both networks answer.
 
 - if less than `share` of the images is confident, the surest `share` of each cluster is clean; a
   batch without clean images has no loss of them (released: NaN). No label of a class is used
-- the answer is that of the mean of the logits (released: the argmax of their sum, the same)
 - a network sees all views in one pass, and its peer does; several processes mix their own images
 """
 
@@ -143,15 +142,15 @@ class RUC(Objective):
         self.latest = a, (rows := all_gather_rows(i)), p.detach()
         u = c.guess_weight * min(max(time / c.train.epochs, 0.1), 1)
         goal = smoothed(known.labels[rows], c.n_clusters, c.smoothing)
-        pairs = torch.cat([y1, y2]), torch.cat([t1, t2]), y3, goal
-        return ruc_loss(*pairs, known.clean[rows], u) | {"clean": known.clean.float().mean()}
+        found = ruc_loss(torch.cat([y1, y2]), torch.cat([t1, t2]), y3, goal, known.clean[rows], u)
+        return {**found, "clean": known.clean.float().mean()}
 
     def after_step(self) -> None:
         """Step 5."""
         self.known.learn(*self.latest, self.config.promote)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Cluster probabilities (B,K) of images x, of the mean of the logits."""
+        """Cluster probabilities (B,K) of images x, of the mean logits; released: argmax of the sum."""
         return torch.stack([self.logits(a, x) for a in range(len(self.heads))]).mean(0).softmax(1)
 
     def chances(self) -> dict[str, float]:

@@ -49,6 +49,7 @@ def refine(
         seed: The same seed on the same machine gives the same clusters.
         device: auto, cpu, cuda.
     """
+    out = out.expanduser()
     check_writable(out, "out")
     check_whole("seed", seed, 0)
     check_whole("epochs", epochs, 0)

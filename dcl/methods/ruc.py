@@ -150,7 +150,7 @@ class RUC(Objective):
         self.known.learn(*self.latest, self.config.promote)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Cluster probabilities (B,K) of images x, of the mean logits; released: argmax of the sum."""
+        """Probabilities (B,K) of the mean logits; released: the argmax of their sum, the same."""
         return torch.stack([self.logits(a, x) for a in range(len(self.heads))]).mean(0).softmax(1)
 
     def chances(self) -> dict[str, float]:

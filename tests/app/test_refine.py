@@ -12,6 +12,7 @@ from dcl.app.assignments import read_csv
 from dcl.app.cli import IMPOSSIBLE, OK, WARNING, main
 from dcl.app.clusters import Clusters
 from dcl.app.estimator import DeepClusterer
+from dcl.config import with_rows
 from dcl.data import load
 from dcl.measure.calibration import calibration_error
 from dcl.nets.convnets import encoder
@@ -147,4 +148,5 @@ def test_labels_of_any_estimator_from_python():
         made.fit(data)
     assert made.labels_.shape == (120,) and made.clusters_.method == "ruc"
     with pytest.raises(ValueError, match=r"labels must be \(100,\), one per image; got \(120,\)"):
-        run.fit("ruc", data.subset(100), made.clusters_.config, encoder=base)
+        config = with_rows(made.clusters_.config, 100)
+        run.fit("ruc", data.subset(100), config, encoder=base)

@@ -5,6 +5,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ STEP = TrainConfig(2, BATCH, "sgd", 0.01, precision="float32")
 def counted(rank):
     """What the last step of each stage of each method adds up, and the rounds of a k-means."""
     sent, norms, step, steps, rounds = [], [], {}, {}, {}
-    add = td.all_reduce
+    add, average = td.all_reduce, loop.dist.average_gradients
 
     def noted(x, *rest, **more):
         sent.append(x.numel() * x.element_size())
@@ -148,19 +149,28 @@ def counted(rank):
             yield batch
         step.update(sent=[*sent], norms=[*norms])
 
-    td.all_reduce, loop.batches = noted, stepwise
+    def weighed(parameters):
+        own = [*parameters]
+        step["W"] = sum(p.numel() for p in own if p.grad is not None)  # that this step trains
+        average(own)
+
+    td.all_reduce, loop.batches, loop.dist.average_gradients = noted, stepwise, weighed
     register_module_forward_pre_hook(passed)
     images = load("digits").subset(5 * BATCH).images
     for stem in METHODS:
         config = with_stages(still(recipe(stem, "smoke")), lambda s: STEP if s.epochs else s)
 
         def look(stage, epoch, objective, losses, stem=stem, config=config):
-            weights = sum(p.numel() for p in objective.parameters() if p.requires_grad)
             width = objective.embed(images[:2].float() / 255).shape[1]
-            numbers = {"W": weights, "P": 2, "B": BATCH, "D": 12, "e": width}
+            numbers = {"W": step["W"], "P": 2, "B": BATCH, "D": 12, "e": width}
             numbers["K"] = getattr(config, "n_prototypes", getattr(config, "n_clusters", 0))
             numbers["H"] = getattr(config, "heads", 1)
-            steps[stem, stage] = {"numbers": numbers, **step}
+            foreign = type(objective).__module__ != module(stem).__name__
+            base = getattr(config, "base", None) if foreign else None  # a clustering before it
+            name = (module(stem) if base is None else sys.modules[type(base).__module__]).__doc__
+            if base:
+                numbers["H"] = base.heads
+            steps[stem, stage] = {"name": name.split(":")[0], "numbers": numbers, **step}
 
         module(stem).fit(images, config, encoder=accepted(stem, images, smooth()), monitor=look)
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -192,11 +202,10 @@ def expected(name, stage, step):
 @pytest.mark.parametrize("stem", METHODS)
 def test_a_step_sends_what_the_page_says(stem, found):
     """A method whose step sends more has a row on the page, which begins with its name."""
-    name = module(stem).__doc__.split(":")[0]
     steps = {stage: step for (method, stage), step in found[0].items() if method == stem}
     assert steps
     for stage, step in steps.items():
-        total, own = expected(name, stage, step)
+        total, own = expected(step["name"], stage, step)
         assert sum(step["sent"]) == total, (stage, own)
         if not own:  # gradients in one message, and five for each BatchNorm
             assert len(step["sent"]) == 1 + 5 * len(step["norms"])

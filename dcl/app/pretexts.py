@@ -38,7 +38,7 @@ def stored(images: Tensor, config: Any) -> Objective | None:
             if same and unflat(module.Config, json.loads(about["config"])) == config:
                 model = module.model(images, config)
                 model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                return model.eval()
+                return model.to(images.device).eval()
     return None
 
 

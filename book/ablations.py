@@ -456,7 +456,8 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
     told = ("stage", "epoch", "seconds", "chances")
-    losses = {k: round(v, 4) for k, v in log.history[-1].items() if k not in told}
+    last = log.history[-1] if log.history else {}  # k-means alone trains nothing
+    losses = {k: round(v, 4) for k, v in last.items() if k not in told}
     return {
         "variant": variant,
         "seed": seed,

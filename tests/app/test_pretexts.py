@@ -18,7 +18,6 @@ from dcl.methods import scan, simclr
 from dcl.recipes import choose, recipe
 from dcl.train import extract
 
-
 SEEDS = {"digits": 5, "mnist": 3}
 
 

@@ -128,7 +128,7 @@ def test_data_refuses(change, error, message):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digit", None, "name must be one of digits, shapes, mnist.*got 'digit'"),
+        ("digit", None, "name must be one of digits, shapes, people, mnist.*got 'digit'"),
         ("digit:all", None, "name must be one of .*; got 'digit'"),
         ("digits", "train", "split must be one of all; got 'train'"),
         ("digits:train", None, "split must be one of all; got 'train'"),

@@ -32,8 +32,8 @@ CLOTH = [
 ]
 KINDS = [len(SKIN), len(HAIR), 2, len(CLOTH), 3, len(CLOTH), 3, 4]
 """How many values: skin, hair, its length, shirt, pattern, trousers, their cut, bag."""
-CAST = np.array([[256, 256, 256], [296, 240, 184], [184, 232, 304], [208, 272, 200]])  # in 256ths
-GROUND = np.array([[150, 150, 150], [180, 160, 130], [110, 130, 120], [140, 170, 190]])
+CAST = np.array([[256, 256, 256], [284, 248, 214], [218, 248, 288], [230, 272, 228]])  # in 256ths
+GROUND = np.array([[144, 144, 144], [158, 146, 132], [126, 138, 134], [138, 152, 162]])
 
 
 class People(NamedTuple):
@@ -85,7 +85,7 @@ def picture(look: np.ndarray, build: int, camera: int, pose: np.ndarray) -> np.n
     """
     height, width = SIZE
     lines = 2 * (np.arange(height * GRID) + 0.5) / (height * GRID) - 1
-    columns = (2 * (np.arange(width * GRID) + 0.5) / (width * GRID) - 1) / 2
+    columns = (2 * (np.arange(width * GRID) + 0.5) / (width * GRID) - 1) * 0.42
     zoom = 0.98 + pose[2] / 640
     side = 1 if pose[6] >= 0 else -1
     v = (lines[:, None] - pose[1] / 640) / zoom + 0 * columns[None, :]
@@ -94,7 +94,7 @@ def picture(look: np.ndarray, build: int, camera: int, pose: np.ndarray) -> np.n
     colours[:] = GROUND[camera]
     wall = [lines[:, None] < -0.2, columns[None, :] * 8 % 1 < 0.3, lines[:, None] > 0.5,
             (columns[None, :] + lines[:, None]) * 3 % 1 < 0.4][camera]  # fmt: skip
-    colours[np.broadcast_to(wall, v.shape)] = GROUND[camera] * 3 // 4
+    colours[np.broadcast_to(wall, v.shape)] = GROUND[camera] * 7 // 8
     for mask, colour in layers(u, v, look, build, pose):
         colours[mask] = colour
     points = colours.reshape(height, GRID, width, GRID, 3).sum((1, 3))

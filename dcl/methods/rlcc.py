@@ -78,8 +78,8 @@ class Config:
         check_config(self, alpha=(0, 1 + 1e-9), keep=(0, 1))
 
     def most(self, n: int) -> dict[str, int]:
-        """What n images allow: a pseudo-cluster for each."""
-        return {"n_pseudo": n}
+        """What n images allow: a pseudo-cluster of k-means for each."""
+        return {"n_pseudo": n} if self.clusters == "kmeans" else {}
 
 
 def refined_loss(logits: Tensor, y: Tensor, soft: Tensor, alpha: float, cap: float = 0) -> Tensor:

@@ -39,6 +39,18 @@ shapes = Config(
     train=TrainConfig(20, 64, "adam", 3e-3, schedule="cosine"),
 )
 
+# the stripes tell what is worn above from what is worn below; colours change with the camera
+people = Config(
+    n_clusters=40,
+    clusters="density",
+    eps=0.4,
+    encoder="striped_cnn",
+    width=16,
+    view=View(pad=2, flip=0.5, jitter=(0.3, 0.3, 0.4, 0.06)),
+    temperature=0.1,
+    train=TrainConfig(12, 64, "adam", 3e-3, weight_decay=5e-4, schedule="cosine"),
+)
+
 photos = Config(
     n_clusters=10,
     clusters="kmeans",

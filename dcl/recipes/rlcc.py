@@ -48,7 +48,7 @@ people = Config(
     width=16,
     view=View(pad=2, flip=0.5, jitter=(0.3, 0.3, 0.4, 0.06)),
     temperature=0.1,
-    train=TrainConfig(12, 64, "adam", 3e-3, weight_decay=5e-4, schedule="cosine"),
+    train=TrainConfig(9, 64, "adam", 3e-3, weight_decay=5e-4, schedule="cosine"),
 )
 
 photos = Config(

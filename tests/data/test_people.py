@@ -88,7 +88,7 @@ def test_pixels_rank_by_camera(drawn):
     near = torch.nn.functional.normalize(pixels, dim=1)
     cosine = near @ near.T - 2 * torch.eye(len(near))
     assert (p.camera[cosine.argmax(1)] == p.camera).mean() > 0.55  # one in four by chance
-    assert 0.3 < retrieval(pixels, p.person, p.camera, p.query).map < 0.5  # chance: about .06
+    assert 0.3 < retrieval(pixels, p.person, p.camera, p.query).map < 0.5  # chance: about .05
 
 
 def test_another_split_is_refused():

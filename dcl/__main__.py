@@ -1,8 +1,17 @@
-"""`python -m dcl` is the command `dcl`, which torchrun can start in several processes."""
+"""The command `dcl`, also as `python -m dcl`, which torchrun can start in several processes."""
 
 import sys
 
-from dcl.app.cli import main
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    try:
+        from dcl.app import cli  # here, because it takes seconds, in which Ctrl-C may come
+
+        return cli.main()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

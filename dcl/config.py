@@ -21,6 +21,13 @@ def check_type(name: str, value: Any, *kinds: Any) -> None:
         raise TypeError(f"{name} must be {' or '.join(named)}; got {value!r}")
 
 
+def check_whole(name: str, value: Any, least: int, *others: type) -> None:
+    """Refuse what is neither of the `others` nor an integer, Python's or NumPy's, from `least`."""
+    check_type(name, value, Integral, *others)
+    if isinstance(value, Integral) and int(value) < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
 def check_config(config: Any, *positive: str, **bounds: float | tuple[float, float]) -> None:
     """Check a configuration's plain and Literal fields, and named numbers: >= least[, < below].
 

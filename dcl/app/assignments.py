@@ -74,7 +74,10 @@ def evaluate(out: str | Path, labels: str | Path) -> dict[str, float]:
         raise ValueError(f"labels must give each file one label; {twice!r} has several")
     both = [(known[file], int(cluster)) for file, cluster in rows if file in known]
     if not both:
-        raise ValueError(f"labels must name files of the run; none of {len(known)} does")
+        text = f"none of {len(known)} does" if known else "there are none"
+        if str(labels) == "folders":
+            text = "the run's images lie in no subfolders, so that folders has none"
+        raise ValueError(f"labels must name files of the run; {text}")
     number = {name: k for k, name in enumerate(sorted({name for name, _ in both}))}
     truth, found = [number[name] for name, _ in both], [cluster for _, cluster in both]
     return {**scores(truth, found), "purity": purity(truth, found), "compared": len(both)}

@@ -7,13 +7,14 @@ from typing import Any
 
 from dcl.app import run
 from dcl.app.source import Source, side
-from dcl.config import with_rows
+from dcl.config import changed, check_whole, with_rows
 from dcl.data.arrays import is_vectors
 from dcl.data.download import data_root
 from dcl.data.files import named
 from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
 from dcl.nets.features import features
+from dcl.nets.pretrained import check_name
 from dcl.recipes import choose as choose_recipe
 from dcl.recipes import recipe
 from dcl.runtime.device import pick_device
@@ -32,13 +33,16 @@ def choose(
     your-images.
     """
     place = pick_device(device)
+    check_whole("seed", seed, 0)
     if most < 3:
         raise ValueError(f"most must be at least 3, for there to be a choice; got {most}")
     if (named("data", data) / "config.json").is_file():
         found, (_, known) = run.clusters(data, device=device), run.located(data)
         z: Any = found.assign(known.images.to(place)).vectors
-        return choose_k(z, range(2, min(most, len(z) // 2) + 1), seed=seed)
+        return _swept(z, len(z), most, seed)
     learned = encoder not in ("", "pixels")
+    if learned:
+        check_name(encoder)
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)
     images = Source(data, split, side(data, size, learned), most_images).load(tell=tell)
     if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
@@ -51,8 +55,19 @@ def choose(
         z = unit(images.images).flatten(1)
     else:
         name = choose_recipe("simclr", data, "quick", gray=images.channels == 1)
-        config = with_rows(recipe("simclr", name), len(images))
+        asked = recipe("simclr", name)
+        config = with_rows(asked, len(images))
+        if tell and (less := changed(asked, config)):
+            tell(f"to fit {len(images)} images: {less}")
         shown = images.images.to(place)
         looks = [simclr.fit(shown, replace(config, seed=seed + k)) for k in range(2)]
         z = [extract(look.embed, shown) for look in looks]
-    return choose_k(z, range(2, min(most, len(images) // 2) + 1), seed=seed)
+    return _swept(z, len(images), most, seed)
+
+
+def _swept(z: Any, n: int, most: int, seed: int) -> Choice:
+    """`choose_k` with at most half as many clusters as rows, n; errors speak of the data."""
+    try:
+        return choose_k(z, range(2, min(most, n // 2) + 1), seed=seed)
+    except ValueError as error:
+        raise ValueError(f"data must have features that can be clustered: {error}") from error

@@ -26,10 +26,22 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+import dcl
 from dcl import methods
 from dcl.app import assignments, run
 from dcl.app.choose import choose
-from dcl.app.cli_fit import IMPOSSIBLE, INTERRUPTED, OK, WARNING, fit, follow, peek, say, tell
+from dcl.app.cli_fit import (
+    IMPOSSIBLE,
+    INTERRUPTED,
+    OK,
+    WARNING,
+    fit,
+    follow,
+    peek,
+    say,
+    tell,
+    warnings_in_a_line,
+)
 from dcl.app.clusters import shipped
 from dcl.app.source import Source
 from dcl.data.arrays import is_vectors
@@ -79,6 +91,8 @@ def predict(
         raise ValueError(f"data must be {kind}, as in training; got {data!r}")
     *_, height, width = 0, *clusters.shape  # (d,) for vectors, which have no side
     new = Source(data, split, height if height == width else 0).load(scale=clusters.scale, tell=say)
+    if not clusters.vectors and new.channels != clusters.shape[0]:
+        say(f"read as {'grey' if clusters.shape[0] == 1 else 'colour'} images, as in training")
     found = clusters.assign(new.images.to(pick_device(device)))
     lines = assignments.table(assignments.names(new), found)
     if out and dist.rank() == 0:
@@ -172,7 +186,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command `dcl`; returns the exit code."""
     try:
         try:
-            return _main(list(sys.argv[1:] if args is None else args))
+            with warnings_in_a_line():
+                return _main(list(sys.argv[1:] if args is None else args))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough; Python's flush at exit must not fail either
@@ -186,6 +201,9 @@ def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(__doc__)
         return OK if args else IMPOSSIBLE
+    if args[0] == "--version":
+        print(f"dcl {dcl.__version__}")
+        return OK
     name, rest = args[0], args[1:]
     try:
         with dist.processes(peek(rest, "--device", "auto")), dist.first_speaks() as first:

@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 from dcl import methods
 from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
-from dcl.app.source import SMALLEST, Source, side
-from dcl.config import changed, check_rows, epochs_of, with_epochs, with_rows
+from dcl.app.source import Source, apart, side
+from dcl.config import changed, check_rows, check_whole, epochs_of, with_epochs, with_rows
 from dcl.data.arrays import is_vectors
+from dcl.nets.pretrained import check_name
 from dcl.recipes import choose, recipe
 from dcl.runtime import dist
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import check_writable
 
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
+FEW = 10
+"""With fewer images a cluster there is a line that says so."""
 
 
 @dataclass
@@ -81,11 +85,14 @@ def fit(args: Sequence[str]) -> int:
         config = with_epochs(config, asked.epochs)
     out = asked.out.expanduser()
     check_writable(out, "out")
+    apart(out, "out", asked.data)
+    check_whole("seed", asked.seed, 0)
+    pick_device(asked.device)
+    if asked.encoder:
+        check_name(asked.encoder)
     if config.n_clusters < 2:
         raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
     size = side(asked.data, asked.size, bool(asked.encoder))
-    if 0 < size < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST}; got {size}")
     source = Source(asked.data, asked.split, size, asked.limit)
     data = source.load(Reading(), tell=say)
     if len(data) < max(2, config.n_clusters):
@@ -100,6 +107,9 @@ def fit(args: Sequence[str]) -> int:
     say(f"{name}, recipe {chosen}")
     if less := changed(before, config):
         say(f"to fit {n} {data.noun}s: {less}")
+    if n < FEW * config.n_clusters:
+        hint = "" if data.vectors or asked.encoder else ", and try --encoder resnet50"
+        say(f"{n} {data.noun}s are few for {config.n_clusters} clusters: expect little{hint}")
     return follow(
         out,
         config,
@@ -161,7 +171,8 @@ def _settings(name: str, module: Any, chosen: str, args: Sequence[str]) -> tuple
 def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object]) -> int:
     """Do the work of a run, with a progress bar; returns the exit code."""
     bar = Bar(epochs_of(config, pretext))
-    bar.skip(len(read_log(out / "log.jsonl")))
+    before = len(read_log(out / "log.jsonl"))
+    bar.skip(before)
     try:
         work(bar)
     except KeyboardInterrupt:
@@ -170,6 +181,8 @@ def follow(out: Path, config: Any, pretext: bool, work: Callable[[Bar], object])
         return INTERRUPTED
     finally:
         bar.close()
+    if before and len(read_log(out / "log.jsonl")) == before:
+        say("all epochs were done before; the results are written again")
     return tell(out)
 
 
@@ -189,3 +202,16 @@ def say(text: str) -> None:
     """A line on stderr, from the first process."""
     if dist.rank() == 0:
         print(f"dcl: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Show warnings as `warning: ...`, without the place in the program that Python adds."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if dist.rank() == 0:
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import dcl
 from dcl import methods
 from dcl.config import flat, unflat
+from dcl.data.arrays import with_channels
 from dcl.data.files import named
 from dcl.data.vectors import check_vectors
 from dcl.measure import baselines
@@ -68,9 +69,13 @@ class Clusters:
     def assign(self, images: Tensor) -> Assignment:
         """Cluster, confidence and distance of images uint8 (N,C,H,W), on the CPU.
 
-        Or of vectors, float32 (N,d), if it was trained on vectors. Raises ValueError when dtype,
+        Grey images are taken as colour, and colour as grey, if it was trained on such. Or of
+        vectors, float32 (N,d), if it was trained on vectors. Raises ValueError when dtype,
         (C,H,W) or (d,) differ from those in training.
         """
+        grey_or_colour = images.ndim == 4 and images.shape[1] in (1, 3) and not self.vectors
+        if grey_or_colour and images.dtype == torch.uint8 and self.shape[0] in (1, 3):
+            images = with_channels(images, self.shape[0])
         kind, name = (torch.float32, "vectors") if self.vectors else (torch.uint8, "images")
         if tuple(images.shape[1:]) != self.shape or images.dtype != kind:
             raise ValueError(
@@ -112,17 +117,19 @@ class Clusters:
     def load(
         cls, path: str | Path, *, encoder: nn.Module | None = None, checksum: str | None = None
     ) -> "Clusters":
-        """Read what `save` wrote, or a network in the package by name (`shipped`). Runs no code.
+        """Read what `save` wrote, a run folder, or a network in the package by name (`shipped`).
 
-        `encoder`: the network that was passed to `fit`, if it was your own; checksum: the sha256
-        that the file must have, such as the "weights" of a recorded result. Raises
-        FileNotFoundError, and ValueError for a file that is damaged or of another kind.
+        Runs no code. `encoder`: the network that was passed to `fit`, if it was your own;
+        checksum: the sha256 that the file must have, such as the "weights" of a recorded result.
+        Raises FileNotFoundError, and ValueError for a file that is damaged or of another kind.
         """
         from safetensors import SafetensorError, safe_open
 
         if str(path) in shipped() and not Path(path).exists():
             path = WEIGHTS / f"{path}.safetensors"
         path = named("path", path)
+        if path.is_dir():  # a run folder
+            path /= "model.safetensors"
         if not path.is_file():
             raise FileNotFoundError(
                 f"path must be a file written by Clusters.save, or one of "

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from dcl.app import run
 from dcl.app.clusters import Assignment, Clusters
 from dcl.app.parameters import check_parameters, chosen_by_hand
-from dcl.app.source import Source, side
+from dcl.app.source import Source, apart, side
 from dcl.config import changed, check_rows, with_epochs, with_rows
 from dcl.data import Data
-from dcl.data.arrays import is_vectors, tensor_of
+from dcl.data.arrays import array_of, is_vectors, tensor_of
 from dcl.data.pixels import Scale
 from dcl.measure import metrics
 from dcl.recipes import choose, recipe
@@ -176,10 +176,12 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
             return X
         if isinstance(X, str | Path):
             path, size = str(X), size or self.size
+            if least > 1 and self.run_dir is not None:
+                apart(self.run_dir, "run_dir", path)
             if is_vectors(path):
                 return Source(path).load()
             return Source(path, size=size or side(path, 0, bool(self.encoder))).load(scale=scale)
-        if not isinstance(X, Tensor) and (issparse(X) or np.asarray(X).ndim == 2):
+        if not isinstance(X, Tensor) and (issparse(X) or array_of(X).ndim == 2):
             X = check_array(X, ensure_all_finite=False, ensure_min_samples=least, estimator=self)
             trained = getattr(self, "n_features_in_", d := X.shape[1])
             if least == 1 and trained != d:

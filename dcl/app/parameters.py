@@ -12,8 +12,8 @@ from torch import nn
 
 from dcl import methods
 from dcl.app.source import SMALLEST
-from dcl.config import check_type, flat
-from dcl.nets.pretrained import PRETRAINED
+from dcl.config import check_type, check_whole, flat
+from dcl.nets.pretrained import check_name
 from dcl.recipes import recipe, recipes
 from dcl.runtime.device import pick_device
 from dcl.runtime.files import check_writable
@@ -34,8 +34,8 @@ def check_parameters(e: Any) -> int:
     check_whole("size", e.size, SMALLEST, NoneType)
     check_whole("epochs", e.epochs, 1, NoneType)
     check_type("encoder", e.encoder, str, nn.Module, NoneType)
-    if isinstance(e.encoder, str) and e.encoder.partition(":")[0] not in ("", *PRETRAINED):
-        raise ValueError(f"encoder must be one of {', '.join(PRETRAINED)}; got {e.encoder!r}")
+    if isinstance(e.encoder, str) and e.encoder:
+        check_name(e.encoder)
     if e.config is not None and not isinstance(e.config, config):
         raise TypeError(f"config must be a {config.__module__}.Config or None; got {e.config!r}")
     check_type("device", e.device, str, torch.device)
@@ -47,13 +47,6 @@ def check_parameters(e: Any) -> int:
     if isinstance(e.random_state, Integral):
         return int(e.random_state)
     return int(check_random_state(e.random_state).randint(2**31))
-
-
-def check_whole(name: str, value: Any, least: int, *others: type) -> None:
-    """Refuse what is neither of the `others` nor an integer, Python's or NumPy's, from `least`."""
-    check_type(name, value, Integral, *others)
-    if isinstance(value, Integral) and int(value) < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def chosen_by_hand(e: Any) -> dict[str, str]:

@@ -169,9 +169,11 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
     if str(out) in shipped() and not path.parent.exists():
         path = Path(out)
     elif not path.is_file():
+        started = (path.parent / "config.json").is_file()
+        hint = f". If it was interrupted: {command('resume', out)}" if started else ""
+        absent = path.name if path.parent.is_dir() else "such folder"
         raise FileNotFoundError(
-            f"{str(out)!r} must hold a finished run; there is no {path.name}. If it was "
-            f"interrupted: {command('resume', out)}"
+            f"{str(out)!r} must hold a finished run; there is no {absent}{hint}"
         )
     found = Clusters.load(path)
     found.model.to(pick_device(device))
@@ -189,7 +191,9 @@ def summary(out: str | Path) -> tuple[list[str], list[str]]:
     ]
     skipped = Path(out) / "skipped.csv"
     if skipped.exists():
-        lines.append(f"{len(read_csv(skipped, 'file'))} files or folders were left out: {skipped}")
+        n = len(read_csv(skipped, "file"))
+        noun = "file or folder was" if n == 1 else "files or folders were"
+        lines.append(f"{n} {noun} left out: {skipped}")
     return lines, found["warnings"]
 
 

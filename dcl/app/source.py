@@ -17,9 +17,25 @@ SMALLEST = 8
 
 
 def side(data: str, size: int, encoder: bool) -> int:
-    """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0."""
-    folder = named("data", data).is_dir()
+    """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0.
+
+    Raises ValueError for a size that is too small.
+    """
+    folder = _place(data).is_dir()
+    if size and size < SMALLEST:
+        raise ValueError(f"size must be at least {SMALLEST}; got {size}")
     return size or (0 if not folder else 224 if encoder else 32)
+
+
+def apart(out: str | os.PathLike, name: str, data: str) -> None:
+    """Refuse the folder of the images as the place of output, which is called `name`."""
+    if (place := _place(data)).is_dir() and place.resolve() == Path(out).expanduser().resolve():
+        raise ValueError(f"{name} must be another folder than the images'; got {str(out)!r}")
+
+
+def _place(data: str) -> Path:
+    """Where data is, if it is a folder or a file; it may be called folder:PATH, as in `load`."""
+    return named("data", data.removeprefix("folder:"))
 
 
 @dataclass(frozen=True)
@@ -52,12 +68,14 @@ class Source:
 
         tell: called with each of `Data.remarks`, such as what was left out.
         """
-        folder = named("data", self.data)
+        folder = _place(self.data)
         name = f"folder:{folder}" if folder.is_dir() else self.data
-        if name not in SPLITS and not name.startswith("folder:") and not is_array(name):
+        if name.partition(":")[0] not in (*SPLITS, "folder") and not is_array(name):
+            file = ", which is a file: give the folder that it lies in" * folder.is_file()
             raise ValueError(
                 f"data must be an existing folder (seen from {str(Path.cwd())!r}), a .npy file of "
-                f"images or vectors, or the name of a data set, {', '.join(SPLITS)}; got {name!r}"
+                f"images or vectors, or the name of a data set, {', '.join(SPLITS)}; "
+                f"got {name!r}{file}"
             )
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0; got {self.limit}")

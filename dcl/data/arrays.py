@@ -30,6 +30,8 @@ def tensor_of(X: Any, name: str = "X") -> Tensor:
             f"{name} must hold many images; got {shape}, which looks like one, (H,W,C): the first "
             "axis counts images"
         )
+    if x.ndim in (3, 4) and not shape[0]:
+        raise ValueError(f"{name} must hold at least one image; got {shape}")
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(
@@ -44,14 +46,24 @@ def tensor_of(X: Any, name: str = "X") -> Tensor:
     return _bytes(x, name).contiguous()
 
 
+FILES = "images in files are given as the path of their folder"
+
+
+def array_of(X: Any, name: str = "X") -> np.ndarray:
+    """Anything that numpy takes as an array. Raises ValueError for a list of different shapes."""
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        text = f"{name} must be one array; its items differ in shape (resize them; {FILES})"
+        raise ValueError(text) from error
+
+
 def _native(X: Any, name: str) -> np.ndarray:
     """Anything that numpy takes as numbers, in this machine's byte order."""
-    try:
-        x = np.asarray(X)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{name} must be one array; {error}") from error
+    x = array_of(X, name)
     if x.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold numbers; got {x.dtype} {x.shape}")
+        hint = f" ({FILES})" if x.ndim == 1 else ""
+        raise TypeError(f"{name} must hold numbers; got {x.dtype} {x.shape}{hint}")
     if x.ndim == 2:
         return x
     kind = x.dtype.newbyteorder("=")
@@ -60,6 +72,19 @@ def _native(X: Any, name: str) -> np.ndarray:
     elif x.dtype.kind == "u" and x.dtype.itemsize > 1:
         kind = np.dtype(np.int64)
     return x.astype(kind, copy=False)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images uint8 (N,C,H,W) with 1 or 3 channels as grey (1) or colour (3), as PIL converts."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    grey = images.new_empty((len(images), 1, *images.shape[2:]))
+    weights = torch.tensor([19595, 38470, 7471], device=images.device)  # ITU-R 601, of 65,536
+    for x, y in zip(images.split(1024), grey.split(1024)):
+        y[:, 0] = ((x.permute(0, 2, 3, 1) * weights).sum(3) + 32768) >> 16
+    return grey
 
 
 def _bytes(x: Tensor, name: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcl.data import memmap
 from dcl.data.files import ENDINGS, Bad, File, listed, printable
-from dcl.data.pixels import Extent, Scale, decode, extent, image_limit, scale_of
+from dcl.data.pixels import Extent, Scale, decode, extent, image_limit, scale_of, size_of
 
 BLOCK = 2**23  # bytes of pixels that a thread decodes before it asks for more
 Progress = Callable[[int, int], object]  # called with the number of images done, and of all
@@ -76,11 +76,11 @@ def folder(
     OSError when that file cannot be written.
     """
     if not path.is_dir():
-        raise FileNotFoundError(f"folder:PATH must name an existing folder; got {path}")
+        raise FileNotFoundError(f"{str(path)!r} must be an existing folder")
     files, refused = listed(path, parts)
     if not files and not refused:
         raise ValueError(
-            f"folder:PATH must have images ({' '.join(sorted(ENDINGS))}); found none below {path}"
+            f"{str(path)!r} must hold images ({' '.join(sorted(ENDINGS))}); found none below it"
         )
     with image_limit():
         first, shape = ("", (3, size, size)) if size else _first(path, files, refused)
@@ -98,6 +98,13 @@ def folder(
     skipped = [(printable(name), why) for name, why in bad]
     used = tuple(scale) if scale else None
     return Found(images, labels, classes, [*map(printable, good)], skipped, used, said)
+
+
+def sizes(path: Path, parts: list[str]) -> set[tuple[int, int]]:
+    """Height and width of the images that `folder` would read, from their headers alone."""
+    files, _ = listed(path, parts)
+    with image_limit(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {size for size in pool.map(lambda file: size_of(path / file.name), files) if size}
 
 
 def _classes(paths: list[list[str]]) -> tuple[Tensor | None, list[str] | None]:
@@ -122,8 +129,9 @@ def _first(top: Path, files: list[File], refused: list[Bad]) -> tuple[str, Shape
 
 def _none_readable(top: Path, bad: list[Bad]) -> ValueError:
     few = "; ".join(f"{printable(name)}: {reason}" for name, reason in sorted(bad)[:3])
+    count = f"{len(bad)} file{'s' * (len(bad) > 1)}"
     return ValueError(
-        f"folder:PATH must have an image that can be read; none of the {len(bad)} below {top} can"
+        f"{str(top)!r} must hold an image that can be read; none of its {count} can"
         f" ({few}{'; ...' if len(bad) > 3 else ''})"
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dcl.data.arrays import is_array, read_array
 from dcl.data.data import Data, block_of
 from dcl.data.download import data_root, download
-from dcl.data.files import named, printable
+from dcl.data.files import named, one_line, printable
 from dcl.data.folder import Progress, folder
 from dcl.data.pixels import Scale
 
@@ -65,6 +65,8 @@ def load(
     cannot be downloaded; for a folder see `dcl.data.folder.folder`; for a .npy file see
     `dcl.data.arrays.read_array`. Sources: data/README.md.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, such as digits or folder:PATH; got {name!r}")
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size must be an integer of at least 1; got {size!r}")
     if name.startswith("folder:"):
@@ -126,7 +128,11 @@ def splits(name: str) -> tuple[str, ...]:
 
 def _parts(path: Path) -> list[str]:
     """The splits of a folder: train first, then the others; [] if it has no train, or no other."""
-    found = [part for part in PARTS if (path / part).is_dir()]
+    try:
+        found = [part for part in PARTS if (path / part).is_dir()]
+    except PermissionError as error:
+        text = f"{str(path)!r} must be a folder that can be read; {one_line(error)}"
+        raise ValueError(text) from error
     return found if "train" in found and len(found) > 1 else []
 
 
@@ -136,7 +142,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _split(split: str | None, known: tuple[str, ...]) -> str:
     if split and split not in known:
-        raise ValueError(f"split must be one of {', '.join(known)}; got {split!r}")
+        several = "one of " * (len(known) > 1)
+        raise ValueError(f"split must be {several}{', '.join(known)}; got {split!r}")
     return split or known[0]
 
 

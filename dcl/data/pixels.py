@@ -53,6 +53,16 @@ def extent(path: Path) -> Extent | None:
         return None
 
 
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Height and width of an upright image, from its header; None if that cannot be read."""
+    from PIL import Image
+
+    with suppress(Exception), Image.open(path) as image:  # `decode` says why
+        turned = image.getexif().get(0x0112, 1) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
+    return None
+
+
 def scale_of(extents: list[Extent]) -> tuple[Scale, str]:
     """The scale for a folder's deep images, from their extents, and the sentence that states it.
 

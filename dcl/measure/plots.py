@@ -169,15 +169,15 @@ def plane(z: Any, method: str = "t-sne") -> np.ndarray:
     z = _array(z).astype(np.float32)
     if z.ndim != 2 or method not in ("pca", "t-sne"):
         raise ValueError(f"plane takes (N,D) and pca or t-sne; got {z.shape} and {method!r}")
-    dims = min(2 if method == "pca" else 30, *z.shape)
-    at = PCA(dims, random_state=0).fit_transform(z)
-    if method == "t-sne":
+    at = PCA(min(2 if method == "pca" else 30, *z.shape), random_state=0).fit_transform(z)
+    # of a single point t-SNE divides by the spread, and ends the process
+    if method == "t-sne" and at.std(0).max() > 1e-6 * np.abs(z).max():
         from sklearn.manifold import TSNE
 
         near = min(30, (len(at) - 1) / 3)
         sne = TSNE(perplexity=near, init="pca", random_state=0, max_iter=500, n_jobs=1)
         at = sne.fit_transform(at)
-    return np.pad(at, ((0, 0), (0, 2 - at.shape[1])))
+    return np.pad(at[:, :2], ((0, 0), (0, max(0, 2 - at.shape[1]))))
 
 
 def embedding(

@@ -95,22 +95,28 @@ def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
     Raises ValueError: unknown name, size, weights that do not fit. FileNotFoundError: no such
     file, or weights that cannot be downloaded. Chapter: your-images.
     """
+    name, colon, place = check_name(name_or_path)
+    module, classifier = _build(name, size)
+    if not colon:
+        state, source = _download(name)
+    else:
+        source = Path(place).expanduser()
+        state = read(source)
+    module.network.load_state_dict(fitting(state, module.network, classifier, name, source))
+    return module.eval()
+
+
+def check_name(name_or_path: str) -> tuple[str, str, str]:
+    """The parts of a name for `pretrained`, whose errors it raises; without work."""
     name, colon, place = name_or_path.partition(":")
     if name not in PRETRAINED:
         raise ValueError(
             f"encoder must be one of {', '.join(PRETRAINED)}, or one of these with a local file, "
             f"resnet50:PATH; got {name_or_path!r}"
         )
-    module, classifier = _build(name, size)
-    if not colon:
-        state, source = _download(name)
-    else:
-        source = Path(place).expanduser()
-        if not source.is_file():
-            raise FileNotFoundError(f"{name}:PATH must name an existing file; got {place!r}")
-        state = read(source)
-    module.network.load_state_dict(fitting(state, module.network, classifier, name, source))
-    return module.eval()
+    if colon and not Path(place).expanduser().is_file():
+        raise FileNotFoundError(f"{name}:PATH must name an existing file; got {place!r}")
+    return name, colon, place
 
 
 def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:

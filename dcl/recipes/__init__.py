@@ -1,6 +1,7 @@
 """Settings by data set: a file per method, a recipe per data set, and the rule that chooses."""
 
 import importlib
+import pkgutil
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -12,7 +13,10 @@ GRAY = ("digits", "mnist", "fashion-mnist")
 
 
 def recipes(method: str) -> dict[str, Any]:
-    """The recipes of a method by name: {"digits": Config(...), ...}."""
+    """The recipes of a method by name: {"digits": Config(...), ...}. Raises ValueError."""
+    known = [found.name for found in pkgutil.iter_modules(__path__)]
+    if method not in known:
+        raise ValueError(f"method must be one of {', '.join(known)}; got {method!r}")
     module = importlib.import_module(f"dcl.recipes.{method}")
     found = {name: value for name, value in vars(module).items() if is_dataclass(value)}
     return {name: value for name, value in found.items() if isinstance(value, module.Config)}

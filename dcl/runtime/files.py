@@ -105,9 +105,10 @@ def check_writable(path: str | os.PathLike, name: str, *, file: bool = False) ->
     """
     what, path = "a folder", Path(path).expanduser()
     if file:
-        what, path = "a file in a folder", path.resolve()
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{name} must be the path of a file; got {str(path)!r}")
+        what, given = "a file in a folder", path
+        path = path.resolve()
+        if given.exists() and not given.is_file():  # /dev/stdout may resolve to what has no name
+            raise ValueError(f"{name} must be the path of a file; got {str(given)!r}")
         path = path.parent
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

@@ -47,7 +47,7 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
             ["--size", "16", "--config.n-neighbors", "500"],
             "n-neighbors must be at most 119",
         ),
-        (["--size", "16", "--split", "test"], "split must be one of all; got 'test'"),
+        (["--size", "16", "--split", "test"], "split must be all; got 'test'"),
     ):
         assert fit(photos, tmp_path / "x", *more) == IMPOSSIBLE
         assert message in capfd.readouterr().err
@@ -55,7 +55,7 @@ def test_bad_settings_are_refused_before_work(photos, tmp_path, capfd):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert fit(empty, tmp_path / "x") == IMPOSSIBLE
-    assert "found none below" in capfd.readouterr().err
+    assert "found none below it" in capfd.readouterr().err
     for wrong in (["--data", "x"], ["--data", "x", "--out", "y", "--config.threshold", "3"]):
         with pytest.raises(SystemExit) as stop:  # no --out; a value that Config refuses
             main(["fit", "scan", *wrong])

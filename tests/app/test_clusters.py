@@ -100,7 +100,7 @@ def test_nothing_of_the_training_set_is_published(trained, tmp_path):
 
 def test_another_size_is_refused(trained, images):
     clusters, _ = trained("scan")
-    for wrong in (images[:, :, :8], images.expand(-1, 3, -1, -1), images.float()):
+    for wrong in (images[:, :, :8], images.expand(-1, 2, -1, -1), images.float()):
         with pytest.raises(ValueError, match=r"images must be uint8 \(N, 1, 16, 16\)"):
             clusters.assign(wrong)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from PIL import Image
 
 from sabotage import METHODS, chapter_of, tags
 
@@ -54,6 +56,22 @@ def test_smoke(chapter, tmp_path):
             assert {"ACC", "NMI", "ARI"} <= set(row["metrics"])
             names = {"k-means on pixels", "k-means on PCA", "untrained network"}
             assert names <= set(row["baselines"])
+
+
+@pytest.mark.parametrize("chapter, classes", [("dac", [""]), ("metrics", ["a", "b"])])
+def test_smoke_of_a_folder_of_110_images_in_two_sizes(chapter, classes, tmp_path):
+    """Without labels, and with the images of a class one after the other."""
+    for k, pixels in enumerate(torch.randint(256, (110, 24, 24, 3)).byte().numpy()):
+        place = tmp_path / "photos" / classes[k * len(classes) // 110]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[k % 2 :]).save(place / f"{k}.png")
+    out = tmp_path / "out.ipynb"
+    asked = ["profile", "smoke", "dataset", "folder:photos"]
+    done = papermill(CHAPTERS[0].with_stem(chapter), out, *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [o.get("text", "") for cell in code(out) for o in cell.outputs]
+    assert any("resized to 32 x 32" in text for text in said)
+    assert ("no labels, no scores\n" in said) == (classes == [""])
 
 
 def test_mistakes_are_refused_before_anything_trains(tmp_path):

@@ -130,9 +130,9 @@ def test_data_refuses(change, error, message):
     [
         ("digit", None, "name must be one of digits, shapes, people, mnist.*got 'digit'"),
         ("digit:all", None, "name must be one of .*; got 'digit'"),
-        ("digits", "train", "split must be one of all; got 'train'"),
-        ("digits:train", None, "split must be one of all; got 'train'"),
-        ("mnist:train", "test", "split must be one of train; got 'test'"),
+        ("digits", "train", "split must be all; got 'train'"),
+        ("digits:train", None, "split must be all; got 'train'"),
+        ("mnist:train", "test", "split must be train; got 'test'"),
         ("mnist", "unlabeled", r"train, test, train\+test; got 'unlabeled'"),
         ("stl10", "val", r"unlabeled, train\+unlabeled; got 'val'"),
     ],

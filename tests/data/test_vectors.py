@@ -104,7 +104,7 @@ def test_a_file_of_vectors(tmp_path):
     assert torch.equal(d.images, X) and d.images.dtype == torch.float32
     assert (d.name, d.split, d.labels, d.files) == ("my vectors", "all", None, None)
     assert splits(str(path)) == ("all",)
-    with pytest.raises(ValueError, match="split must be one of all; got 'test'"):
+    with pytest.raises(ValueError, match="split must be all; got 'test'"):
         load(str(path), "test")
     with pytest.raises(ValueError, match="size is for images"):
         load(str(path), size=32)
@@ -308,7 +308,7 @@ def test_a_method_that_needs_images_says_so_before_any_work(files, tmp_path, cap
     for more, said in (
         (["--size", "32"], "size is for images"),
         (["--encoder", "resnet18"], "encoder must be a torch module for vectors; 'resnet18'"),
-        (["--split", "test"], "split must be one of all; got 'test'"),
+        (["--split", "test"], "split must be all; got 'test'"),
         (["--limit", "2"], "as many vectors as clusters, 3; got 2"),
         (["--config.pretext.encoder", "cnn"], "cnn needs images"),
     ):

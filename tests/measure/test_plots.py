@@ -105,6 +105,12 @@ def test_embedding_keeps_groups_apart(method):
     )
 
 
+@pytest.mark.parametrize("value", [0.0, 3.3])
+def test_features_that_are_all_alike_are_one_point(value):
+    """On which scikit-learn's t-SNE divides by nothing, and ends the process."""
+    assert plots.plane(torch.full((300, 10), value)).std(0).max() < 1e-6
+
+
 def test_embedding_refuses():
     with pytest.raises(ValueError, match="plane takes"):
         plots.embedding(torch.randn(10, 3), method="umap")

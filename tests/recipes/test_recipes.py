@@ -7,6 +7,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -69,7 +70,9 @@ LACKING = {"frozen": "cifar10", "mnist_10k": "digits", "shapes": "digits", "phot
 
 
 @pytest.mark.parametrize("known, cpu, cuda", RULE, ids=str)
-def test_the_rule(known, cpu, cuda):
+def test_the_rule(known, cpu, cuda, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((4, 3), np.float32))
     for method, device in product(METHODS, ("cpu", "cuda")):
         wanted = {"cpu": cpu, "cuda": cuda}[device]
         while wanted not in recipes(method):

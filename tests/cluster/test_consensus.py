@@ -33,7 +33,7 @@ def slow(before, now, k_before, k_now):
 @pytest.mark.parametrize("k_before, k_now", [(7, 4), (3, 9), (1, 5), (6, 1), (40, 30)])
 @pytest.mark.parametrize("outliers", [False, True])
 def test_consensus_is_the_slow_loop(k_before, k_now, outliers):
-    """Numbers of clusters that differ, exceed the images, or are empty; the last ones always are."""
+    """Also more clusters than images, and empty ones, as the last always is."""
     with seeded(k_before):
         before = torch.randint(-outliers, max(k_before - 1, 1), (31,))
         now = torch.randint(-outliers, max(k_now - 1, 1), (31,))

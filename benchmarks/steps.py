@@ -45,7 +45,7 @@ from benchmarks import (
 )
 from benchmarks import peer as peer_package
 from dcl.config import TrainConfig
-from dcl.methods import scan, simclr, swav
+from dcl.methods import barlowtwins, scan, simclr, swav
 from dcl.methods.selflabel import SelfLabel, self_label_loss
 from dcl.nets import convnets
 from dcl.objective import Objective
@@ -70,7 +70,7 @@ class Case:
 
     name: str
     method: str
-    """swav, simclr, scan or selflabel."""
+    """swav, simclr, scan, selflabel or barlowtwins."""
     views: tuple[View, ...]
     encoder: str = "small_cnn"
     width: int = 32
@@ -93,6 +93,7 @@ CASES = (
     Case("self-labelling, small CNN", "selflabel", (View(), STRONG)),
     Case("SwAV, 2 views, small CNN of width 8", "swav", (LARGE, LARGE), width=8),
     Case("SwAV, 2 views, ResNet-18 of width 16", "swav", (LARGE,) * 2, "resnet18", 16, steps=2),
+    Case("Barlow Twins, 2 views, small CNN", "barlowtwins", (PHOTO, PHOTO), at_least=1.5),
 )
 
 
@@ -118,6 +119,9 @@ def objective(case: Case, images: Tensor) -> Objective:
         sizes = {"n_prototypes": PROTOTYPES, "hidden": HIDDEN, "dim": DIM}
         config = swav.Config(views=case.views, freeze_steps=0, **sizes)
         return swav.SwAV(images, config, encoder)
+    if case.method == "barlowtwins":
+        config = barlowtwins.Config(hidden=HIDDEN, dim=HIDDEN, views=case.views)
+        return barlowtwins.BarlowTwins(images, config, encoder)
     if case.method == "simclr":
         config = simclr.Config(out_dim=DIM, view=case.views[0])
         return simclr.SimCLR(images, config, encoder)
@@ -170,6 +174,24 @@ class Pair(nn.Module):
         return self.criterion(*(self.head(self.encoder(view)).float() for view in views))
 
 
+class Twins(nn.Module):
+    """lightly's Barlow Twins step, without the bias that the paper's last layer has not."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        from lightly.loss import BarlowTwinsLoss
+        from lightly.models.modules.heads import BarlowTwinsProjectionHead
+
+        self.encoder = encoder
+        self.head = BarlowTwinsProjectionHead(encoder.out_dim, HIDDEN, HIDDEN)
+        self.head.layers[-1].register_parameter("bias", None)
+        self.criterion = BarlowTwinsLoss(barlowtwins.Config.offdiagonal)
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """A pass for each view, as in lightly's example."""
+        return self.criterion(*(self.head(self.encoder(view)).float() for view in views))
+
+
 class Scan(nn.Module):
     """dcl's losses of SCAN on views that come from a loader."""
 
@@ -194,7 +216,7 @@ def peer(case: Case, images: Tensor) -> nn.Module:
     encoder = convnets.encoder(case.encoder, images, width=case.width)
     if case.peer == "torchvision":
         return Scan(encoder, case.method)
-    return Swav(encoder) if case.method == "swav" else Pair(encoder)
+    return {"swav": Swav, "barlowtwins": Twins}.get(case.method, Pair)(encoder)
 
 
 # The peer's views: from one PIL image to a list of tensors

@@ -196,6 +196,8 @@ def negatives(view: View) -> View:
 _SHAPES = recipe("scan", "shapes")
 _SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
 
+_TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
+
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 
 STUDIES = {
@@ -228,6 +230,13 @@ STUDIES = {
             "70.1 at 400 epochs (README of the release)", "better"),
         "queue of 4 batches": Variant({"queue_length": 512, "queue_start": 5}),
     }),
+    "barlowtwins-digits": Study("barlowtwins", "digits", "ACC", {
+        "no off-diagonal": Variant({"offdiagonal": 0.0}),
+        "lambda 1 / D": Variant({"offdiagonal": None}),
+        "8 dimensions": Variant({"dim": 8, "offdiagonal": None}),
+        "32 dimensions": Variant({"dim": 32, "offdiagonal": None}),
+        "512 dimensions": Variant({"dim": 512, "offdiagonal": None}),
+    }, recorded=True),
     "lsdc-digits": Study("lsdc", "digits", "ACC", {
         "L2": Variant({"labeler": "l2", "threshold": 6.2}),
         "SNE": Variant({"labeler": "sne", "threshold": 0.02, "temperature": 3.0}),
@@ -236,6 +245,13 @@ STUDIES = {
         "targets as released": Variant({"official_orientation": True}),
         "clean view moved": Variant({"clean_view": DIGIT_VIEW}),
     }),
+    "idfd-digits": Study("idfd", "digits", "ACC", {
+        **{f"tau {told}": Variant({"temperature": tau}) for told, tau in _TAUS.items()},
+        "no decorrelation": Variant({"decorrelation": 0.0}),
+        **{f"tau {told}, no decorrelation": Variant({"temperature": tau, "decorrelation": 0.0})
+           for told, tau in _TAUS.items()},
+        "weight 1": Variant({"decorrelation": 1.0}),
+    }, recorded=True),
     "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
         "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "
             "for CIFAR-10, never 10", "worse"),
@@ -249,6 +265,13 @@ STUDIES = {
         "the released sampler": Variant({"official_indexing": True}, "the author: the released "
             "code should reproduce the paper (issue 32)", "same", "linear"),
     }),
+    "pcl-digits": Study("pcl", "digits", "ACC", {
+        "no prototypes: MoCo": Variant({"n_prototypes": ()}),
+        "40 prototypes": Variant({"n_prototypes": (40,)}),
+        "phi fixed": Variant({"phi": "fixed"}),
+        "no warm-up": Variant({"warmup": 0}),
+        "no BatchNorm in the head": Variant({"head_norm": False}),
+    }, recorded=True),
     "scan-shapes": Study("scan", "shapes", "ACC", {
         "Sobel edges": Variant({"sobel_pretext": True}),
         "Sobel edges, negatives": Variant({"sobel_pretext": True, "pretext": _SEEN,

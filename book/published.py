@@ -25,6 +25,7 @@ class Published(NamedTuple):
 TOY = "the paper, in IDEC-toy's README"
 LOG = "last epoch of the author's log"
 README = "README of the release"
+PROPOS = "the paper, in a table of ProPos"
 
 PUBLISHED = [
     Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
@@ -75,5 +76,34 @@ PUBLISHED = [
     Published("scan", "ImageNet-100", {"ACC": ".689"}, README),
     Published("scan", "ImageNet-200", {"ACC": ".581"}, README),
     Published("scan", "ImageNet", {"ACC": ".399"}, README),
+    Published("pcl", "ImageNet", {"linear": ".676"}, f"version 2, 200 epochs, {README}"),
+    Published("pcl", "VOC07", {"mAP": ".854"}, f"version 2, SVM, {README}"),
+    Published(
+        "pcl", "cifar10", {"linear": ".828"}, "ResNet-18 of a user, issue 7 of the release", "gpu"
+    ),
+    Published(
+        "idfd",
+        "cifar10",
+        {"ACC": ".815", "NMI": ".711", "ARI": ".663"},
+        f"{PROPOS}, trained and scored on the 50,000 images of train",
+        "paper",
+    ),
+    Published("idfd", "cifar100-20", {"ACC": ".425", "NMI": ".426", "ARI": ".264"}, PROPOS, "gpu"),
+    Published("idfd", "stl10", {"ACC": ".756", "NMI": ".643", "ARI": ".575"}, PROPOS, "gpu"),
+    Published("idfd", "ImageNet-10", {"ACC": ".954", "NMI": ".898", "ARI": ".901"}, PROPOS),
+    Published("idfd", "ImageNet-Dogs", {"ACC": ".591", "NMI": ".546", "ARI": ".413"}, PROPOS),
+    Published(
+        "barlowtwins",
+        "ImageNet",
+        {"linear": ".732"},
+        "ResNet-50, 1000 epochs, the paper, in a page of results",
+    ),
+    Published(
+        "barlowtwins",
+        "cifar10",
+        {"linear": ".921"},
+        "ResNet-18 of solo-learn, 1000 epochs",
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

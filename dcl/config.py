@@ -13,6 +13,10 @@ PLAIN = {int: "an integer", float: "a number", bool: "True or False", str: "a te
 NAMES: dict[Any, str] = {**PLAIN, Integral: "an integer", types.NoneType: "None"}
 
 
+NEWER = (("compile", False), ("solarize", 0.0))
+"""Fields that older runs lack, with the value that changes nothing: both must compare equal."""
+
+
 def check_type(name: str, value: Any, *kinds: Any) -> None:
     """Raise TypeError unless a value has one of the types; a bool is no number, an int is one."""
     numbers = (int,) if float in kinds and not isinstance(value, bool) else ()
@@ -57,8 +61,8 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 256
-    optimizer: Literal["sgd", "adam", "rmsprop", "larc"] = "sgd"
-    """`momentum` is for sgd and larc. rmsprop decays squared gradients at Keras' rate, .9."""
+    optimizer: Literal["sgd", "adam", "rmsprop", "larc", "lars"] = "sgd"
+    """`momentum` is for sgd, larc and lars. rmsprop decays squared gradients at Keras' rate, .9."""
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
@@ -186,9 +190,16 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in items.items():
         if isinstance(value, dict):
             result |= flat(value, f"{prefix}{key}.")
-        elif (key, value) != ("compile", False):  # older runs lack the field and must compare equal
-            result[f"{prefix}{key}"] = json.loads(json.dumps(value))
+        elif (key, value) not in NEWER:
+            result[f"{prefix}{key}"] = _without_newer(json.loads(json.dumps(value)))
     return result
+
+
+def _without_newer(value: Any) -> Any:
+    """A JSON value without what NEWER names in its dicts, such as those of a tuple of views."""
+    if isinstance(value, dict):
+        return {k: _without_newer(v) for k, v in value.items() if (k, v) not in NEWER}
+    return [_without_newer(v) for v in value] if isinstance(value, list) else value
 
 
 def unflat(kind: Any, values: dict[str, Any]) -> Any:

@@ -210,14 +210,14 @@ def test_a_step_that_waits_is_noticed(monkeypatch, name):
         assert first.startswith("losses = objective(x, i)")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "larc"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "larc", "lars"])
 def test_float16_reads_whether_a_step_overflowed_on_the_gpu_where_it_can(monkeypatch, optimizer):
     plain = Small(lambda self, y, i: y.mean())
     config = TrainConfig(optimizer=optimizer, momentum=0.9, weight_decay=1e-4)
     first = epoch(monkeypatch, plain, config, capability=(7, 5))
     # LARC changes gradients before the step, so it must know first whether there is one, and
     # torch's RMSprop has no fused form that could be told on the GPU
-    waits = optimizer in ("larc", "rmsprop")
+    waits = optimizer in ("larc", "lars", "rmsprop")
     assert first.startswith("scaler.step(optimizer)" if waits else READ)
 
 

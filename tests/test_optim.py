@@ -1,4 +1,4 @@
-"""LARC and the schedules against numbers worked out by hand."""
+"""LARC, LARS and the schedules against numbers worked out by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dcl.config import TrainConfig
-from dcl.optim import LARC, ema, learning_rate, make_optimizer
+from dcl.optim import LARC, LARS, ema, learning_rate, make_optimizer
 
 
 def step(w, gradients, **settings):
@@ -75,10 +75,71 @@ def test_a_parameter_without_gradient_stands_still_whatever_momentum_and_decay_s
     assert not optimizer.state
 
 
+def lars_by_loop(w, gradients, lr, wd, momentum=0.9, trust=0.001):
+    """The released LARS, a tensor at a time, in its order of operations."""
+    weights, memory = [p.clone() for p in w], [torch.zeros_like(p) for p in w]
+    for step in gradients:
+        for p, m, g in zip(weights, memory, step):
+            if g is None:
+                continue
+            g = g.clone()
+            if p.ndim > 1:
+                g += wd * p
+                if p.norm() > 0 and g.norm() > 0:
+                    g *= trust * p.norm() / g.norm()
+            m.mul_(momentum).add_(g)
+            p.sub_(lr * m)
+    return weights
+
+
+def lars_case():
+    """Matrices, a kernel, vectors, a zero matrix, and one without a gradient; three steps."""
+    shapes = ((2, 5), (3,), (2, 1, 3, 3), (4,), (3, 2), (2, 2))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = [torch.randn(s) for s in shapes]
+        gradients = [[torch.randn(s) for s in shapes] for _ in range(3)]
+    weights[4] = torch.zeros(3, 2)
+    gradients[0][0], gradients[1][2] = torch.zeros(2, 5), 1e4 * gradients[1][2]
+    for step in gradients:
+        step[5] = None
+    return weights, gradients
+
+
+@pytest.mark.parametrize("wd", [0.0, 0.1])
+def test_lars_is_the_slow_loop_also_after_a_resume(wd):
+    weights, gradients = lars_case()
+    config = TrainConfig(optimizer="lars", lr=7.0, weight_decay=wd)
+    parameters = [torch.nn.Parameter(w.clone()) for w in weights]
+    optimizer = make_optimizer([{"params": parameters}], config)
+    assert type(optimizer) is LARS
+    for n, step in enumerate(gradients):
+        if n == 2:  # as `train` resumes: fresh objects, then the saved state
+            saved = optimizer.state_dict()
+            parameters = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+            optimizer = make_optimizer([{"params": parameters}], config)
+            optimizer.load_state_dict(saved)
+        for p, g in zip(parameters, step):
+            p.grad = None if g is None else g.clone()
+        optimizer.step()
+    for p, wanted in zip(parameters, lars_by_loop(weights, gradients, 7.0, wd)):
+        torch.testing.assert_close(p.detach(), wanted)
+    assert torch.equal(parameters[5].detach(), weights[5])
+
+
+def test_lars_alone_on_vectors_is_sgd_without_decay():
+    p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = LARS([p], lr=0.1, weight_decay=0.5)
+    p.grad = torch.tensor([3.0, -1.0])
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([0.7, 2.1]))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
 def test_make_optimizer_and_its_groups():
     p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [p]}, {"params": [q], "momentum": 0.0}]
-    kinds = {"sgd": torch.optim.SGD, "larc": LARC}
+    kinds = {"sgd": torch.optim.SGD, "larc": LARC, "lars": LARS}
     for name, kind in (kinds | {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}).items():
         config = TrainConfig(optimizer=name, lr=0.3, weight_decay=0.01)
         optimizer = make_optimizer([dict(g) for g in groups], config)
@@ -153,6 +214,9 @@ def test_ema_moves_by_a_share_and_copies_buffers():
         source.running_mean.fill_(7.0)
     ema(target, source, 0.9)
     torch.testing.assert_close(target.weight, torch.full((2,), 1.2))
+    torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))
+    ema(target, torch.nn.BatchNorm1d(2), 0.5, buffers=False)
+    torch.testing.assert_close(target.weight, torch.full((2,), 1.1))
     torch.testing.assert_close(target.running_mean, torch.full((2,), 7.0))
 
 

@@ -135,7 +135,8 @@ def test_nothing_committed_names_a_machine_or_is_unfinished():
     for path in names:
         if path.name == "mathjax-LICENSE.txt":
             continue
-        text = path.read_text()
+        # the letters of a picture may spell anything
+        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
         found = place.search(text) or unfinished.search(text)
         assert not found, f"{path.relative_to(ROOT)}: {found.group(0)}"
         assert "NotImplemented" + "Error" not in text, path

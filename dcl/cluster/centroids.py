@@ -9,17 +9,17 @@ from dcl.train import extract
 
 
 class Centroids(nn.Module):
-    """K centroids (K,D) of k-means, spherical or not: the best of ten starts."""
+    """K centroids (K,D) of k-means, spherical or not: the best of `starts` starts."""
 
-    def __init__(self, k: int, dim: int, *, spherical: bool = False):
+    def __init__(self, k: int, dim: int, *, spherical: bool = False, starts: int = 10):
         super().__init__()
         self.centroids = nn.Buffer(torch.zeros(k, dim))
-        self.spherical = spherical
+        self.spherical, self.starts = spherical, starts
 
     def fit(self, z: Tensor) -> None:
         """Set the centroids to those of embeddings z (N,D)."""
         k = len(self.centroids)
-        found = kmeans(z, k, n_init=10, spherical=self.spherical)
+        found = kmeans(z, k, n_init=self.starts, spherical=self.spherical)
         self.centroids.copy_(found.centroids)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -19,3 +19,14 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     partner = torch.arange(len(z), device=z.device).roll(len(z1))
     losses = F.cross_entropy(logits, partner, reduction="none")  # (2B,)
     return losses.mean() if symmetric else losses[: len(z1)].mean()
+
+
+def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
+    """Cross-entropy of finding each row's key among itself and the negatives (InfoNCE), a scalar.
+
+    z, keys (B,D) and negatives (r,D) float, of length 1: row k of both is from one image. Without
+    negatives it is 0. Source: He et al. 2020 (MoCo), eq. 1. Chapter: pcl.
+    """
+    own = (z * keys).sum(1, keepdim=True)  # (B,1)
+    logits = torch.cat([own, z @ negatives.T], 1) / temperature  # (B,1+r)
+    return F.cross_entropy(logits, logits.new_zeros(len(z), dtype=torch.int64))

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcl.runtime.dist import all_gather_rows
 
@@ -11,16 +12,18 @@ from dcl.runtime.dist import all_gather_rows
 class Queue(nn.Module):
     """Rows (A,length,D) of A views, the newest first; every process holds all of them.
 
+    It begins with zeros, or with `random` unit vectors, which can be negatives from the start.
     Not trained; kept in checkpoints, and in published weights unless its owner lists it as
     `transient`.
-    Source: He et al. 2020 (MoCo); SwAV, section 3.1. Chapter: swav.
+    Source: He et al. 2020 (MoCo); SwAV, section 3.1. Chapters: swav and pcl.
     """
 
     rows: Tensor
 
-    def __init__(self, views: int, length: int, dim: int):
+    def __init__(self, views: int, length: int, dim: int, *, random: bool = False):
         super().__init__()
-        self.register_buffer("rows", torch.zeros(views, length, dim))
+        start = torch.randn if random else torch.zeros
+        self.register_buffer("rows", F.normalize(start(views, length, dim), dim=2))
         self.filled = 0  # on the host: reading a buffer would make the GPU wait
 
     def __len__(self) -> int:
@@ -28,7 +31,7 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether rows have replaced all the initial zeros: counted, not read from the rows."""
+        """Whether rows have replaced all the initial ones: counted, not read from the rows."""
         return 0 < len(self) <= self.filled
 
     @torch.no_grad()

@@ -242,5 +242,5 @@ def _verdict(
         )
     return "clear", (
         f"{first.k} groups stand out in these features ({numbers}). A class may be several groups: "
-        "look at the report."
+        "`dcl fit` with this number, and look at its report."
     )

@@ -60,11 +60,11 @@ def identity(encoder: Encoder) -> Encoder:
     return same
 
 
-def mlp(dims: Sequence[int], batch_norm: bool = True) -> nn.Sequential:
+def mlp(dims: Sequence[int], batch_norm: bool = True, bias: bool = True) -> nn.Sequential:
     """Linear layers of the given widths with (BatchNorm and) ReLU between, none at the end."""
     layers: list[nn.Module] = []
     for k, (a, b) in enumerate(zip(dims, dims[1:], strict=False)):
-        layers.append(nn.Linear(a, b))
+        layers.append(nn.Linear(a, b, bias))
         if k < len(dims) - 2:
             layers += [nn.BatchNorm1d(b), nn.ReLU()] if batch_norm else [nn.ReLU()]
     return nn.Sequential(*layers)

@@ -13,19 +13,20 @@ from torch import Tensor
 
 from dcl.views import color, geometry
 from dcl.views.color import check_images
-from dcl.views.randaugment import erase, randaugment
+from dcl.views.randaugment import erase, randaugment, solarize
 
 Step = tuple[Callable[..., Tensor], tuple[Tensor, ...]]  # a function and its values per image
 
 
 @dataclass(frozen=True)
 class View:
-    """One random view of each image: geometry, colour, blur, RandAugment, erasing, in this order.
+    """One random view of each image: geometry, colour, blur, solarisation, RandAugment, erasing.
 
-    Call with float images (B,C,H,W) in [0,1], C 1 or 3: returns (B,C,size,size) in [0,1], same
-    dtype. Every field defaults to off; with all off the images come back unchanged. TypeError or
-    ValueError names the argument or field. Values of images on a GPU are not checked (that
-    would wait for it). Chapters: every one; views are compared in swav and scan.
+    They come in this order. Call with float images (B,C,H,W) in [0,1], C 1 or 3: returns
+    (B,C,size,size) in [0,1], same dtype. Every field defaults to off; with all off the images
+    come back unchanged. TypeError or ValueError names the argument or field. Values of images on
+    a GPU are not checked (that would wait for it). Chapters: every one; views are compared in
+    swav and scan.
     """
 
     size: int | None = None
@@ -60,6 +61,8 @@ class View:
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of its standard deviation in pixels."""
+    solarize: float = 0.0
+    """Probability that all values of 128/255 and above are inverted."""
     randaugment: int = 0
     """Number of operations drawn from SCAN's 14."""
     erase: int = 0
@@ -83,7 +86,7 @@ class View:
             ("fill", self.fill in geometry.FILLS, f"one of {', '.join(geometry.FILLS)}"),
             ("jitter", min(self.jitter) >= 0 and self.jitter[3] <= 0.5, ">= 0, hue at most .5"),
         ]
-        for name in ("flip", "jitter_prob", "gray", "negative", "blur"):
+        for name in ("flip", "jitter_prob", "gray", "negative", "blur", "solarize"):
             checks.append((name, 0 <= getattr(self, name) <= 1, "a probability"))
         for name in ("pad", "randaugment", "erase"):
             checks.append((name, getattr(self, name) >= 0, "at least 0"))
@@ -156,6 +159,8 @@ class View:
             sigma = _between(x, self.blur_sigma)
             sigma = torch.where(_rand(x) < self.blur, sigma, 1e-3)  # too narrow to change the image
             steps.append((partial(color.blur, radius=math.ceil(3 * self.blur_sigma[1])), (sigma,)))
+        if self.solarize:
+            steps.append((solarize, (torch.where(_rand(x) < self.solarize, 128 / 255, 2),)))
         return steps
 
 

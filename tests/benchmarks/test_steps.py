@@ -88,6 +88,18 @@ def test_whole_steps_have_the_same_loss():
             torch.testing.assert_close(theirs([x, second(x)]), mine, rtol=1e-5, atol=1e-5)
 
 
+def test_barlow_twins_has_lightlys_loss_while_training():
+    pytest.importorskip("lightly")
+    x, second = pictures(IMAGES).float() / 255, View(negative=1.0)
+    (case,) = [case for case in TINY if case.method == "barlowtwins"]
+    ours = steps.objective(replace(case, views=(View(), second)), pictures(IMAGES))
+    theirs = steps.peer(case, pictures(IMAGES))
+    for a, b in zip(same_order(theirs), same_order(ours), strict=True):
+        a.data.copy_(b)
+    mine = ours(x, torch.arange(len(x)))["loss"]
+    torch.testing.assert_close(theirs([x, second(x)]), mine, rtol=1e-4, atol=1e-3)
+
+
 def same_order(module):
     """Parameters: encoder, head, prototypes."""
     last = getattr(module, "prototypes", None)

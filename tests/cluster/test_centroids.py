@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dcl.cluster import centroids
 from dcl.cluster.centroids import Centroids
 from dcl.train import seeded
 
@@ -29,3 +30,17 @@ def test_fitted_saved_and_near_by_hand(spherical):
         for x in z[:4]
     ]
     torch.testing.assert_close(copy(z[:4]), torch.tensor(by_hand), atol=1e-5, rtol=1e-4)
+
+
+def test_the_best_of_so_many_starts(monkeypatch):
+    asked = []
+    kmeans = centroids.kmeans
+
+    def counted(z, k, **how):
+        asked.append(how["n_init"])
+        return kmeans(z, k, **how)
+
+    monkeypatch.setattr(centroids, "kmeans", counted)
+    Centroids(2, 3).fit(torch.eye(3))
+    Centroids(2, 3, starts=7).fit(torch.eye(3))
+    assert asked == [10, 7]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.contrast import nt_xent
+from dcl.cluster.contrast import info_nce, nt_xent
 from dcl.train import seeded
 
 
@@ -51,3 +51,34 @@ def test_gradient_in_float64(pair):
     z1, z2 = (z.double().requires_grad_() for z in pair)
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, False), (z1, z2))
+
+
+# -- InfoNCE -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("b, r, constant", [(5, 3, False), (2, 9, False), (3, 4, True)])
+def test_info_nce_is_the_formula_in_value_and_gradient(b, r, constant):
+    with seeded(b):
+        z, keys, queue = (F.normalize(torch.randn(n, 6).double(), dim=1) for n in (b, b, r))
+    z = (z[:1].repeat(b, 1) if constant else z).requires_grad_()
+
+    def loop(z):
+        total = 0
+        for f, key in zip(z, keys):
+            own, others = (
+                ((f * key).sum() / 0.3).exp(),
+                [((f * q).sum() / 0.3).exp() for q in queue],
+            )
+            total = total - (own / (own + sum(others))).log()
+        return total / b
+
+    torch.testing.assert_close(info_nce(z, keys, queue, 0.3), loop(z))
+    fast, slow = info_nce(z, keys, queue, 0.3), loop(z)
+    torch.testing.assert_close(*(torch.autograd.grad(one, z)[0] for one in (fast, slow)))
+    assert torch.autograd.gradcheck(lambda f: info_nce(f, keys, queue, 0.3), z)
+
+
+def test_info_nce_of_equal_cosines_is_the_log_of_their_number():
+    z = torch.ones(3, 1)
+    assert info_nce(z, z, torch.ones(7, 1)).item() == pytest.approx(math.log(8))
+    assert info_nce(z, z, torch.ones(0, 1)).item() == 0

@@ -40,3 +40,10 @@ def test_what_is_in_it_has_no_gradient_and_none_is_no_queue():
         one.push(2 * z)
         assert not one.rows.requires_grad
     assert none.rows.shape == (1, 0, 1) and not none.full and not list(queue.parameters())
+
+
+def test_it_may_begin_with_random_directions():
+    torch.manual_seed(0)
+    queue = Queue(1, 50, 3, random=True)
+    torch.testing.assert_close(queue.rows.norm(dim=2), torch.ones(1, 50))
+    assert queue.rows.mean((0, 1)).abs().max() < 0.3 and not queue.full  # all over the sphere

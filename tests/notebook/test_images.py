@@ -68,12 +68,12 @@ REFUSED = {
     ),
     "an empty test part": (
         lambda f: images(f, ("train/a", 60), ("train/b", 60), ("test", 0)),
-        "images; got .*none of the .* not in the split 'test'",
+        "images; got .*none of its .* not in the split 'test'",
     ),
     "one broken file": (broken, "images; got .*photo.jpg: not an image"),
     "nothing": (lambda f: images(f, 0), "images; got .*found none below"),
-    "nowhere": (lambda f: f, "images; got .*must name an existing folder"),
-    "an array": (array, "images; got .*must name an existing folder"),
+    "nowhere": (lambda f: f, "images; got .*must be an existing folder"),
+    "an array": (array, "images; got .*must be an existing folder"),
 }
 
 

@@ -22,6 +22,7 @@ RECIPES = {
     "strong": views.SCAN_STRONG,
     "crop-flip": views.CROP_FLIP,
     "deepcluster": views.DEEPCLUSTER_VIEW,
+    "barlow": View(rotate=5, jitter=(0.4, 0.4, 0.2, 0.1), gray=0.2, blur=0.5, solarize=0.5),
     "small crop": View(size=12, scale=(0.05, 0.14), flip=0.5),
     "all": View(
         size=20, scale=(0.3, 0.9), pad=2, rotate=20, translate=0.1, shear=5, zoom=(0.8, 1.2),
@@ -108,7 +109,7 @@ def test_settings_survive_json(view):
         (ValueError, "fill", "white"), (TypeError, "jitter", (0.4, 0.4)),
         (ValueError, "jitter", (0.0, 0.0, 0.0, 0.6)), (ValueError, "jitter_prob", 2),
         (ValueError, "gray", -0.1), (ValueError, "negative", 2), (ValueError, "blur", 2),
-        (ValueError, "blur_sigma", (0, 1)),
+        (ValueError, "blur_sigma", (0, 1)), (ValueError, "solarize", 1.1),
         (ValueError, "randaugment", -1), (ValueError, "erase", -1),
     ],
 )  # fmt: skip
@@ -253,6 +254,19 @@ def test_operations_are_torchvisions(ours, theirs, values, channels):
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
     if values is FACTORS:
         assert torch.equal(ours(x, torch.ones(5)), x)
+
+
+def test_solarising_is_the_last_colour_and_takes_its_share_of_the_images():
+    x = images(400)
+    plain, view = View(blur=1.0), View(blur=1.0, solarize=0.3)
+    with seeded(2):
+        blurred = plain(x)
+    with seeded(2):
+        y = view(x)
+    inverted = (y != blurred).flatten(1).any(1)
+    assert inverted.float().mean() == pytest.approx(0.3, abs=0.07)
+    wanted = torch.stack([tv.solarize(one, 128 / 255) for one in blurred[inverted]])
+    assert torch.equal(y[inverted], wanted)
 
 
 def test_erase_fills_with_the_mean_colour_of_the_batch():

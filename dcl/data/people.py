@@ -32,7 +32,7 @@ CLOTH = [
 ]
 KINDS = [len(SKIN), len(HAIR), 2, len(CLOTH), 3, len(CLOTH), 3, 4]
 """How many values: skin, hair, its length, shirt, pattern, trousers, their cut, bag."""
-CAST = np.array([[256, 256, 256], [284, 248, 214], [218, 248, 288], [230, 272, 228]])  # in 256ths
+CAST = np.array([[256, 256, 256], [276, 250, 227], [229, 250, 278], [238, 267, 236]])  # in 256ths
 GROUND = np.array([[144, 144, 144], [158, 146, 132], [126, 138, 134], [138, 152, 162]])
 
 

@@ -43,7 +43,7 @@ shapes = Config(
 people = Config(
     n_clusters=40,
     clusters="density",
-    eps=0.4,
+    eps=0.5,
     encoder="striped_cnn",
     width=16,
     view=View(pad=2, flip=0.5, jitter=(0.3, 0.3, 0.4, 0.06)),

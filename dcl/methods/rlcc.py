@@ -124,13 +124,17 @@ class RLCC(Representation):
         logged = dict(zip(("clusters", "nmi", "outliers"), self.log))
         return {"loss": loss, "entropy": torch.special.entr(soft).sum(1).mean(), **logged}
 
+    def label(self, f: Tensor) -> Tensor:
+        """Step 1's clusters y (N,) int64, from 0, of features f (N,D); -1: an outlier."""
+        c = self.config
+        if c.clusters == "density":
+            return density_clusters(f, c.eps, c.min_samples)
+        return renumbered(kmeans(f, c.n_pseudo, iterations=20, spherical=True).labels)
+
     def before_epoch(self, epoch: int) -> None:
         """Steps 1 to 4, and a new memory."""
         c, f = self.config, extract(self.embed, self.images)
-        if c.clusters == "density":
-            y = density_clusters(f, c.eps, c.min_samples)
-        else:
-            y = renumbered(kmeans(f, c.n_pseudo, iterations=20, spherical=True).labels)
+        y = self.label(f)
         old, before, k = self.centres, self.pseudo.clone(), int(y.max()) + 1
         p = former(f, old, before, c.sharpness, c.alpha * (epoch > 1))  # (N,K')
         self.soft = refined(p, consensus(before, y, len(old), k), y)

@@ -3,28 +3,23 @@ r"""RLCC: carry pseudo-labels over from one clustering to the next.
 Zhang, Ge, Qiao, Li: Refining Pseudo Labels with Clustering Consensus over Generations for
 Unsupervised Object Re-identification, CVPR 2021, arXiv 2106.06133. Chapter: rlcc.
 
-Notation: f an image's features, y its cluster in this generation (a clustering and an epoch), c
-the centres, y' and c' one generation ago; P = softmax(f . m / T), m a memory of the centres.
+Algorithm, for each generation, a clustering and an epoch; primes mark the one before:
 
-Algorithm, for each generation:
-
-1. Features f of all images, no views, evaluation mode, length 1. Cluster them by k-means, or by
-   density (outliers sit this generation out): y, and c, means scaled to length 1. At first go to 5.
-2. Where an image was: p = softmax_j(30 f . c'_j), new features and old centres; from the third
-   generation on alpha onehot(y') + (1 - alpha) p.
-3. What became of the clusters: the consensus matrix, its rows then divided by their sums
-
-   .. math:: C_{jk} = \frac{|\{n: y'_n = j\} \cap \{n: y_n = k\}|}
-             {|\{n: y'_n = j\} \cup \{n: y_n = k\}|}
-
+1. Features f of all images, evaluation mode, length 1. Cluster them by k-means, or by density
+   (outliers sit this generation out): labels y, and centres c, means scaled to length 1.
+   In the first generation go to 5.
+2. Where an image was, by new features and old centres: p = softmax_j(30 f . c'_j); from the
+   third generation on alpha onehot(y') + (1 - alpha) p.
+3. What became of the clusters: the consensus matrix C, whose entry jk is the intersection over
+   union of the old cluster j and the new cluster k, each row divided by its sum.
 4. Refined labels s = p C, distributions over the clusters of now.
-5. Memory m = c. For an epoch, predict both labels of a view of each image, which costs
-   L = alpha CE(P, y) + (1 - alpha) CE(P, s), at first with alpha = 1; after each step, image by
-   image: m_y <- keep m_y + (1 - keep) f, scaled to length 1.
+5. Memory m = c. For an epoch, predict both labels of a view of each image, P = softmax(f . m / T):
+   L = alpha CE(P, y) + (1 - alpha) CE(P, s), at first with alpha = 1. After each step, image by
+   image, m_y <- keep m_y + (1 - keep) f, scaled to length 1.
 
 **Differences**
 
-- the release takes log(P + 1e-6), which caps a loss at 13.8 and its gradient: here `cap`, off
+- the release takes log(P + 1e-6), which has no gradient where a prediction is most wrong
 - outliers are left out; in the release each is a cluster, and a batch has 4 images of a cluster
 - s is scaled to sum 1 where a cluster has vanished; an image with nothing left keeps onehot(y)
 - no GeM; the last epoch, not the best by labels; at the end k-means makes `n_clusters` clusters
@@ -68,13 +63,12 @@ class Config:
     sharpness: float = 30.0  #: of step 2's softmax
     temperature: float = 0.04
     keep: float = 0.2  #: share of the old centre in a step of the memory
-    cap: float = 0.0  #: added to probabilities before the log: 1e-6 in the release
     train: TrainConfig = TrainConfig(
         50, 64, "adam", 3.5e-4, weight_decay=5e-4, schedule="step", milestones=(20, 40)
     )
 
     def __post_init__(self) -> None:
-        check_config(self, "temperature", "eps", "sharpness", n_pseudo=2, min_samples=1, cap=0)
+        check_config(self, "temperature", "eps", "sharpness", n_pseudo=2, min_samples=1)
         check_config(self, alpha=(0, 1 + 1e-9), keep=(0, 1))
 
     def most(self, n: int) -> dict[str, int]:
@@ -82,18 +76,16 @@ class Config:
         return {"n_pseudo": n} if self.clusters == "kmeans" else {}
 
 
-def refined_loss(logits: Tensor, y: Tensor, soft: Tensor, alpha: float, cap: float = 0) -> Tensor:
+def refined_loss(logits: Tensor, y: Tensor, soft: Tensor, alpha: float) -> Tensor:
     """L of step 5, a scalar: logits (B,K), hard labels y (B,) int64, refined ones soft (B,K)."""
-    released = logits.exp() / logits.exp().sum(1, keepdim=True)  # without the usual shift
-    log_p = (released + cap).log() if cap else logits.log_softmax(1)
-    hard = log_p.gather(1, y[:, None])[:, 0]
-    return -(alpha * hard + (1 - alpha) * (soft * log_p).sum(1)).mean()
+    hard, refined = (F.cross_entropy(logits, target) for target in (y, soft))
+    return alpha * hard + (1 - alpha) * refined
 
 
 class RLCC(Representation):
     """Encoder and a BatchNorm behind it; the clusters of now and before, and their memory."""
 
-    transient = ("pseudo", "centres", "log")
+    transient = ("pseudo", "centres")
     centres: Tensor
     soft: Tensor
 
@@ -106,7 +98,7 @@ class RLCC(Representation):
         self.memory = Memory(c.n_pseudo, dim, c.keep)
         self.centres = nn.Buffer(self.memory.rows.clone())
         self.pseudo = nn.Buffer(torch.zeros(n, dtype=torch.int64))
-        self.log = nn.Buffer(torch.zeros(3))  # clusters, NMI, outliers
+        self.log: dict[str, Tensor] = {}
         self.soft = nn.Buffer(torch.zeros(n, c.n_pseudo), persistent=False)  # s, made anew
         self.clusters = Centroids(c.n_clusters, dim, spherical=True)
         self.to(images.device)
@@ -120,9 +112,8 @@ class RLCC(Representation):
         c, y, soft = self.config, self.pseudo[i], self.soft[i]
         z, alpha = self.embed(c.view(x)), c.alpha if self.epoch else 1.0
         self.latest = y, z.detach()
-        loss = refined_loss(self.memory.scores(z) / c.temperature, y, soft, alpha, c.cap)
-        logged = dict(zip(("clusters", "nmi", "outliers"), self.log))
-        return {"loss": loss, "entropy": torch.special.entr(soft).sum(1).mean(), **logged}
+        loss = refined_loss(self.memory.scores(z) / c.temperature, y, soft, alpha)
+        return {"loss": loss, "entropy": torch.special.entr(soft).sum(1).mean(), **self.log}
 
     def label(self, f: Tensor) -> Tensor:
         """Step 1's clusters y (N,) int64, from 0, of features f (N,D); -1: an outlier."""
@@ -141,7 +132,8 @@ class RLCC(Representation):
         self.pseudo.copy_(y)
         self.centres = centres(f, y, k)
         self.memory.rows = self.centres.clone()
-        self.log.copy_(torch.tensor([k, nmi(before, y), float((y < 0).float().mean())]))
+        told = {"clusters": k, "nmi": nmi(before, y), "outliers": (y < 0).float().mean()}
+        self.log = {name: torch.as_tensor(value) for name, value in told.items()}
 
     def after_step(self) -> None:
         """Move the memory towards the features of this step."""
@@ -151,14 +143,10 @@ class RLCC(Representation):
         """One epoch, uniform over clusters, without outliers."""
         return uniform_order(self.pseudo)
 
-    def chances(self) -> dict[str, float]:
-        """That of a uniform prediction over the clusters in use."""
-        return {"loss": float(self.log[0].clamp(min=1).log())}
-
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch, for any number of clusters."""
         if "centres" in state_dict:
-            self.centres = torch.empty_like(state_dict["centres"], device=self.log.device)
+            self.centres = torch.empty_like(state_dict["centres"], device=self.pseudo.device)
         return super().load_state_dict(state_dict, strict, assign)
 
 

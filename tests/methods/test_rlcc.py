@@ -164,6 +164,7 @@ def test_forward_is_step_5_and_the_memory_learns_after_the_step(images):
     losses["loss"].backward()
     assert objective.neck.weight.grad.abs().max() > 0
     objective.after_step()
+    assert torch.equal(objective.centres, rows)  # the old ones of the next generation
     changed = (objective.memory.rows != rows).any(1)
     assert torch.equal(changed.nonzero()[:, 0], y.unique())
     last = F.normalize(0.2 * rows[y[0]] + 0.8 * z[0].detach(), dim=0)

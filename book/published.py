@@ -42,8 +42,6 @@ PUBLISHED = [
     Published("dac", "ImageNet-Dogs", {"ACC": ".250"}, LOG),
     Published("deepcluster", "VOC07", {"mAP": ".704"}, f"fc6-8, {README}, an erratum"),
     Published("deepcluster", "ImageNet", {}),
-    Published("rlcc", "Market-1501", {}),
-    Published("rlcc", "MSMT17", {}),
     Published("lsdc", "cifar10", {}, profile="paper"),
     Published("lsdc", "cifar100-20", {}, profile="gpu"),
     Published("lsdc", "stl10", {}, profile="gpu"),
@@ -105,5 +103,7 @@ PUBLISHED = [
         "ResNet-18 of solo-learn, 1000 epochs",
         "gpu",
     ),
+    Published("rlcc", "Market-1501", {}),
+    Published("rlcc", "MSMT17", {}),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

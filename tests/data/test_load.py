@@ -149,7 +149,7 @@ def test_defaults_and_size():
     assert load("digits", "").split == "all"  # empty, as a notebook's parameter: the default
     named = load("digits:all")
     assert (named.name, named.split) == ("digits", "all")
-    assert [splits[0] for splits in SPLITS.values()] == ["all", "all"] + ["train"] * 5
+    assert [splits[0] for splits in SPLITS.values()] == ["all", "all"] + ["train"] * 6
 
 
 def test_size_averages_what_it_merges():

@@ -298,6 +298,14 @@ STUDIES = {
         "no warm-up": Variant({"warmup": 0}),
         "no BatchNorm in the head": Variant({"head_norm": False}),
     }, recorded=True),
+    "cc-digits": Study("cc", "digits", "ACC", {
+        "no entropy": Variant({"entropy_weight": 0.0}),
+        "no instance head": Variant({"instance_weight": 0.0, "rows_first": 0.0}),
+        "no cluster head": Variant({"cluster_weight": 0.0}),
+        "rows not first": Variant({"rows_first": 0.0}),
+        "1 head": Variant({"heads": 1}),
+        "as published": Variant({"heads": 1, "batch_norm": False, "rows_first": 0.0}),
+    }, recorded=True),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {
         "hard labels": Variant({"alpha": 1.0}, "abstract: up to 8.8 points of mAP, on MSMT17",
@@ -314,6 +322,17 @@ STUDIES = {
         "Sobel edges": Variant({"sobel_encoder": True}),
         "Sobel edges, negatives": Variant({"sobel_encoder": True,
             "views": tuple(map(negatives, recipe("swav", "shapes").views))}),
+    }, recorded=True),
+    "jigclu-digits": Study("jigclu", "digits", "ACC", {
+        "location off": Variant({"location_weight": 0.0}),
+        "clustering off": Variant({"cluster_weight": 0.0}),
+        "patches not mixed": Variant({"mixed": False}),
+        "no overlap": Variant({"overlap": 0.0}),
+        "overlap .3": Variant({"overlap": 0.3}),
+        "patches of 8 px": Variant({"view": replace(DIGIT_VIEW, size=8)}),
+        "mirror images": Variant({"view": replace(DIGIT_VIEW, size=12, flip=0.5)}),
+        "read at 24 px": Variant({"size": 24}),
+        "statistics of the montages": Variant({"settled": False}),
     }, recorded=True),
 }  # fmt: skip
 """Each study is a file of FOLDER and a table of the page."""

@@ -79,6 +79,11 @@ PUBLISHED = [
     Published(
         "pcl", "cifar10", {"linear": ".828"}, "ResNet-18 of a user, issue 7 of the release", "gpu"
     ),
+    Published("cc", "cifar10", {"ACC": ".790", "NMI": ".705", "ARI": ".637"}, PROPOS, "paper"),
+    Published("cc", "cifar100-20", {"ACC": ".429", "NMI": ".431", "ARI": ".266"}, PROPOS, "gpu"),
+    Published("cc", "stl10", {"ACC": ".850", "NMI": ".764", "ARI": ".726"}, PROPOS, "gpu"),
+    Published("cc", "ImageNet-10", {"ACC": ".893", "NMI": ".859", "ARI": ".822"}, PROPOS),
+    Published("cc", "ImageNet-Dogs", {"ACC": ".429", "NMI": ".445", "ARI": ".274"}, PROPOS),
     Published(
         "idfd",
         "cifar10",
@@ -103,6 +108,8 @@ PUBLISHED = [
         "ResNet-18 of solo-learn, 1000 epochs",
         "gpu",
     ),
+    Published("jigclu", "ImageNet", {"linear": ".664"}, f"ResNet-50, 200 epochs, {README}"),
+    Published("jigclu", "ImageNet-100", {"linear": ".809"}, "the paper, in issue 5 of the release"),
     Published("rlcc", "Market-1501", {}),
     Published("rlcc", "MSMT17", {}),
 ]

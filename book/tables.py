@@ -315,7 +315,9 @@ def _sees(row: results.Result, network: bool) -> tuple[Any, ...]:
         return seen
     parts = [config.get(k, config.get(f"pretext.{k}")) for k in ("encoder", "width", "stem")]
     kind = (bool(config.get("sobel")), *parts[:2], parts[2] in (None, "small"))
-    return (*seen, *(kind if parts[0] else (row["method"],)))
+    # a network standardises by the images it is to learn from; old files do not name them
+    learned = row.get("training", row)["checksum"]
+    return (*seen, learned, *(kind if parts[0] else (row["method"],)))
 
 
 def wrong_probes(folder: Path = results.COMMITTED, weights: Path = WEIGHTS) -> list[str]:

@@ -1,5 +1,6 @@
 """The band of every claim in a chapter is one that the recorded runs support."""
 
+import ast
 import copy
 import re
 from dataclasses import replace
@@ -45,6 +46,22 @@ def test_the_band_in_a_figure_of_runs_is_that_of_the_claim(chapter):
             bound = float(re.search(r"claim\), ([-\d.]+), claim\)", cell.source).group(1))
             bands = [v.bound for v in claims.verdicts(notebook) if re.fullmatch(v.pattern, claim)]
             assert bands == [bound] or (bands, bound) == ([], 0)  # a claim given up: nothing gained
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_claim_needs_no_name_from_a_figure(chapter):
+    """Runs for the evidence skip the figures: a `k` set in one would be another one without it."""
+    cells = [c for c in claims.read(chapter).cells if c.cell_type == "code"]
+    last = max(n for n, cell in enumerate(cells) if "verdict" in claims.tags(cell))
+    drawn: set[str] = set()
+    for cell in cells[: last + 1]:
+        names = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)]
+        made = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        if "figure" in claims.tags(cell):
+            drawn |= made
+        else:
+            assert not drawn & {n.id for n in names} - made, cell.source
+            drawn -= made
 
 
 # ---------------------------------------------------------------- by hand

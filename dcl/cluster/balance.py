@@ -1,4 +1,6 @@
-"""Equal weight for clusters of unequal size: by sampling images, or by weighting them."""
+"""Clusters of equal weight: by sampling images, by weighting them, or by an entropy."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -31,3 +33,11 @@ def cluster_weights(labels: Tensor) -> Tensor:
     # the clusters' sizes, without `bincount`, which would make the GPU wait in every step
     sizes = torch.zeros_like(labels).scatter_add_(0, labels, torch.ones_like(labels))
     return len(labels) / ((sizes > 0).sum() * sizes[labels])
+
+
+# eq. 2 of SCAN (Van Gansbeke et al. 2020); of CC, too. Finite, as is its gradient, for a cluster
+# without mass. Chapters: scan, cc.
+def mean_entropy(log_p: Tensor) -> Tensor:
+    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K): eq. 2."""
+    log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
+    return -(log_mean.exp() * log_mean).sum()

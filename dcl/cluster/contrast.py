@@ -21,6 +21,23 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     return losses.mean() if symmetric else losses[: len(z1)].mean()
 
 
+def supcon(z: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of finding the rows with one's own label among all others, a scalar.
+
+    `z` (M,D) float is normalised here, `labels` (M,) int64. For each row the mean over the others
+    of its label of -log softmax; then the mean over rows that have such others (0 without any).
+    With two rows for each label it is `nt_xent`.
+    Source: Khosla et al. 2020, with the mean outside the logarithm. Chapter: jigclu.
+    """
+    z = F.normalize(z, dim=1)
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_p = (z @ z.T / temperature).masked_fill(own, -torch.inf).log_softmax(1)  # (M,M)
+    same = (labels[:, None] == labels) & ~own
+    count = same.sum(1)
+    losses = -log_p.masked_fill(~same, 0).sum(1) / count.clamp(min=1)  # (M,)
+    return losses.sum() / (count > 0).sum().clamp(min=1)
+
+
 def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
     """Cross-entropy of finding each row's key among itself and the negatives (InfoNCE), a scalar.
 

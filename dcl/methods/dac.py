@@ -28,9 +28,8 @@ The cluster of an image is the largest of its label features. There is no pretex
 
 - from the paper: the pair labels come from the batch that is trained on, not from a larger block;
   the sum is divided by the number of pairs that count
-- BatchNorm uses the statistics of the batch while it trains, as released. The released code does
-  so in prediction too, where an image's cluster would then depend on its neighbours in the batch;
-  here `settle` measures the statistics of the whole training set once, at the end
+- BatchNorm trains with the statistics of the batch; released: predicts with them, too, so that a
+  cluster depends on the batch. Here `settle` measures those of the whole training set at the end
 - `n_init` trainings may be made, of which the loss of the last epoch chooses one (paper: one)
 - the released code is of a variant, DAC*, which the chapter has: one threshold, so that every pair
   counts, on MNIST the squared error for the cross-entropy, for photographs a further loss

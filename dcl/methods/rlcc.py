@@ -6,12 +6,10 @@ Unsupervised Object Re-identification, CVPR 2021, arXiv 2106.06133. Chapter: rlc
 Algorithm, for each generation, a clustering and an epoch; primes mark the one before:
 
 1. Features f of all images, evaluation mode, length 1. Cluster them by k-means, or by density
-   (outliers sit this generation out): labels y, and centres c, means scaled to length 1.
-   In the first generation go to 5.
+   (outliers sit this generation out): y, and centres c, means of length 1. At first go to 5.
 2. Where an image was, by new features and old centres: p = softmax_j(30 f . c'_j); from the
    third generation on alpha onehot(y') + (1 - alpha) p.
-3. What became of the clusters: the consensus matrix C, whose entry jk is the intersection over
-   union of the old cluster j and the new cluster k, each row divided by its sum.
+3. The consensus matrix C: intersection over union of old cluster j and new k, rows sum to 1.
 4. Refined labels s = p C, distributions over the clusters of now.
 5. Memory m = c. For an epoch, predict both labels of a view of each image, P = softmax(f . m / T):
    L = alpha CE(P, y) + (1 - alpha) CE(P, s), at first with alpha = 1. After each step, image by
@@ -21,7 +19,6 @@ Algorithm, for each generation, a clustering and an epoch; primes mark the one b
 
 - the release takes log(P + 1e-6), which has no gradient where a prediction is most wrong
 - outliers are left out; in the release each is a cluster, and a batch has 4 images of a cluster
-- s is scaled to sum 1 where a cluster has vanished; an image with nothing left keeps onehot(y)
 - no GeM; the last epoch, not the best by labels; at the end k-means makes `n_clusters` clusters
 """
 
@@ -86,8 +83,6 @@ class RLCC(Representation):
     """Encoder and a BatchNorm behind it; the clusters of now and before, and their memory."""
 
     transient = ("pseudo", "centres")
-    centres: Tensor
-    soft: Tensor
 
     def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
@@ -96,10 +91,10 @@ class RLCC(Representation):
         n, dim = len(images), self.encoder.out_dim
         self.neck = nn.BatchNorm1d(dim)
         self.memory = Memory(c.n_pseudo, dim, c.keep)
-        self.centres = nn.Buffer(self.memory.rows.clone())
-        self.pseudo = nn.Buffer(torch.zeros(n, dtype=torch.int64))
+        self.centres: Tensor = nn.Buffer(self.memory.rows.clone())
+        self.pseudo: Tensor = nn.Buffer(torch.zeros(n, dtype=torch.int64))
         self.log: dict[str, Tensor] = {}
-        self.soft = nn.Buffer(torch.zeros(n, c.n_pseudo), persistent=False)  # s, made anew
+        self.soft: Tensor = nn.Buffer(torch.zeros(n, c.n_pseudo), persistent=False)
         self.clusters = Centroids(c.n_clusters, dim, spherical=True)
         self.to(images.device)
 
@@ -126,11 +121,10 @@ class RLCC(Representation):
         """Steps 1 to 4, and a new memory."""
         c, f = self.config, extract(self.embed, self.images)
         y = self.label(f)
-        old, before, k = self.centres, self.pseudo.clone(), int(y.max()) + 1
+        old, before, k = self.centres, self.pseudo, int(y.max()) + 1
         p = former(f, old, before, c.sharpness, c.alpha * (epoch > 1))  # (N,K')
         self.soft = refined(p, consensus(before, y, len(old), k), y)
-        self.pseudo.copy_(y)
-        self.centres = centres(f, y, k)
+        self.pseudo, self.centres = y, centres(f, y, k)
         self.memory.rows = self.centres.clone()
         told = {"clusters": k, "nmi": nmi(before, y), "outliers": (y < 0).float().mean()}
         self.log = {name: torch.as_tensor(value) for name, value in told.items()}

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from dcl.algorithm import Run, algorithm, pretrain
+from dcl.cluster.balance import mean_entropy
 from dcl.cluster.neighbors import draw, mine
 from dcl.config import TrainConfig, check_config
 from dcl.methods import simclr
@@ -84,12 +85,6 @@ class Config:
 def consistency(log_a: Tensor, log_n: Tensor) -> Tensor:
     """Minus the log of each pair's inner product, (B,), from log-probabilities (B,K): eq. 2."""
     return -torch.logsumexp(log_a + log_n, dim=1)  # a gradient however small the product
-
-
-def mean_entropy(log_p: Tensor) -> Tensor:
-    """Entropy, 0 to ln K, of the mean of B predictions, from log-probabilities (B,K): eq. 2."""
-    log_mean = torch.logsumexp(log_p, dim=0) - math.log(len(log_p))  # (K,)
-    return -(log_mean.exp() * log_mean).sum()
 
 
 def scan_loss(anchors: Tensor, neighbors: Tensor, entropy_weight: float = 5.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""ResNet-18 and -50 for images of any size, with any number of channels and of maps."""
+"""ResNet-18, -34 and -50 for images of any size, with any number of channels and of maps."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class PadShortcut(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or -50 without its classifier; parameter names are torchvision's.
+    """ResNet-18, -34 or -50 without its classifier; parameter names are torchvision's.
 
     `stem`: "small" is a 3x3 convolution without pooling, for 16 to 64 px; "imagenet" is
     7x7 with stride 2 and a max-pool. `width` 64 is the original.
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         shortcut: str = "conv",
     ):
         super().__init__()
-        repeats, bottleneck = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}[depth]
+        repeats, bottleneck = (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3), depth == 50
         small = stem == "small"
         self.conv1 = nn.Conv2d(
             channels, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False
@@ -82,9 +82,13 @@ class ResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) -> the spatial mean of the last block's maps."""
+    def maps(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> the maps (B,D,h,w) of the last block."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for k in range(1, 5):
             x = self.get_submodule(f"layer{k}")(x)
-        return x.mean((2, 3))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> the spatial mean of the last block's maps."""
+        return self.maps(x).mean((2, 3))

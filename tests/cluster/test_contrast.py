@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.contrast import info_nce, nt_xent
+from dcl.cluster.contrast import info_nce, nt_xent, supcon
 from dcl.train import seeded
 
 
@@ -51,6 +51,83 @@ def test_gradient_in_float64(pair):
     z1, z2 = (z.double().requires_grad_() for z in pair)
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5), (z1, z2))
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.5, False), (z1, z2))
+
+
+# -- supervised contrast -------------------------------------------------------------------------
+
+
+def slow_supcon(z, labels, temperature):
+    """The formula, term by term."""
+    z = [row / row.norm() for row in z]
+    losses = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        alike = [p for p in others if labels[p] == labels[i]]
+        total = sum(torch.exp(z[i] @ z[a] / temperature) for a in others)
+        if alike:
+            each = [torch.log(torch.exp(z[i] @ z[p] / temperature) / total) for p in alike]
+            losses.append(-sum(each) / len(each))
+    return sum(losses) / len(losses)
+
+
+LABELS = {
+    "four of each": [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2],
+    "uneven": [3, 3, 3, 3, 3, 7, 7],
+    "one alone": [0, 0, 1, 2, 2, 0],
+    "all alike": [5, 5, 5, 5, 5],
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("temperature", [0.07, 1.5])
+@pytest.mark.parametrize("constant", [False, True])
+def test_supcon_is_the_slow_loop_in_value_and_gradient(labels, temperature, constant):
+    with seeded(1):
+        one = torch.randn(len(labels), 3, dtype=torch.float64)
+    one = (one[:1].expand_as(one) if constant else one).clone().requires_grad_()
+    two, labels = one.detach().clone().requires_grad_(), torch.tensor(labels)
+    fast, slow = supcon(one, labels, temperature), slow_supcon(two, labels, temperature)
+    torch.testing.assert_close(fast, slow)
+    if constant:
+        assert fast.item() == pytest.approx(math.log(len(labels) - 1))
+    fast.backward()
+    slow.backward()
+    torch.testing.assert_close(one.grad, two.grad)
+
+
+def test_supcon_by_hand():
+    # cosines of the first row: 0, -1, 0; its own kind are rows 1 and 3
+    z = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0], [0.0, -1.0]])
+    labels = torch.tensor([0, 0, 1, 0])
+    first = math.log(2 + math.exp(-1))  # both of its kind have cosine 0
+    second = third = math.log(2 + math.exp(-1)) + 0.5  # cosines 0 and -1 to its own kind
+    assert supcon(z, labels, 1.0).item() == pytest.approx((first + second + third) / 3)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 2.0])
+def test_with_two_views_of_each_image_supcon_is_nt_xent(pair, temperature):
+    one = [z.double().requires_grad_() for z in pair]
+    two = [z.double().requires_grad_() for z in pair]
+    a = supcon(torch.cat(one), torch.arange(5).repeat(2), temperature)
+    b = nt_xent(*two, temperature)
+    torch.testing.assert_close(a, b)
+    a.backward()
+    b.backward()
+    for mine, theirs in zip(one, two):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_supcon_without_any_pair_is_zero_and_pulls_nothing(pair):
+    z = pair[0].requires_grad_()
+    loss = supcon(z, torch.arange(5))
+    loss.backward()
+    assert loss.item() == 0 and not z.grad.any()
+
+
+def test_gradient_of_supcon_in_float64(pair):
+    z = torch.cat(pair).double().requires_grad_()
+    labels = torch.tensor([0, 1, 1, 2, 0, 0, 3, 2, 2, 2])
+    assert torch.autograd.gradcheck(lambda a: supcon(a, labels, 0.5), (z,))
 
 
 # -- InfoNCE -----------------------------------------------------------------------------------

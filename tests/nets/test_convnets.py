@@ -159,13 +159,13 @@ def test_standardize():
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sobel", [False, True])
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "resnet34", "resnet50"])
 def test_encoder_says_how_wide_it_is(name, channels, sobel):
     x = images(4, channels, 16)
     net = convnets.encoder(name, x, width=4, sobel=sobel)
     z = net.eval()(floats(x))
     assert z.shape == (4, net.out_dim)
-    assert net.out_dim == {"small_cnn": 16, "resnet18": 32, "resnet50": 128}[name]
+    assert net.out_dim == {"small_cnn": 16, "resnet18": 32, "resnet34": 32, "resnet50": 128}[name]
     assert any(isinstance(m, convnets.Sobel) for m in net) == sobel
     assert convolutions(net)[0].in_channels == (2 if sobel else channels)
 

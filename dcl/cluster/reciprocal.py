@@ -14,7 +14,7 @@ def jaccard_distance(f: Tensor, k1: int = 30, k2: int = 6) -> Tensor:
     """Distances (N,N) in [0,1] of rows f (N,D) of length 1 by the neighbours that they share.
 
     Row i's set: the k1 nearest that also have i among theirs, with those of half as many that a
-    member has mostly (2/3) in common with it. The set is weighted by exp(-|f_i - f_j|^2), averaged
+    member has mostly (2/3) in common with it. A member j weighs exp(-d(i, j)^2), averaged
     over the k2 nearest rows, i included; the distance is 1 - sum of minima / sum of maxima.
     Holds N x N floats. Source: Zhong et al. 2017 (re-ranking, k-reciprocal encoding), section 3,
     as in SpCL. Chapter: rlcc.

@@ -87,7 +87,9 @@ class RLCC(Representation):
     def __init__(self, images: Any, config: Config, encoder: Encoder | None = None):
         super().__init__()
         self.images, self.config, c = images, config, config
-        self.encoder = encoder or convnets.encoder(c.encoder, images, width=c.width)
+        if encoder is None:  # an empty Sequential is false
+            encoder = convnets.encoder(c.encoder, images, width=c.width)
+        self.encoder = encoder
         n, dim = len(images), self.encoder.out_dim
         self.neck = nn.BatchNorm1d(dim)
         self.memory = Memory(c.n_pseudo, dim, c.keep)

@@ -142,8 +142,7 @@ def ablation(study: str, metric: str) -> dict[str, list[float]]:
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 
-    A baseline that not all methods share, such as the untrained network, names its methods,
-    "untrained network (dec, idec)", or says that more than half have it: "(most)".
+    One that not all methods share names them, "untrained network (dec, idec)", or says "(most)".
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:

@@ -40,6 +40,7 @@ from dcl.data import Data, load
 from dcl.data.people import people
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
+from dcl.measure.calibration import calibration_error
 from dcl.measure.retrieval import retrieval
 from dcl.methods import deepcluster, lsdc, nnm, rlcc, scan, simclr, swav
 from dcl.nets.convnets import encoder as network
@@ -488,6 +489,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     seconds = time.process_time() - began
     clusters = predict(model, data.images).tolist()
     found = evaluate(model, data, seed=seed) | (ranked(model) if study.data == "people" else {})
+    found |= calibrated(model, data) if study.score == "ECE" else {}
     told = ("stage", "epoch", "seconds", "chances")
     last = log.history[-1] if log.history else {}  # k-means alone trains nothing
     losses = {k: round(v, 4) for k, v in last.items() if k not in told}
@@ -512,6 +514,13 @@ def ranked(model: Any) -> dict[str, float]:
     z = extract(model.embed, torch.from_numpy(p.images))
     found = retrieval(z, p.person, p.camera, p.query)
     return {"mAP": found.map, "R1": float(found.cmc[0])}
+
+
+def calibrated(model: Any, data: Data) -> dict[str, float]:
+    """The calibration error of the confidences, and their mean."""
+    sure, clusters = extract(model.predict_proba, data.images).max(1)
+    error = calibration_error(data.labels, clusters, sure.clamp(max=1))
+    return {"ECE": error, "confidence": sure.mean().item()}
 
 
 # ---------------------------------------------------------------- the files
@@ -609,7 +618,7 @@ def content(name: str, folder: Path = FOLDER) -> str:
     if not found or not found["runs"]:
         return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
-    columns = [c for c in ("ACC", "NMI", "purity", "kNN", "linear", "mAP")
+    columns = [c for c in ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "confidence")
                if c in found["runs"][0]["metrics"]]  # fmt: skip
     lines = []
     for variant in shown:

@@ -133,5 +133,22 @@ PUBLISHED = [
         f"best epoch by the labels of test, {README}",
         "gpu",
     ),
+    Published(
+        "ruc",
+        "cifar10",
+        {"ACC": ".901"},
+        f"hybrid, scored on its training images, {README}",
+        "paper",
+    ),
+    Published(
+        "ruc",
+        "cifar100-20",
+        {"ACC": ".543"},
+        f"hybrid, scored on its training images, {README}",
+        "gpu",
+    ),
+    Published(
+        "ruc", "stl10", {"ACC": ".866"}, f"hybrid, scored on its training images, {README}", "gpu"
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

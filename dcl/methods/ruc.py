@@ -18,7 +18,7 @@ Algorithm, from labels :math:`y` with confidences, SCAN's or `dcl.nets.labelled.
              L_s = -(1 - \epsilon) \ln q_y - \tfrac{\epsilon}{K-1} \sum_{k \ne y} \ln q_k
 5. an unclean image of which the trained network is sure becomes clean, with its label, for good
 
-The clusters keep the numbers of the given labels. Both networks answer.
+The clusters keep the numbers of the given labels. Both networks answer: their logits are summed.
 
 **Differences**
 
@@ -150,8 +150,8 @@ class RUC(Objective):
         self.known.learn(*self.latest, self.config.promote)
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """Probabilities (B,K) of the mean logits; released: the argmax of their sum, the same."""
-        return torch.stack([self.logits(a, x) for a in range(len(self.heads))]).mean(0).softmax(1)
+        """Probabilities (B,K) of the summed logits: the normed product of both answers."""
+        return torch.stack([self.logits(a, x) for a in range(len(self.heads))]).sum(0).softmax(1)
 
     def chances(self) -> dict[str, float]:
         """Cross-entropies are ln K for a network that knows nothing."""

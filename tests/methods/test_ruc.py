@@ -293,8 +293,8 @@ def test_confident_answers_promote_from_the_next_batch_on():
 def test_both_networks_answer():
     objective = make().eval()
     x = images(9).float() / 255
-    mean = (objective.logits(0, x) + objective.logits(1, x)) / 2
-    torch.testing.assert_close(objective.predict_proba(x), mean.softmax(1))
+    product = objective.logits(0, x).softmax(1) * objective.logits(1, x).softmax(1)
+    torch.testing.assert_close(objective.predict_proba(x), product / product.sum(1, keepdim=True))
     assert not torch.equal(objective.logits(0, x), objective.logits(1, x))  # new heads, each
 
 

@@ -31,8 +31,8 @@ def refine(
 ) -> int:
     """Teach two networks with the labels of a finished clustering, as labels that may be wrong.
 
-    The clusters keep their numbers. Confidences fall to what they are worth, if they were too
-    high. The report shows before and after. Method: RUC (dcl fit ruc --help has its settings).
+    The clusters keep their numbers; confidences that were too high come closer to what they are
+    worth. The report shows before and after. Method: RUC (dcl fit ruc --help has its settings).
 
     Args:
         folder: The run folder; or a CSV file with the columns file and cluster, and perhaps

@@ -116,13 +116,21 @@ def assigned(path: str | Path, files: Sequence[str], k: int = 0) -> tuple[Tensor
                 f"{path}: cluster must be a whole number, {known}; got {cluster!r} for {file!r}"
             )
     try:
-        sure = {f: float(p) for f, p in read_csv(path, "file", "confidence")}
-    except ValueError as error:
-        if "must have the columns" not in str(error):
-            raise ValueError(f"{path}: confidence must be numbers in 0..1; {error}") from error
-        sure = dict.fromkeys(rows, 1.0)
+        said = dict(read_csv(path, "file", "confidence"))
+    except ValueError:  # there is no such column
+        said = dict.fromkeys(rows, "1")
+    for file, p in said.items():
+        if not _fraction(p):
+            raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
     labels = torch.tensor([int(rows[file]) for file in files])
-    return labels, torch.tensor([sure[file] for file in files])
+    return labels, torch.tensor([float(said[file]) for file in files])
+
+
+def _fraction(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def start(given: Given, config: Any, out: Path, monitor: Monitor | None) -> tuple[Labelled, Any]:

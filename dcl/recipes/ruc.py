@@ -16,7 +16,7 @@ smoke = Config(
 )
 
 # As SCAN's: a BatchNorm before each head, for hundreds of steps. Twenty vote, as SCAN mines twenty.
-# As published, .5, smoothing leaves too little confidence in labels of which one in twenty is wrong.
+# The published smoothing, .5, leaves too little confidence where one label in twenty is wrong.
 digits = replace(
     smoke,
     smoothing=0.3,

@@ -116,9 +116,11 @@ def test_rows_are_put_in_the_order_of_the_images(tmp_path):
     path.write_text("cluster,file,confidence\n2,c.png,.5\n0,a.png,1\n1,b.png,.25\n")
     labels, sure = work.assigned(path, FILES)
     assert labels.tolist() == [0, 1, 2] and sure.tolist() == [1, 0.25, 0.5]
-    path.write_text("cluster,file,confidence\n2,c.png,.5\n0,a.png,high\n1,b.png,.25\n")
-    with pytest.raises(ValueError, match=r"confidence must be numbers in 0..1; .*'high'"):
-        work.assigned(path, FILES)
+    for wrong in ("high", "1.5", "-0.1", "nan"):
+        path.write_text(f"cluster,file,confidence\n2,c.png,.5\n0,a.png,{wrong}\n1,b.png,.25\n")
+        said = f"confidence must be a number in 0..1; got '{wrong}' for 'a.png'"
+        with pytest.raises(ValueError, match=said):
+            work.assigned(path, FILES)
     path.write_text("file,label\na.png,1\n")
     with pytest.raises(ValueError, match="must have the columns file, cluster"):
         work.assigned(path, FILES)

@@ -14,6 +14,7 @@ Chapter: ruc.
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,12 +97,14 @@ def assigned(path: str | Path, files: Sequence[str], k: int = 0) -> tuple[Tensor
 
     Without the last column all are 1. k: numbers must be below it; 0: any. Raises ValueError.
     """
-    rows = dict(read := read_csv(path, "file", "cluster"))
+    read = read_csv(path, "file", "cluster")
+    rows = {row[0]: row[1] for row in read}
     if len(rows) < len(read):
-        twice = next(f for n, (f, _) in enumerate(read) if f in {g for g, _ in read[:n]})
+        twice = Counter(file for file, _ in read).most_common(1)[0][0]
         raise ValueError(f"{path} must have one row per image; {twice!r} has several")
     lacking = [f for f in files if f not in rows]
-    strange = [f for f in rows if f not in {*files}]
+    known = {*files}
+    strange = [f for f in rows if f not in known]
     if lacking or strange:
         said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
         said += [f"{len(strange)} are not of data, such as {strange[0]!r}"] if strange else []
@@ -111,19 +114,19 @@ def assigned(path: str | Path, files: Sequence[str], k: int = 0) -> tuple[Tensor
         )
     for file, cluster in rows.items():
         if not cluster.isdecimal() or (k and int(cluster) >= k):
-            known = f"0 to {k - 1}" if k else "0 or more"
+            range_ = f"0 to {k - 1}" if k else "0 or more"
             raise ValueError(
-                f"{path}: cluster must be a whole number, {known}; got {cluster!r} for {file!r}"
+                f"{path}: cluster must be a whole number, {range_}; got {cluster!r} for {file!r}"
             )
     try:
-        said = dict(read_csv(path, "file", "confidence"))
+        sure = {row[0]: row[1] for row in read_csv(path, "file", "confidence")}
     except ValueError:  # there is no such column
-        said = dict.fromkeys(rows, "1")
-    for file, p in said.items():
+        sure = dict.fromkeys(rows, "1")
+    for file, p in sure.items():
         if not _fraction(p):
             raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
     labels = torch.tensor([int(rows[file]) for file in files])
-    return labels, torch.tensor([float(said[file]) for file in files])
+    return labels, torch.tensor([float(sure[file]) for file in files])
 
 
 def _fraction(text: str) -> bool:
@@ -140,7 +143,8 @@ def start(given: Given, config: Any, out: Path, monitor: Monitor | None) -> tupl
     `config`, trained now and kept in `<out>/pretext`.
     """
     images, spec = given.data.images, ""
-    net, space = None, None
+    net: Any = None
+    space: Any = None
     if given.clusters is not None:
         net, spec = given.clusters.model.encoder, given.clusters.encoder
         if not spec and (named := _named(net, given.clusters.config, images)):
@@ -163,7 +167,7 @@ def start(given: Given, config: Any, out: Path, monitor: Monitor | None) -> tupl
 def _named(net: Any, config: Any, images: Tensor) -> dict[str, Any]:
     """The settings `encoder` and `width` with which a pretext has such a network; none: {}."""
     for c in (config, getattr(config, "pretext", None)):
-        said = {"encoder": getattr(c, "encoder", ""), "width": getattr(c, "width", None)}
+        said: dict[str, Any] = {k: getattr(c, k, None) for k in ("encoder", "width")}
         if said["encoder"] in convnets.ENCODERS:
             same = convnets.encoder(said["encoder"], images[:2], width=said["width"])
             shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (net, same)]

@@ -16,7 +16,7 @@ from dcl.measure.metrics import Ids, _pair, match
 class Reliability(NamedTuple):
     """Images binned by confidence: what each bin claims, and what is right of it."""
 
-    count: np.ndarray  # (bins,) int64
+    images: np.ndarray  # (bins,) int64: how many
     confidence: np.ndarray  # (bins,) its mean; nan in an empty bin
     accuracy: np.ndarray  # (bins,) fraction right; nan in an empty bin
 
@@ -24,7 +24,7 @@ class Reliability(NamedTuple):
     def error(self) -> float:
         """The expected calibration error: the mean of |accuracy - confidence| over the images."""
         gap = np.abs(np.nan_to_num(self.accuracy - self.confidence))
-        return float((self.count * gap).sum() / self.count.sum())
+        return float((self.images * gap).sum() / self.images.sum())
 
 
 def reliability(labels: Ids, clusters: Ids, confidence: Any, bins: int = 15) -> Reliability:
@@ -63,8 +63,8 @@ def reliability_figure(found: Mapping[str, Reliability]) -> Any:
     figure, axes = plots.canvas(1, len(found), (3.1 * len(found), 3.0))
     for ax, (name, r) in zip(axes[0], found.items(), strict=True):
         ax.plot([0, 1], [0, 1], color=plots.GREY, linestyle="--", linewidth=1)
-        here = r.count > 0
-        size = 400 * r.count[here] / r.count.sum() + 6
+        here = r.images > 0
+        size = 400 * r.images[here] / r.images.sum() + 6
         ax.plot(r.confidence[here], r.accuracy[here], color=plots.COLOURS[0], linewidth=1)
         ax.scatter(r.confidence[here], r.accuracy[here], s=size, color=plots.COLOURS[0], alpha=0.7)
         ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy", title=name)

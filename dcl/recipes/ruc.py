@@ -49,6 +49,17 @@ mnist = replace(
     train=replace(digits.train, epochs=2),
 )
 
+mnist_10k = replace(
+    mnist,
+    base=replace(
+        scan.mnist,
+        pretext=simclr.mnist_10k,
+        scan=replace(scan.mnist.scan, epochs=8),
+        selflabel=replace(scan.mnist.selflabel, epochs=3),
+    ),
+    train=replace(digits.train, epochs=4),
+)
+
 cifar10 = Config(base=scan.cifar10)
 
 paper = Config()

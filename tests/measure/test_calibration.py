@@ -14,10 +14,10 @@ matplotlib.use("agg")
 def test_by_hand():
     labels, clusters = [0, 0, 1, 1, 1], [7, 7, 4, 4, 7]  # the last is wrong
     found = reliability(labels, clusters, [0.9, 0.95, 0.55, 0.6, 1.0], bins=2)
-    assert found.count.tolist() == [0, 5] and np.isnan(found.accuracy[0])
+    assert found.images.tolist() == [0, 5] and np.isnan(found.accuracy[0])
     assert found.error == pytest.approx(abs(0.8 - 0.8))
     found = reliability(labels, clusters, [0.9, 0.95, 0.5, 0.4, 1.0], bins=2)
-    assert found.count.tolist() == [2, 3]  # .5 is the end of the first bin
+    assert found.images.tolist() == [2, 3]  # .5 is the end of the first bin
     wanted = (2 * (1 - 0.45) + 3 * (2.85 / 3 - 2 / 3)) / 5
     assert found.error == pytest.approx(wanted)
     assert calibration_error(labels, clusters, torch.ones(5)) == pytest.approx(0.2)

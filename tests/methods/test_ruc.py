@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcl.cluster.balance import surest
+from dcl.cluster.mixmatch import mix
 from dcl.cluster.neighbors import majority, mine
 from dcl.config import TrainConfig
 from dcl.data import load
@@ -239,10 +240,13 @@ def test_the_views_that_each_pass_sees():
         objective(x, i)
     with seeded(2):
         w1, w2 = config.weak(x), config.weak(x)
+        mix(torch.cat([w1, w2]), torch.zeros(10, 3), config.mix)
+        strong = config.strong(x)
     hook.remove()
     plain, trained = seen
     torch.testing.assert_close(plain, torch.cat([x, w1, w2]))
-    assert trained.shape[0] == 15 and not torch.equal(w1, w2)
+    torch.testing.assert_close(trained[10:], strong)
+    assert not torch.equal(w1, w2)
     weak, moved = torch.cat([w1, w2]), 0
     for z, own in zip(trained[:10], weak, strict=True):  # a mixture, own share a half or more
         shares = [
@@ -323,14 +327,15 @@ def digits():
 
 
 def test_without_labels_it_starts_from_scan_of_the_same_seed(digits):
-    config = replace(recipes.smoke, seed=3, train=replace(recipes.smoke.train, epochs=1))
+    once = replace(recipes.smoke.train, epochs=1)
+    config = replace(recipes.smoke, seed=3, sampling="metric", train=once)
     pretext = simclr.fit(digits.images, replace(config.pretext, seed=3))
     base = scan.fit(digits.images, replace(config.base, seed=3), encoder=pretext)
     sure, label = extract(base.predict_proba, digits.images).max(1)
     given = Labelled(base.encoder, label, sure, pretext)
     found = [fit(digits.images, config, encoder=e) for e in (None, pretext, given)]
     assert all(same(f.state_dict(), found[0].state_dict()) for f in found[1:])
-    clean = given.clean(digits.images, "hybrid", 0.99, 0.5, 20)
+    clean = given.clean(digits.images, "metric", 0.99, 0.5, 20)
     rows = []
     fit(digits.images, replace(config, promote=2.0), encoder=given,
         monitor=lambda _s, _e, o, _l: rows.append(o.known.clean.clone()))  # fmt: skip

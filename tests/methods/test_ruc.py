@@ -351,11 +351,12 @@ def test_labels_of_any_number_are_kept_where_there_is_nothing_to_learn(digits):
         weak=View(),
         strong=View(),
         sampling="confidence",
-        train=TrainConfig(6, 40, "adam", 1e-2),
+        train=TrainConfig(10, 40, "adam", 1e-2),
     )
-    net = simclr.model(digits.images, config.pretext).encoder
+    with seeded(0):
+        net = simclr.model(digits.images, config.pretext).encoder
     found = predict(fit(digits.images, config, encoder=Labelled(net, labels)), digits.images)
-    assert (found == labels).float().mean() > 0.85
+    assert (found == labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

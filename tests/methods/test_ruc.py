@@ -342,6 +342,15 @@ def test_without_labels_it_starts_from_scan_of_the_same_seed(digits):
     assert torch.equal(rows[-1], clean)
 
 
+def test_neighbours_are_searched_in_the_pretext(digits, monkeypatch):
+    spaces, config = [], replace(recipes.smoke, train=replace(recipes.smoke.train, epochs=1))
+    pretext = simclr.model(digits.images, config.pretext)
+    clean = Labelled.clean
+    monkeypatch.setattr(Labelled, "clean", lambda b, *a: spaces.append(b.space) or clean(b, *a))
+    fit(digits.images, config, encoder=pretext)
+    assert same(spaces[0].state_dict(), pretext.state_dict())
+
+
 def test_labels_of_any_number_are_kept_where_there_is_nothing_to_learn(digits):
     """Clusters keep their numbers: labels 7 and 2 come back as 7 and 2."""
     bright = digits.images.float().mean((1, 2, 3))

@@ -233,3 +233,10 @@ def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
             raise ValueError(f"frozen must name parts of the encoder, {names}; got {start!r}")
         for p in found:
             p.requires_grad_(False)
+
+
+def reset(network: nn.Module) -> None:
+    """Give every layer of a network new random weights, in place, as PyTorch draws them."""
+    for layer in network.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]

@@ -10,18 +10,17 @@ from dcl.views import DIGIT_VIEW, View
 smoke = Config(
     projected=True,
     heads=2,
-    passes=4,
     view=View(),
     n_neighbors=10,
     agree=0.5,
-    sure=0.2,
+    sure=0.1,
     fresh=False,
     threshold=0.8,
     weak=DIGIT_VIEW,
     strong=replace(DIGIT_VIEW, rotate=12, translate=0.1, erase=5),
     ema_decay=0.9,
     pretext=simclr.smoke,
-    spice=TrainConfig(2, 64, "adam", 5e-3, schedule="cosine"),
+    spice=TrainConfig(2, 64, "adam", 1e-2, schedule="cosine"),
     fixmatch=TrainConfig(1, 128, "adam", 1e-3, weight_decay=1e-4, schedule="cosine"),
 )
 

@@ -13,6 +13,7 @@ with the files, and the files with their clusters and the variants named here.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -37,7 +38,7 @@ from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
-from dcl.methods import deepcluster, lsdc, nnm, scan, simclr, swav
+from dcl.methods import deepcluster, lsdc, nnm, scan, simclr, spice, swav
 from dcl.nets.convnets import encoder as network
 from dcl.notebook import results
 from dcl.objective import Encoder, Objective
@@ -162,6 +163,30 @@ def released_bank(images: Tensor, config: nnm.Config, encoder: Any, run: dict[st
         return nnm.fit(images, config, encoder=encoder, **run)
 
 
+@algorithm
+def picked_by_labels(
+    images: Tensor, config: spice.Config, encoder: Any, run: dict[str, Any]
+) -> Objective:
+    """SPICE's `fit` on the digits, from the head and epoch of step 2 that are best by labels."""
+    truth, best = load("digits").labels, dict[str, Any](ACC=0.0)
+
+    def look(stage: str, epoch: int, objective: Any, losses: dict[str, float]) -> None:
+        run["monitor"](stage, epoch, objective, losses)
+        heads = objective.heads if stage == "spice" else []
+        for h, head in enumerate(heads):
+            answers = extract(objective.proba, objective.seen)[:, h].argmax(1).cpu()
+            if (acc := metrics.accuracy(truth, answers)) > best["ACC"]:
+                best.update(ACC=acc, head=copy.deepcopy(head.state_dict()))
+
+    def trained(objective: Any, *rest: Any, stage: str, **more: Any) -> None:
+        train(objective, *rest, stage=stage, **more)
+        for head in objective.heads if stage == "spice" else []:
+            head.load_state_dict(best["head"])
+
+    with patch.object(spice, "train", trained):
+        return spice.fit(images, config, encoder=encoder, **run | {"monitor": look})
+
+
 def scan_instead(epochs: int | None = None) -> Any:
     """A `fit` of SCAN, with its recipe, on another method's pretext; epochs: of self-labelling."""
 
@@ -204,6 +229,7 @@ FITS = {
     "sobel_pretext": sobel_pretext,
     "sobel_encoder": sobel_encoder,
     "released_bank": released_bank,
+    "picked_by_labels": picked_by_labels,
     "scan": scan_instead(),
     "scan_step_3": scan_instead(epochs=0),
     "kmeans": kmeans_instead,
@@ -255,6 +281,8 @@ def negatives(view: View) -> View:
 
 _SHAPES = recipe("scan", "shapes")
 _SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
+
+_SPICE = recipe("spice", "digits")
 
 _TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
 
@@ -347,6 +375,17 @@ STUDIES = {
         "no columns": Variant({"contrast_weight": 0.0}),
         "bank from epoch 1": Variant({"bank_from": 1}),
         "the released bank": Variant({"released_bank": True}),
+        "1 head": Variant({"heads": 1}),
+        "SCAN": Variant({"scan": True}),
+        "SCAN, its step 3": Variant({"scan_step_3": True}),
+        "k-means on the pretext": Variant({"kmeans": True}),
+    }, recorded=True),
+    "spice-digits": Study("spice", "digits", "ACC", {
+        "stage 2 only": Variant({"fixmatch": replace(_SPICE.fixmatch, epochs=0)}),
+        "everybody is reliable": Variant({"agree": 0.0, "sure": 0.0}),
+        "a new network": Variant({"fresh": True}),
+        "checkpoint by labels": Variant({"picked_by_labels": True}),
+        "stage 2 on the features": Variant({"projected": False}),
         "1 head": Variant({"heads": 1}),
         "SCAN": Variant({"scan": True}),
         "SCAN, its step 3": Variant({"scan_step_3": True}),

@@ -1,4 +1,4 @@
-"""Pseudo-labels against loops: ties, empty clusters, nobody confident, more clusters than images."""
+"""Pseudo-labels against loops: ties, empty clusters, nobody confident, K larger than the batch."""
 
 import pytest
 import torch

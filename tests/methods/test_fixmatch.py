@@ -14,9 +14,7 @@ from dcl.recipes import spice as recipes
 from dcl.train import seeded, train
 from dcl.views import View
 
-CONFIG = replace(
-    recipes.smoke, n_clusters=3, labelled=2, weak=View(), strong=View(), threshold=0.4
-)
+CONFIG = replace(recipes.smoke, n_clusters=3, labelled=2, weak=View(), strong=View(), threshold=0.4)
 
 
 class Flat(nn.Module):
@@ -75,8 +73,8 @@ def test_views_are_those_of_the_configuration():
     seen = []
     objective.encoder.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     objective(torch.zeros(3, 1, 8, 8), torch.arange(3))
-    assert [10, 20] == [seen[0][2:5].unique().item(), seen[0][5:].unique().item()]
-    assert 10 <= seen[0][:2].min() and seen[0][:2].max() <= 11
+    assert [seen[0][2:5].unique().item(), seen[0][5:].unique().item()] == [10, 20]
+    assert seen[0][:2].min() >= 10 and seen[0][:2].max() <= 11
 
 
 def test_labelled_images_come_in_turn_and_each_epoch_in_another_order():

@@ -21,6 +21,7 @@ from dcl.recipes import spice as recipes
 from dcl.train import extract, predict, seeded, train
 from dcl.views import CROP_FLIP, View
 
+UNDRAWN = {"threshold": 0.1}  # in tests/test_together.py FixMatch is to learn from all images
 OFF = replace(recipes.smoke.fixmatch, epochs=0)
 
 

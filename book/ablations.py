@@ -411,11 +411,6 @@ STUDIES = {
         "everybody is reliable": Variant({"agree": 0.0, "sure": 0.0}),
         "a new network": Variant({"fresh": True}),
         "checkpoint by labels": Variant({"picked_by_labels": True}),
-        "stage 2 on the features": Variant({"projected": False}),
-        "1 head": Variant({"heads": 1}),
-        "SCAN": Variant({"scan": True}),
-        "SCAN, its step 3": Variant({"scan_step_3": True}),
-        "k-means on the pretext": Variant({"kmeans": True}),
     }, recorded=True),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {

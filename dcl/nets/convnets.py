@@ -12,15 +12,8 @@ from dcl.nets.resnet import ResNet
 from dcl.objective import Encoder
 from dcl.train import unit
 
-ENCODERS = (
-    "small_cnn",
-    "striped_cnn",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "alexnet_bn",
-    "vgg16_bn",
-)
+RESNETS = ("resnet18", "resnet34", "resnet50")
+ENCODERS = ("small_cnn", "striped_cnn", *RESNETS, "alexnet_bn", "vgg16_bn")
 
 
 def evenly_spaced(images: Any) -> Tensor:

@@ -13,6 +13,7 @@ with the files, and the files with their clusters and the variants named here.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import string
@@ -42,7 +43,7 @@ from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
 from dcl.measure.retrieval import retrieval
-from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, swav
+from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, swav
 from dcl.nets.convnets import encoder as network
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results
@@ -189,6 +190,30 @@ def released_bank(images: Tensor, config: nnm.Config, encoder: Any, run: dict[st
         return nnm.fit(images, config, encoder=encoder, **run)
 
 
+@algorithm
+def picked_by_labels(
+    images: Tensor, config: spice.Config, encoder: Any, run: dict[str, Any]
+) -> Objective:
+    """SPICE's `fit` on the digits, from the head and epoch of step 2 that are best by labels."""
+    truth, best = load("digits").labels, dict[str, Any](ACC=0.0)
+
+    def look(stage: str, epoch: int, objective: Any, losses: dict[str, float]) -> None:
+        run["monitor"](stage, epoch, objective, losses)
+        heads = objective.heads if stage == "spice" else []
+        for h, head in enumerate(heads):
+            answers = extract(objective.proba, objective.seen)[:, h].argmax(1).cpu()
+            if (acc := metrics.accuracy(truth, answers)) > best["ACC"]:
+                best.update(ACC=acc, head=copy.deepcopy(head.state_dict()))
+
+    def trained(objective: Any, *rest: Any, stage: str, **more: Any) -> None:
+        train(objective, *rest, stage=stage, **more)
+        for head in objective.heads if stage == "spice" else []:
+            head.load_state_dict(best["head"])
+
+    with patch.object(spice, "train", trained):
+        return spice.fit(images, config, encoder=encoder, **run | {"monitor": look})
+
+
 def scan_instead(epochs: int | None = None) -> Any:
     """A `fit` of SCAN, with its recipe, on another method's pretext; epochs: of self-labelling."""
 
@@ -244,6 +269,7 @@ FITS = {
     "sobel_encoder": sobel_encoder,
     "without_consensus": without_consensus,
     "released_bank": released_bank,
+    "picked_by_labels": picked_by_labels,
     "scan": scan_instead(),
     "scan_step_3": scan_instead(epochs=0),
     "kmeans": kmeans_instead,
@@ -296,6 +322,8 @@ def negatives(view: View) -> View:
 
 _SHAPES = recipe("scan", "shapes")
 _SEEN = replace(_SHAPES.pretext, view=negatives(_SHAPES.pretext.view))
+
+_SPICE = recipe("spice", "digits")
 
 _TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
 
@@ -392,6 +420,12 @@ STUDIES = {
         "SCAN": Variant({"scan": True}),
         "SCAN, its step 3": Variant({"scan_step_3": True}),
         "k-means on the pretext": Variant({"kmeans": True}),
+    }, recorded=True),
+    "spice-digits": Study("spice", "digits", "ACC", {
+        "stage 2 only": Variant({"fixmatch": replace(_SPICE.fixmatch, epochs=0)}),
+        "everybody is reliable": Variant({"agree": 0.0, "sure": 0.0}),
+        "a new network": Variant({"fresh": True}),
+        "checkpoint by labels": Variant({"picked_by_labels": True}),
     }, recorded=True),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {

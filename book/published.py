@@ -134,6 +134,27 @@ PUBLISHED = [
         "gpu",
     ),
     Published(
+        "spice",
+        "cifar10",
+        {"ACC": ".926", "NMI": ".865", "ARI": ".852"},
+        f"train and test merged; stage 3 began with the epoch best by labels, {README}",
+        "paper",
+    ),
+    Published(
+        "spice",
+        "cifar100-20",
+        {"ACC": ".538", "NMI": ".567", "ARI": ".387"},
+        f"train and test merged, {README}",
+        "gpu",
+    ),
+    Published(
+        "spice",
+        "stl10",
+        {"ACC": ".938", "NMI": ".872", "ARI": ".870"},
+        f"train and test merged, {README}",
+        "gpu",
+    ),
+    Published(
         "ruc",
         "cifar10",
         {"ACC": ".901"},

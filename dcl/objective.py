@@ -70,6 +70,20 @@ class Objective(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
+class Embedding(Encoder):
+    """What an objective embeds as the features of an encoder, for images like `images`."""
+
+    def __init__(self, objective: Objective, images: Tensor):
+        super().__init__()
+        self.objective = objective.eval()
+        with torch.no_grad():
+            self.out_dim = objective.embed(images[:1].float() / 255).shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B,C,H,W) in [0,1] to embeddings (B,out_dim)."""
+        return self.objective.embed(x)
+
+
 class Monitor(Protocol):
     """Called after every epoch with its stage, number, objective and mean losses."""
 

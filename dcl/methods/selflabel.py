@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcl.cluster.pseudolabels import confident
 from dcl.objective import Encoder, Objective
 from dcl.optim import ema
 from dcl.runtime.dist import all_gather_rows
@@ -38,8 +39,7 @@ def self_label_loss(
     Nobody confident: 0, with a graph, so that a step can be taken.
     Source: SCAN section 2.3. Chapter: scan.
     """
-    confidence, label = weak.detach().softmax(1).max(1)  # (B,) (B,)
-    mask = confidence > threshold
+    label, mask = confident(weak, threshold)
     size = (nn.functional.one_hot(label, weak.shape[1]) * mask[:, None]).sum(0)  # (K,)
     weight = mask / size[label].clamp(min=1) if balance else mask.float()
     each = nn.functional.cross_entropy(strong, label, reduction="none")

@@ -12,15 +12,8 @@ from dcl.nets.resnet import ResNet
 from dcl.objective import Encoder
 from dcl.train import unit
 
-ENCODERS = (
-    "small_cnn",
-    "striped_cnn",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "alexnet_bn",
-    "vgg16_bn",
-)
+RESNETS = ("resnet18", "resnet34", "resnet50")
+ENCODERS = ("small_cnn", "striped_cnn", *RESNETS, "alexnet_bn", "vgg16_bn")
 
 
 def evenly_spaced(images: Any) -> Tensor:
@@ -247,3 +240,10 @@ def freeze(encoder: nn.Module, beginnings: tuple[str, ...]) -> None:
             raise ValueError(f"frozen must name parts of the encoder, {names}; got {start!r}")
         for p in found:
             p.requires_grad_(False)
+
+
+def reset(network: nn.Module) -> None:
+    """Give every layer of a network new random weights, in place, as PyTorch draws them."""
+    for layer in network.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # type: ignore[operator]

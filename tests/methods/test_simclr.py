@@ -9,6 +9,7 @@ import torch
 from dcl.data import load
 from dcl.methods.simclr import Config, SimCLR, fit
 from dcl.nets import convnets
+from dcl.objective import Embedding
 from dcl.recipes import simclr as recipes
 
 
@@ -39,3 +40,13 @@ def test_training_finds_the_other_view():
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="temperature must be above 0; got 0"):
         Config(temperature=0)
+
+
+def test_an_embedding_serves_as_an_encoder():
+    images = load("digits").subset(8).images
+    objective = SimCLR(images, recipes.smoke).train()
+    encoder = Embedding(objective, images)
+    x = images.float() / 255
+    assert encoder.out_dim == recipes.smoke.out_dim and not encoder.training | objective.training
+    assert torch.equal(encoder(x), objective.embed(x))
+    assert encoder.train()(x).shape == (8, encoder.out_dim) and objective.training

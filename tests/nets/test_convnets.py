@@ -212,3 +212,17 @@ def test_heads_stand_side_by_side():
     with seeded(0):
         heads, z = convnets.Heads([nn.Linear(3, 2), nn.Linear(3, 2)]), torch.randn(5, 3)
     assert heads(z).shape == (5, 2, 2) and torch.equal(heads(z)[:, 1], heads[1](z))
+
+
+def test_reset_gives_new_weights_and_keeps_what_was_measured():
+    with seeded(0):
+        net = convnets.encoder("resnet18", images(), width=4)
+        net.train()(floats(images()))  # BatchNorm's statistics move
+        old = {k: v.clone() for k, v in net.state_dict().items()}
+        convnets.reset(net)
+    for name, value in net.state_dict().items():
+        if "running" in name or "batches" in name:
+            assert torch.equal(value, torch.full_like(value, "var" in name))
+        elif value.ndim > 1 and name[:2] != "0.":
+            assert not torch.equal(value, old[name]), name
+    assert torch.equal(net[0].mean, old["0.mean"])  # of the data set, not learned

@@ -131,5 +131,26 @@ PUBLISHED = [
         f"best epoch by the labels of test, {README}",
         "gpu",
     ),
+    Published(
+        "mice",
+        "cifar10",
+        {"ACC": ".835", "NMI": ".737", "ARI": ".698"},
+        PROPOS,
+        "paper",
+    ),
+    Published(
+        "mice",
+        "cifar100-20",
+        {"ACC": ".440", "NMI": ".436", "ARI": ".280"},
+        PROPOS,
+        "gpu",
+    ),
+    Published(
+        "mice",
+        "stl10",
+        {"ACC": ".752", "NMI": ".635", "ARI": ".575"},
+        PROPOS,
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

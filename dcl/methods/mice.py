@@ -3,35 +3,32 @@ r"""MiCE: a mixture of contrastive experts, whose gate tells which expert an ima
 Tsai, Li, Zhu: MiCE: Mixture of Contrastive Experts for Unsupervised Image Clustering, ICLR 2021.
 Chapter: mice.
 
-Notation: a view has an embedding g by the gate and f_k by each of K experts, v_k is that of another
-view by the key network, their moving average; all of length 1. w_k, corners of a simplex, are fixed
-prototypes of the gate, mu_k are trained ones of the experts; u runs over v_k and the nu rows in the
-queue of expert k; kappa and tau are temperatures. Algorithm, for each batch, three views of it:
+Notation: g is the gate's embedding of a view, f_k that of another view by expert k of K, v_k that
+of a third by the key network, their moving average; all of length 1. w_k, corners of a simplex, are
+prototypes of the gate, fixed, mu_k those of the experts, trained; u is v_k, or one of nu rows in
+expert k's queue; kappa and tau are temperatures. For each batch:
 
 1. E-step: a prior by the gate, how well each expert finds the image, the posterior of its cluster:
 
-   .. math:: \pi_k \propto \exp(g \cdot w_k / \kappa), \quad
-             \Phi_k = \frac{\exp(v_k \cdot (f_k + \mu_k) / \tau)}
-             {\sum_u \exp(u \cdot (f_k + \mu_k) / \tau)}, \quad q_k \propto \pi_k \Phi_k
+   .. math:: \pi_k \propto e^{g \cdot w_k / \kappa}, \quad q_k \propto \pi_k \Phi_k, \quad
+             \Phi_k = e^{v_k \cdot (f_k + \mu_k) / \tau} / \sum_u e^{u \cdot (f_k + \mu_k) / \tau}
 
 2. M-step: a step up the bound :math:`\sum_k q_k (\ln \pi_k + \ln \Phi_k - \ln q_k)`, a mean over
    images. As q is exact it is :math:`\ln \sum_k \pi_k \Phi_k`, in value and in gradient
 3. move the key network by a share of 1 - momentum, and put the v_k into the queues
 4. after an epoch mu_k becomes the direction of the sum of the v_k of its images, those for which
    q_k was the largest; without any it is kept
-5. at the end the cluster of an image has the largest q_k, all three views being the image itself
 
 **Differences**
 
 - ours: for `warmup` epochs q is 1 for the cluster by k-means on the pretext's embeddings; the paper
   begins with random weights, here a pretext of 0 epochs
-- released: mu_k starts in uninitialised memory, is 0/0 without images; predicting fills the queues;
-  the learning rate rises with epochs, not steps
+- released: mu_k starts in uninitialised memory, is 0/0 without images; predicting fills the queues
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +46,14 @@ from dcl.runtime.dist import all_sum
 from dcl.train import extract, train
 from dcl.views import View
 
-_STEPS = TrainConfig(1000, 256, lr=1.0, warmup_epochs=10, schedule="step")
-_SGD = replace(_STEPS, weight_decay=1e-4, milestones=(480, 640, 800))
+_STEPS: Any = {"schedule": "step", "milestones": (480, 640, 800), "warmup_epochs": 10}
 
 
 @dataclass(frozen=True)
 class Config:
     """The released settings for CIFAR-10."""
+
+    advice: ClassVar = dict.fromkeys(("giant cluster", "dead clusters"), "Raise gate_temperature.")
 
     n_clusters: int = 10  #: K
     dim: int = 128  #: d, of the embeddings; the gate's has at least K - 1
@@ -69,7 +67,7 @@ class Config:
     refresh: bool = True  #: False: no step 4
     view: View = View(scale=(0.2, 1), flip=0.5, jitter=(0.4,) * 4, jitter_prob=1, gray=0.2)
     pretext: simclr.Config = simclr.Config("resnet34", train=TrainConfig(0))  #: as SCAN's
-    train: TrainConfig = _SGD
+    train: TrainConfig = TrainConfig(1000, 256, lr=1.0, weight_decay=1e-4, **_STEPS)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,8 +84,7 @@ def log_phi(f: Tensor, v: Tensor, prototypes: Tensor, queue: Tensor, temperature
 def mice_loss(log_pi: Tensor, log_phi: Tensor, q: Tensor) -> dict[str, Tensor]:
     """Step 2, from ln pi, ln Phi and q (B,K): minus the bound, and its three terms."""
     q = q.detach()
-    gate, experts = (-(q * part).sum(1).mean() for part in (log_pi, log_phi))
-    entropy = -torch.xlogy(q, q).sum(1).mean()
+    gate, experts, entropy = (-x.sum(1).mean() for x in (q * log_pi, q * log_phi, q.xlogy(q)))
     return {"loss": gate + experts - entropy, "gate": gate, "experts": experts, "entropy": entropy}
 
 
@@ -142,13 +139,13 @@ class MiCE(MoCo):
         self.sums += all_sum(torch.zeros_like(self.sums).index_add_(0, self.chosen, v))
 
     def predict_proba(self, x: Tensor) -> Tensor:
-        """The posterior q (B,K) of images x."""
+        """The posterior q (B,K) of images x, which are all three views themselves."""
         z = self.encoder(x)
         return torch.stack(self.parts(z, z, self.embed_key(x))).sum(0).softmax(1)
 
     def chances(self) -> dict[str, float]:
         """Those of a gate, and of experts, that know nothing."""
-        return {"gate": math.log(self.config.n_clusters), "experts": math.log(1 + len(self.queue))}
+        return {"gate": math.log(len(self.corners)), "experts": math.log(1 + len(self.queue))}
 
 
 @algorithm

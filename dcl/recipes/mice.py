@@ -18,7 +18,7 @@ smoke = Config(  # every part of the method: an epoch with given clusters, a cut
 )
 
 # A mixture that is to start within seconds: from k-means. Then the experts must decide, so tau is
-# low; a low kappa would let the largest cluster eat the others. Settled on one seed: to be tried on.
+# low; a low kappa would let the largest cluster eat the others. Settled on one seed.
 digits = Config(
     dim=32,
     temperature=0.3,

@@ -110,6 +110,8 @@ PUBLISHED = [
     ),
     Published("jigclu", "ImageNet", {"linear": ".664"}, f"ResNet-50, 200 epochs, {README}"),
     Published("jigclu", "ImageNet-100", {"linear": ".809"}, "the paper, in issue 5 of the release"),
+    Published("rlcc", "Market-1501", {}),
+    Published("rlcc", "MSMT17", {}),
     Published(
         "nnm",
         "cifar10",

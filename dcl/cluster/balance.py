@@ -10,12 +10,14 @@ def uniform_order(labels: Tensor) -> Tensor:
     """Rows (N,) in which each non-empty cluster of labels (N,) has the same expected share.
 
     From each cluster N // clusters + 1 rows, with replacement if it has no more; shuffled and cut
-    to N. Source: DeepCluster section 3.3, "trivial parametrization". Chapter: deepcluster.
+    to N. Rows of cluster -1, outliers, are left out.
+    Source: DeepCluster section 3.3, "trivial parametrization". Chapter: deepcluster.
     """
-    sizes = [size for size in labels.bincount().tolist() if size]
+    inside = labels[labels >= 0]
+    sizes = [size for size in inside.bincount().tolist() if size]
     each = len(labels) // len(sizes) + 1
     rows = []
-    for members in labels.argsort(stable=True).cpu().split(sizes):
+    for members in labels.argsort(stable=True)[-len(inside) :].cpu().split(sizes):
         few = len(members) <= each
         draw = torch.randint(len(members), (each,)) if few else torch.randperm(len(members))
         rows.append(members[draw[:each]])

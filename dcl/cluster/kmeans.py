@@ -174,6 +174,11 @@ def split_empty(centroids: Tensor, sizes: Tensor) -> Tensor:
     return c
 
 
+def renumbered(labels: Tensor) -> Tensor:
+    """Cluster numbers (N,) int64 without gaps: from 0, in the same order, none of them empty."""
+    return labels.unique(return_inverse=True)[1]
+
+
 def check_points(x: Tensor) -> None:
     """Raise ValueError unless x is float (N,D) and finite."""
     if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():

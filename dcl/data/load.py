@@ -20,6 +20,7 @@ BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
     "digits": ("all",),
     "shapes": ("all",),
+    "people": BOTH,
     "mnist": BOTH,
     "fashion-mnist": BOTH,
     "cifar10": BOTH,
@@ -98,7 +99,8 @@ def load(
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
     else:
-        sets = [_digits() if name == "digits" else _shapes()]
+        drawn = {"digits": _digits, "shapes": _shapes, "people": _people}[name]
+        sets = [drawn(part) for part in split.split("+")]
     images = _resize(_joined([x for x, _, _ in sets]), size)
     known = [y for _, y, _ in sets if y is not None]
     labels = _joined(known) if len(known) == len(sets) else None
@@ -156,7 +158,7 @@ def _resize(images: Tensor, size: int | None) -> Tensor:
     return out
 
 
-def _digits() -> Part:
+def _digits(split: str) -> Part:
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -165,11 +167,18 @@ def _digits() -> Part:
     return images, torch.from_numpy(found.target).long(), [*"0123456789"]
 
 
-def _shapes() -> Part:
+def _shapes(split: str) -> Part:
     from dcl.data.shapes import SHAPES, shapes
 
     images, labels, _ = shapes()
     return torch.from_numpy(images), torch.from_numpy(labels), list(SHAPES)
+
+
+def _people(split: str) -> Part:
+    from dcl.data.people import PEOPLE, people
+
+    found, names = people(split), [f"person {k}" for k in range(sum(PEOPLE.values()))]
+    return torch.from_numpy(found.images), torch.from_numpy(found.person), names
 
 
 def _torchvision(name: str, split: str, root: Path) -> Part:

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from dcl.algorithm import Run, algorithm
 from dcl.cluster.balance import cluster_weights, uniform_order
 from dcl.cluster.centroids import Centroids, Representation
-from dcl.cluster.kmeans import kmeans, whiten, whitening
+from dcl.cluster.kmeans import kmeans, renumbered, whiten, whitening
 from dcl.config import TrainConfig, check_config
 from dcl.measure.metrics import nmi
 from dcl.nets import convnets
@@ -126,9 +126,9 @@ class DeepCluster(Representation):
             return
         rows = whiten(extract(self.features, self.images), self.config.pca)  # (N,d)
         found = kmeans(rows, self.config.n_pseudo, iterations=20, init="random").labels
-        used, labels = found.unique(return_inverse=True)  # numbered from 0, without the empty ones
+        labels = renumbered(found)
         stable = nmi(self.pseudo, labels)  # 0 the first time: there all images are in cluster 0
-        self.log.copy_(torch.tensor([len(used), rows.shape[1], stable]))
+        self.log.copy_(torch.tensor([int(labels.max()) + 1, rows.shape[1], stable]))
         self.pseudo.copy_(labels)
         nn.init.normal_(self.top.weight, 0, 0.01)
         nn.init.zeros_(self.top.bias)

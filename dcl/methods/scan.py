@@ -40,7 +40,7 @@ from dcl.cluster.neighbors import draw, mine
 from dcl.config import TrainConfig, check_config
 from dcl.methods import simclr
 from dcl.methods.selflabel import SelfLabel
-from dcl.nets.convnets import identity, linear_head
+from dcl.nets.convnets import Heads, identity, linear_head
 from dcl.nets.features import features
 from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows
@@ -111,7 +111,7 @@ class Scan(Objective):
         self.config, self.images, self.encoder = config, images, encoder
         encoder.requires_grad_(not config.freeze_encoder)
         k, norm = config.n_clusters, config.normalize
-        self.heads = nn.ModuleList(linear_head(encoder, k, norm) for _ in range(config.heads))
+        self.heads = Heads(linear_head(encoder, k, norm) for _ in range(config.heads))
         self.neighbors = nn.Buffer(neighbors)  # (N,k)
 
     def before_epoch(self, epoch: int) -> None:
@@ -123,7 +123,7 @@ class Scan(Objective):
         view, weight = self.config.scan_view, self.config.entropy_weight
         j = draw(self.neighbors, i)
         z = self.encoder(torch.cat([view(x), view(unit(self.images[j]))]))  # (2B,D)
-        logits = torch.stack([head(z).float() for head in self.heads], 1)  # (2B,H,K)
+        logits = self.heads(z).float()  # (2B,H,K)
         anchors, others = (all_gather_rows(y).unbind(1) for y in logits.chunk(2))  # H x (B,K)
         losses = torch.stack([scan_loss(a, n, weight) for a, n in zip(anchors, others)])  # (H,)
         h = torch.stack([mean_entropy(a.log_softmax(1)) for a in anchors]).mean()
@@ -131,8 +131,7 @@ class Scan(Objective):
 
     def log_proba(self, x: Tensor) -> Tensor:
         """Log-probabilities (B,H,K) of all heads."""
-        z = self.encoder(x)
-        return torch.stack([head(z).float().log_softmax(1) for head in self.heads], 1)
+        return self.heads(self.encoder(x)).float().log_softmax(2)
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Cluster probabilities (B,K) of images x, by the first head."""

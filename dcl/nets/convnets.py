@@ -12,7 +12,15 @@ from dcl.nets.resnet import ResNet
 from dcl.objective import Encoder
 from dcl.train import unit
 
-ENCODERS = ("small_cnn", "resnet18", "resnet34", "resnet50", "alexnet_bn", "vgg16_bn")
+ENCODERS = (
+    "small_cnn",
+    "striped_cnn",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "alexnet_bn",
+    "vgg16_bn",
+)
 
 
 def evenly_spaced(images: Any) -> Tensor:
@@ -89,8 +97,12 @@ def conv_bn(a: int, b: int, kernel: int, stride: int = 1, padding: int = 0) -> l
     return [nn.Conv2d(a, b, kernel, stride, padding), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
 
 
-def small_cnn(channels: int, width: int = 32) -> nn.Sequential:
-    """Three convolutions for 16 to 32 px; features are the means of 4*width maps."""
+def small_cnn(channels: int, width: int = 32, stripes: int = 1) -> nn.Sequential:
+    """Three convolutions for 16 to 32 px; features are the means of 4*width maps.
+
+    With stripes, of each of so many horizontal ones, top first: what is where on a standing person.
+    Source of the stripes: Sun et al. 2018 (PCB). Chapter: rlcc.
+    """
     first, second, third = (
         conv_bn(a, b, 3, padding=1)
         for a, b in ((channels, width), (width, 2 * width), (2 * width, 4 * width))
@@ -101,7 +113,7 @@ def small_cnn(channels: int, width: int = 32) -> nn.Sequential:
         *first,
         *second,
         *third,
-        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((stripes, 1) if stripes > 1 else 1),
         nn.Flatten(),
     )
 
@@ -158,8 +170,9 @@ def encoder(
 ) -> Encoder:
     """An encoder for `images` uint8 (N,C,H,W): standardise, (Sobel,) trunk; has `out_dim`.
 
-    `name` is one of `ENCODERS`; `width` scales small_cnn (32) and the ResNets (64).
-    AlexNet and VGG need 224 px. Raises ValueError for an unknown name or a wrong size.
+    `name` is one of `ENCODERS`; `width` scales small_cnn (32), striped_cnn, the same with five
+    stripes, and the ResNets (64). AlexNet and VGG need 224 px. Raises ValueError for an unknown
+    name or a wrong size.
     """
     if name not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {name!r}")
@@ -169,8 +182,9 @@ def encoder(
         if size != 224:
             raise ValueError(f"images must be 224 px for {name}; got {size} px")
         trunk, out_dim = (alexnet_bn if name == "alexnet_bn" else vgg16_bn)(channels), 4096
-    elif name == "small_cnn":
-        trunk, out_dim = small_cnn(channels, width or 32), 4 * (width or 32)
+    elif name in ("small_cnn", "striped_cnn"):
+        stripes, width = 5 if name == "striped_cnn" else 1, width or 32
+        trunk, out_dim = small_cnn(channels, width, stripes), 4 * width * stripes
     else:
         depth, width = int(name.removeprefix("resnet")), width or 64
         trunk = ResNet(depth, channels, width, stem, shortcut)

@@ -142,8 +142,7 @@ def ablation(study: str, metric: str) -> dict[str, list[float]]:
 def baselines(results: list[Result]) -> list[Result]:
     """The baselines of `results` as results of their own, once per data set and seed.
 
-    A baseline that not all methods share, such as the untrained network, names its methods:
-    "untrained network (lsdc, scan)".
+    One that not all methods share names them, "untrained network (dec, idec)", or says "(most)".
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
@@ -153,8 +152,9 @@ def baselines(results: list[Result]) -> list[Result]:
         for r in rows:
             for name, scores in r["baselines"].items():
                 whose = _sharing(name, r["method"], rows)
-                common = len(whose) == len({other["method"] for other in rows})
-                label = name if common else f"{name} ({', '.join(whose)})"
+                n = len({other["method"] for other in rows})
+                named = "most" if 2 * len(whose) > n else ", ".join(whose)
+                label = name if len(whose) == n else f"{name} ({named})"
                 row = {**r, "method": label, "metrics": scores, "seconds": 0.0}
                 found[label, r["seed"], *group] = row
     return list(found.values())

@@ -27,16 +27,6 @@ digits = Config(
     train=TrainConfig(16, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
-shapes = Config(
-    n_clusters=6,
-    heads=10,
-    normalize=True,
-    bank_from=12,
-    view=simclr.shapes.view,
-    pretext=simclr.shapes,
-    train=TrainConfig(16, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine"),
-)
-
 photos = Config(
     heads=10,
     normalize=True,

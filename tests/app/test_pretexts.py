@@ -12,11 +12,13 @@ from dcl.app import pretexts, run
 from dcl.app.clusters import Clusters
 from dcl.app.pretexts import PRETEXTS, save, stored
 from dcl.cluster.neighbors import agreement, mine
-from dcl.config import with_epochs
+from dcl.config import unflat, with_epochs
 from dcl.data import load
 from dcl.methods import scan, simclr
-from dcl.recipes import recipe
+from dcl.recipes import choose, recipe
 from dcl.train import extract
+
+SEEDS = {"digits": 5, "mnist": 3}
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,17 @@ def test_those_of_the_digits_are_found_and_know_neighbours(digits, seed):
 
 
 def test_the_files_tell_how_they_were_made():
-    names = {f"simclr-digits-seed{seed}" for seed in range(5)}
+    names = {f"simclr-{data}-seed{k}" for data, n in SEEDS.items() for k in range(n)}
     assert {path.stem for path in PRETEXTS.iterdir()} == names
     for path in PRETEXTS.iterdir():
         with safe_open(path, "pt") as file:
             about = file.metadata()
         assert about["format"] == pretexts.FORMAT and json.loads(about["versions"])["torch"]
-        assert about["command"] == "python book/pretexts.py digits --seeds 5"
-        assert path.stem.endswith(f"-seed{json.loads(about['config'])['seed']}")
+        data, seed = path.stem.split("-")[1], json.loads(about["config"])["seed"]
+        assert about["command"] == f"python book/pretexts.py {data} --seeds {SEEDS[data]}"
+        plan = recipe("simclr", choose("simclr", data, "quick"))  # today's
+        assert path.stem.endswith(f"-seed{seed}")
+        assert unflat(simclr.Config, json.loads(about["config"])) == replace(plan, seed=seed)
 
 
 def test_only_the_same_images_and_settings_find_one_which_equals_the_training(

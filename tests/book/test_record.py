@@ -24,7 +24,7 @@ from dcl.app.monitors import read_log
 from dcl.app.source import Source
 from dcl.config import with_epochs
 from dcl.data import load
-from dcl.methods import autoencoder, method, scan
+from dcl.methods import autoencoder, method, scan, simclr
 from dcl.notebook import results
 from dcl.recipes import recipe
 from dcl.train import predict
@@ -187,7 +187,7 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ("skan", "chapter must be one that records, barlowtwins, dac, .*; got 'skan'"),
+        ("skan", "chapter must be one that records, barlowtwins, .*; got 'skan'"),
         ("compare", "chapter must be one that records"),
         ("scan -p epoch 3", "epoch is not a parameter of scan; its parameters are profile, "),
         ("scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),
@@ -287,3 +287,17 @@ def test_a_chapter_of_two_methods_leaves_two_networks(tmp_path):
         assert torch.equal(run.clusters(place, device="cpu").assign(data.images)[0], clusters)
         assert (place / "report.html").exists()
     assert record._line(tmp_path) == "dec ACC 0.500 in 2 s; idec ACC 0.500 in 2 s"
+
+
+def test_a_run_that_began_with_a_stored_pretext_is_completed_with_it(tmp_path, monkeypatch):
+    data, plan = load("digits").subset(150), with_epochs(recipe("nnm", "smoke"), 1)
+    first = simclr.fit(data.images, replace(plan.pretext, seed=plan.seed))
+    model = method("nnm").fit(data.images, plan, encoder=first, run_dir=tmp_path)
+    monkeypatch.setattr(record, "stored", lambda _, c: first if c == first.config else None)
+    monkeypatch.setattr(simclr, "fit", lambda *_, **__: pytest.fail("it was trained again"))
+    row = {"method": "nnm", "data": "digits", "split": "all", "training": {"images": 150}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text(json.dumps(row))
+    record.complete(tmp_path, {"chapter": "nnm", "parameters": {"dataset": "", "device": "cpu"}})
+    found = run.clusters(tmp_path, device="cpu").assign(data.images).clusters
+    assert torch.equal(found, predict(model, data.images)) and not (tmp_path / "pretext").exists()

@@ -128,7 +128,7 @@ def test_data_refuses(change, error, message):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digit", None, "name must be one of digits, shapes, mnist.*got 'digit'"),
+        ("digit", None, "name must be one of digits, shapes, people, mnist.*got 'digit'"),
         ("digit:all", None, "name must be one of .*; got 'digit'"),
         ("digits", "train", "split must be all; got 'train'"),
         ("digits:train", None, "split must be all; got 'train'"),
@@ -149,7 +149,7 @@ def test_defaults_and_size():
     assert load("digits", "").split == "all"  # empty, as a notebook's parameter: the default
     named = load("digits:all")
     assert (named.name, named.split) == ("digits", "all")
-    assert [splits[0] for splits in SPLITS.values()] == ["all", "all"] + ["train"] * 5
+    assert [splits[0] for splits in SPLITS.values()] == ["all", "all"] + ["train"] * 6
 
 
 def test_size_averages_what_it_merges():

@@ -101,7 +101,7 @@ def test_a_baseline_that_methods_disagree_on_says_whose_it_is():
     assert {(r["method"], r["seed"]): r["metrics"]["ACC"] for r in found} == {
         ("k-means on pixels", 0): 0.8, ("k-means on pixels", 1): 0.8,
         ("untrained network (dec)", 0): 0.3, ("untrained network (dec)", 1): 0.2,
-        ("untrained network (lsdc, scan)", 0): 0.4, ("untrained network (lsdc, scan)", 1): 0.5,
+        ("untrained network (most)", 0): 0.4, ("untrained network (most)", 1): 0.5,
     }  # fmt: skip
     assert len(found) == 6
     rows[0]["baselines"]["k-means on pretext"] = {"ACC": 0.7}  # of scan alone

@@ -18,7 +18,8 @@ from dcl.recipes import choose, recipe, recipes
 from sabotage import CHAPTERS, tags
 
 METHODS = [found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)]
-NAMES = {"smoke", "digits", "shapes", "photos", "frozen", "mnist", "mnist_10k", "cifar10", "paper"}
+NAMES = {"smoke", "digits", "shapes", "people", "photos", "frozen", "mnist", "mnist_10k",
+         "cifar10", "paper"}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -37,6 +38,7 @@ RULE = [  # what is known, and the recipe on a CPU and on a GPU, of a method tha
     # the command line: the set's own, or that of the most similar one
     ({"data": "digits"}, "digits", "digits"),
     ({"data": "shapes"}, "shapes", "shapes"),
+    ({"data": "people:test"}, "people", "people"),
     ({"data": "mnist:train"}, "mnist", "mnist"),
     ({"data": "fashion-mnist"}, "mnist", "mnist"),
     ({"data": "cifar10:train+test"}, "photos", "cifar10"),
@@ -63,7 +65,7 @@ RULE = [  # what is known, and the recipe on a CPU and on a GPU, of a method tha
     ({"data": "cifar10", "profile": "gpu", "gray": False}, "cifar10", "cifar10"),
 ]
 LACKING = {"frozen": "cifar10", "mnist_10k": "digits", "shapes": "digits", "photos": "digits",
-           "mnist": "digits"}  # fmt: skip
+           "people": "digits", "mnist": "digits"}  # fmt: skip
 """What a method without such a recipe takes."""
 
 

@@ -1,0 +1,85 @@
+"""RLCC's settings by data set."""
+
+from dcl.config import TrainConfig
+from dcl.methods.rlcc import Config
+from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
+
+_SHAPE = View(rotate=20, translate=0.12, zoom=(0.75, 1.25), flip=0.5, fill="border", negative=0.5)
+
+smoke = Config(
+    n_clusters=10,
+    clusters="kmeans",
+    n_pseudo=20,
+    encoder="small_cnn",
+    width=8,
+    view=DIGIT_VIEW,
+    temperature=0.1,
+    train=TrainConfig(3, 64, "adam", 3e-3),
+)
+
+# from random weights a temperature of .04 makes the first, poor clusters too certain
+digits = Config(
+    n_clusters=10,
+    clusters="kmeans",
+    n_pseudo=30,
+    encoder="small_cnn",
+    width=16,
+    view=DIGIT_VIEW,
+    temperature=0.1,
+    train=TrainConfig(35, 128, "adam", 3e-3, schedule="cosine"),
+)
+
+shapes = Config(
+    n_clusters=6,
+    clusters="kmeans",
+    n_pseudo=30,
+    encoder="small_cnn",
+    view=_SHAPE,
+    temperature=0.1,
+    train=TrainConfig(20, 64, "adam", 3e-3, schedule="cosine"),
+)
+
+# the stripes tell what is worn above from what is worn below; colours change with the camera
+people = Config(
+    n_clusters=40,
+    clusters="density",
+    eps=0.5,
+    encoder="striped_cnn",
+    width=16,
+    view=View(pad=2, flip=0.5, jitter=(0.3, 0.3, 0.4, 0.06)),
+    temperature=0.1,
+    train=TrainConfig(9, 64, "adam", 3e-3, weight_decay=5e-4, schedule="cosine"),
+)
+
+photos = Config(
+    n_clusters=10,
+    clusters="kmeans",
+    n_pseudo=60,
+    encoder="small_cnn",
+    view=PHOTO_VIEW,
+    temperature=0.1,
+    train=TrainConfig(20, 128, "adam", 3e-3, schedule="cosine"),
+)
+
+mnist = Config(
+    n_clusters=10,
+    clusters="kmeans",
+    n_pseudo=30,
+    encoder="small_cnn",
+    width=16,
+    view=HAND_VIEW,
+    temperature=0.1,
+    train=TrainConfig(8, 128, "adam", 3e-3, schedule="cosine"),
+)
+
+cifar10 = Config(
+    n_clusters=10,
+    clusters="kmeans",
+    n_pseudo=200,
+    encoder="resnet18",
+    view=PHOTO_VIEW,
+    temperature=0.1,
+    train=TrainConfig(200, 256, "adam", 1e-3, schedule="cosine"),
+)
+
+paper = Config()

@@ -48,9 +48,7 @@ mnist = replace(
     train=replace(digits.train, epochs=2),
 )
 
-mnist_10k = replace(
-    mnist, pretext=simclr.mnist_10k, warmup=4, train=replace(mnist.train, epochs=7)
-)
+mnist_10k = replace(mnist, pretext=simclr.mnist_10k, warmup=4, train=replace(mnist.train, epochs=7))
 
 cifar10 = Config()
 

@@ -125,7 +125,8 @@ class MiCE(MoCo):
         """Steps 1 and 2: minus the bound, and its terms."""
         view = self.config.view
         z, v = self.encoder(torch.cat([view(x), view(x)])), self.embed_key(view(x))
-        pi, phi = self.parts(*z.chunk(2), v)
+        first, second = z.chunk(2)
+        pi, phi = self.parts(first, second, v)
         q = (pi + phi).softmax(1)
         if self.epoch < self.config.warmup:
             q = F.one_hot(self.given[i], q.shape[1]).to(q.dtype)
@@ -136,7 +137,7 @@ class MiCE(MoCo):
         """Step 3, and the sums of step 4."""
         super().after_step()
         v = self.latest[self.chosen, torch.arange(len(self.chosen), device=self.chosen.device)]
-        self.sums += all_sum(torch.zeros_like(self.sums).index_add_(0, self.chosen, v))
+        self.sums.add_(all_sum(torch.zeros_like(self.sums).index_add_(0, self.chosen, v)))
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """The posterior q (B,K) of images x, which are all three views themselves."""

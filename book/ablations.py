@@ -427,6 +427,16 @@ STUDIES = {
         "a new network": Variant({"fresh": True}),
         "checkpoint by labels": Variant({"picked_by_labels": True}),
     }, recorded=True),
+    "mice-digits": Study("mice", "digits", "ACC", {
+        "gate alone": Variant({"experts": False}),
+        "experts alone": Variant({"gate": False}),
+        "no refresh": Variant({"refresh": False}),
+        "no k-means start": Variant({"warmup": 0}),
+        "kappa 1": Variant({"gate_temperature": 1.0}),
+        "momentum .99": Variant({"momentum": 0.99}),
+        "momentum .95": Variant({"momentum": 0.95}),
+        "k-means on the pretext": Variant({"kmeans": True}),
+    }),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {
         "hard labels": Variant({"alpha": 1.0}, "abstract: up to 8.8 points less mAP, on MSMT17"),

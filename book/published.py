@@ -171,5 +171,26 @@ PUBLISHED = [
     Published(
         "ruc", "stl10", {"ACC": ".866"}, f"hybrid, scored on its training images, {README}", "gpu"
     ),
+    Published(
+        "mice",
+        "cifar10",
+        {"ACC": ".835", "NMI": ".737", "ARI": ".698"},
+        PROPOS,
+        "paper",
+    ),
+    Published(
+        "mice",
+        "cifar100-20",
+        {"ACC": ".440", "NMI": ".436", "ARI": ".280"},
+        PROPOS,
+        "gpu",
+    ),
+    Published(
+        "mice",
+        "stl10",
+        {"ACC": ".752", "NMI": ".635", "ARI": ".575"},
+        PROPOS,
+        "gpu",
+    ),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

@@ -162,6 +162,7 @@ def counted(rank):
 
         def look(stage, epoch, objective, losses, stem=stem, config=config):
             width = objective.embed(images[:2].float() / 255).shape[1]
+            width = getattr(config, "dim", width)  # of one of MiCE's experts
             numbers = {"W": step["W"], "P": 2, "B": BATCH, "D": 12, "e": width}
             numbers["K"] = getattr(config, "n_prototypes", getattr(config, "n_clusters", 0))
             numbers["H"] = getattr(config, "heads", 1)

@@ -1,7 +1,8 @@
-"""Clusters of the embeddings after training: k-means, and similarity to its centroids."""
+"""Centroids: of k-means on the embeddings after training, or fixed ones."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dcl.cluster.kmeans import kmeans
 from dcl.objective import Objective
@@ -30,6 +31,17 @@ class Centroids(nn.Module):
         if not self.centroids.any():
             raise ValueError("the clusters must be fitted first: call clusters.fit(embeddings)")
         return z @ self.centroids.T if self.spherical else -(torch.cdist(z, self.centroids) ** 2)
+
+
+def simplex(k: int, least: int) -> Tensor:
+    """K directions as far apart as can be, with products of -1/(K-1): (K,d) float32.
+
+    d is `least`, or K-1 if that is more. Not learned. Source: Tsai et al. 2021. Chapter: mice.
+    """
+    products = (k * torch.eye(k - 1, dtype=torch.float64) - 1) / (k - 1)
+    corners = torch.linalg.cholesky(products)  # all but the last, which makes their sum 0
+    corners = torch.cat([corners, -corners.sum(0, keepdim=True)])  # (K,K-1)
+    return F.pad(corners, (0, max(0, least - k + 1))).float()
 
 
 class Representation(Objective):

@@ -49,12 +49,21 @@ def class_contrast(log_x: Tensor, log_y: Tensor) -> Tensor:
     return F.cross_entropy(x.T @ y, torch.arange(x.shape[1], device=x.device))
 
 
+def key_logits(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Similarity / temperature (...,B,1+r) of rows z to candidates: their own key comes first.
+
+    z, keys (...,B,D) and negatives (...,r,D) float: row k of the first two is from one image.
+    Chapters: pcl and mice.
+    """
+    own = (z * keys).sum(-1, keepdim=True)  # (...,B,1)
+    return torch.cat([own, z @ negatives.mT], -1) / temperature
+
+
 def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
     """Cross-entropy of finding each row's key among itself and the negatives (InfoNCE), a scalar.
 
     z, keys (B,D) and negatives (r,D) float, of length 1: row k of both is from one image. Without
     negatives it is 0. Source: He et al. 2020 (MoCo), eq. 1. Chapter: pcl.
     """
-    own = (z * keys).sum(1, keepdim=True)  # (B,1)
-    logits = torch.cat([own, z @ negatives.T], 1) / temperature  # (B,1+r)
+    logits = key_logits(z, keys, negatives, temperature)
     return F.cross_entropy(logits, logits.new_zeros(len(z), dtype=torch.int64))

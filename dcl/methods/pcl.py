@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
-from dcl.cluster.centroids import Centroids
+from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.kmeans import kmeans
 from dcl.cluster.moco import MoCo
 from dcl.config import TrainConfig, check_config
@@ -109,7 +109,7 @@ def proto_nce(z: Tensor, prototypes: Tensor, phi: Tensor, target: Tensor) -> Ten
     return F.cross_entropy(z @ prototypes.T / phi, target)
 
 
-class PCL(MoCo):
+class PCL(MoCo, Representation):
     """MoCo with prototypes and, once they are fitted, K clusters."""
 
     transient = (*MoCo.transient, "assigned")

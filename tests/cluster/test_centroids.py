@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dcl.cluster import centroids
-from dcl.cluster.centroids import Centroids
+from dcl.cluster.centroids import Centroids, simplex
 from dcl.train import seeded
 
 
@@ -44,3 +44,11 @@ def test_the_best_of_so_many_starts(monkeypatch):
     Centroids(2, 3).fit(torch.eye(3))
     Centroids(2, 3, starts=7).fit(torch.eye(3))
     assert asked == [10, 7]
+
+
+@pytest.mark.parametrize("k, least, dim", [(2, 1, 1), (3, 2, 2), (10, 4, 9), (10, 32, 32)])
+def test_corners_of_a_simplex_are_as_far_apart_as_can_be(k, least, dim):
+    w = simplex(k, least)
+    assert w.shape == (k, dim) and w.dtype == torch.float32
+    wanted = torch.full((k, k), -1 / (k - 1)).fill_diagonal_(1)
+    torch.testing.assert_close(w @ w.T, wanted, atol=1e-6, rtol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.contrast import class_contrast, info_nce, nt_xent, supcon
+from dcl.cluster.contrast import class_contrast, info_nce, key_logits, nt_xent, supcon
 from dcl.train import seeded
 
 
@@ -153,6 +153,17 @@ def test_info_nce_is_the_formula_in_value_and_gradient(b, r, constant):
     fast, slow = info_nce(z, keys, queue, 0.3), loop(z)
     torch.testing.assert_close(*(torch.autograd.grad(one, z)[0] for one in (fast, slow)))
     assert torch.autograd.gradcheck(lambda f: info_nce(f, keys, queue, 0.3), z)
+
+
+def test_key_logits_of_several_experts_are_those_of_each():
+    with seeded(0):
+        z, keys, queue = torch.randn(3, 5, 4), torch.randn(3, 5, 4), torch.randn(3, 7, 4)
+    found = key_logits(z, keys, queue, 0.3)
+    assert found.shape == (3, 5, 8)
+    for k in range(3):
+        for b in range(5):
+            scores = [(z[k, b] * u).sum() / 0.3 for u in (keys[k, b], *queue[k])]
+            torch.testing.assert_close(found[k, b], torch.stack(scores))
 
 
 def test_info_nce_of_equal_cosines_is_the_log_of_their_number():

@@ -55,6 +55,20 @@ def test_keys_become_negatives_of_the_next_step_only(x):
     assert torch.equal(moco.queue.rows[0], torch.cat([keys, start[:4]]))
 
 
+def test_several_experts_have_a_queue_each_and_one_embedding(x):
+    head = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))
+    with seeded(0):
+        moco = MoCo(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), head, 3, 9, 4, 0.75, experts=2)
+    z, keys, start = moco.embed(x), moco.embed_key(x), moco.queue.rows.clone()
+    assert start.shape == (2, 8, 3) and not torch.equal(*start)
+    torch.testing.assert_close(keys.norm(dim=2), torch.ones(4, 2))
+    torch.testing.assert_close(z, keys.flatten(1) / 2**0.5)  # equal networks
+    moco.latest = keys.transpose(0, 1)
+    moco.after_step()
+    for k in range(2):
+        assert torch.equal(moco.queue.rows[k], torch.cat([keys[:, k], start[k, :4]]))
+
+
 def test_embeddings_have_length_one_in_float32_under_autocast(x):
     moco = make()
     with torch.autocast("cpu", torch.bfloat16):

@@ -26,7 +26,7 @@ Algorithm:
   with the lowest loss. Here the last epoch is kept
 - `normalize` "feature" divides along the wrong axis, as the released code does: w_k is then about
   sqrt(D / K) long, and tau as good as smaller
-- released: logarithms are cut by writing into expanded tensors, which raises in the backward pass
+- released: a floor is written into expanded tensors, which PyTorch refuses today; here a clamp
 - both views go through the network in one pass, so BatchNorm sees 2B images
 - with several processes both losses are those of the whole batch
 """

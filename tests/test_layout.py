@@ -120,7 +120,7 @@ def test_method_file_fits(path):
 
 
 def test_method_files_fit_on_average():
-    assert sum(map(whole, METHODS)) / len(METHODS) <= 150
+    assert sum(map(whole, METHODS)) / len(METHODS) <= 160  # room for methods of several stages
 
 
 def lengths(path: Path) -> dict[str, int]:

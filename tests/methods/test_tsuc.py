@@ -41,6 +41,12 @@ def images(n):
         return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8)
 
 
+def quarters(n):
+    """Images float (n,1,8,8) whose quarters differ in brightness."""
+    with seeded(5):
+        return torch.rand(n, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
 def make(config=TINY, n=9):
     with seeded(0):
         return TSUC(images(n), config, Flat())
@@ -173,14 +179,17 @@ def test_directions_are_trained_only_if_asked(learned):
 def test_forward_is_the_algorithm(weight):
     view = View(negative=0.5)
     objective = make(replace(TINY, consistency_weight=weight, view=view, temperature=0.5))
-    x, seen = torch.rand(5, 1, 8, 8), []
+    x, seen = quarters(5), []
     hook = objective.encoder.register_forward_hook(lambda m, given, out: seen.append(given[0]))
     losses = objective(x, torch.arange(5))
     hook.remove()
     assert len(seen) == 1 and not torch.equal(seen[0][:5], seen[0][5:])
+    for image, *views in zip(x, *seen[0].chunk(2), strict=True):
+        assert all(torch.equal(one, image) or torch.equal(one, 1 - image) for one in views)
     z = objective.embed(seen[0])
     torch.testing.assert_close(z.norm(dim=1), torch.ones(10))
     each = [slow_information(p[:5], p[5:]) for p in objective.answers(z)]
+    assert min(each) > 1e-4
     apart, mean = spreading(z[:5], z[5:], 0.5), sum(each) / 2
     torch.testing.assert_close(losses["information"], mean)
     torch.testing.assert_close(losses["consistency"], apart)

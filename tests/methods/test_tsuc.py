@@ -178,7 +178,7 @@ def test_directions_are_trained_only_if_asked(learned):
 @pytest.mark.parametrize("weight", [0.0, 1.0, 0.3])
 def test_forward_is_the_algorithm(weight):
     view = View(negative=0.5)
-    objective = make(replace(TINY, consistency_weight=weight, view=view, temperature=0.5))
+    objective = make(replace(TINY, consistency_weight=weight, view=view, temperature=0.05))
     x, seen = quarters(5), []
     hook = objective.encoder.register_forward_hook(lambda m, given, out: seen.append(given[0]))
     losses = objective(x, torch.arange(5))
@@ -189,8 +189,8 @@ def test_forward_is_the_algorithm(weight):
     z = objective.embed(seen[0])
     torch.testing.assert_close(z.norm(dim=1), torch.ones(10))
     each = [slow_information(p[:5], p[5:]) for p in objective.answers(z)]
-    assert min(each) > 1e-4
-    apart, mean = spreading(z[:5], z[5:], 0.5), sum(each) / 2
+    assert max(each) > 1e-3
+    apart, mean = spreading(z[:5], z[5:], 0.05), sum(each) / 2
     torch.testing.assert_close(losses["information"], mean)
     torch.testing.assert_close(losses["consistency"], apart)
     torch.testing.assert_close(losses["loss"], weight * apart - mean)

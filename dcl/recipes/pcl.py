@@ -59,7 +59,7 @@ mnist = replace(
     train=replace(digits.train, epochs=4),
 )
 
-mnist_10k = replace(mnist, warmup=3, train=replace(mnist.train, epochs=8))
+mnist_10k = replace(mnist, warmup=12, train=replace(mnist.train, epochs=30))
 
 cifar10 = Config(
     n_clusters=10,

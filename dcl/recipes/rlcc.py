@@ -1,5 +1,7 @@
 """RLCC's settings by data set."""
 
+from dataclasses import replace
+
 from dcl.config import TrainConfig
 from dcl.methods.rlcc import Config
 from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
@@ -71,6 +73,8 @@ mnist = Config(
     temperature=0.1,
     train=TrainConfig(8, 128, "adam", 3e-3, schedule="cosine"),
 )
+
+mnist_10k = replace(mnist, train=replace(mnist.train, epochs=12))
 
 cifar10 = Config(
     n_clusters=10,

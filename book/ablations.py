@@ -14,6 +14,7 @@ with the files, and the files with their clusters and the variants named here.
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 import string
@@ -43,7 +44,7 @@ from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
 from dcl.measure.retrieval import retrieval
-from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, swav
+from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, superand, swav, tsuc
 from dcl.nets.convnets import encoder as network
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results
@@ -244,22 +245,60 @@ def modest_base(images: Tensor, config: ruc.Config, encoder: Any, run: dict[str,
 class Heaps(Representation):
     """A pretext's embedding, clustered by k-means."""
 
-    def __init__(self, pretext: Any, config: Any):
+    def __init__(self, pretext: Any, config: Any, width: int):
         super().__init__()
         self.config, self.pretext, self.encoder = config, pretext, pretext.encoder
-        self.clusters = Centroids(config.n_clusters, pretext.config.out_dim)
+        self.clusters = Centroids(config.n_clusters, width)
 
     def embed(self, x: Tensor) -> Tensor:
         """Embeddings (B,D) of length 1."""
         return self.pretext.embed(x)
 
 
+def heaps(images: Tensor, pretext: Any, config: Any) -> Heaps:
+    """Clusters of a pretext's embedding by k-means."""
+    found = Heaps(pretext, config, extract(pretext.embed, images[:1]).shape[1])
+    found.to(images.device).fit_clusters(images)
+    return found
+
+
 @algorithm
 def kmeans_instead(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Heaps:
     """k-means on the embedding of a method's SimCLR."""
-    heaps = Heaps(pretrain(simclr, images, config, run, encoder), config)
-    heaps.to(images.device).fit_clusters(images)
-    return heaps
+    return heaps(images, pretrain(simclr, images, config, run, encoder), config)
+
+
+@algorithm
+def no_stage_1(images: Tensor, config: tsuc.Config, encoder: Any, run: dict[str, Any]) -> Objective:
+    """TSUC's `fit` from random weights."""
+    return tsuc.fit(images, config, encoder=simclr.model(images, config.pretext), **run)
+
+
+@functools.cache
+def superand_digits(seed: int) -> superand.SuperAND:
+    """Super-AND on the digits, of its recipe."""
+    plan = replace(recipe("superand", "digits"), seed=seed)
+    return superand.fit(load("digits").images, plan)
+
+
+@algorithm
+def from_superand(
+    images: Tensor, config: tsuc.Config, encoder: Any, run: dict[str, Any]
+) -> Objective:
+    """TSUC's `fit` from the paper's stage 1."""
+    return tsuc.fit(images, config, encoder=superand_digits(config.seed), **run)
+
+
+@algorithm
+def superand_kmeans(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Heaps:
+    """k-means on the embedding of the paper's stage 1."""
+    return heaps(images, superand_digits(config.seed), config)
+
+
+@algorithm
+def both_kmeans(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Heaps:
+    """k-means on the embedding of TSUC from the paper's stage 1, without its heads."""
+    return heaps(images, from_superand(images, config, **run), config)
 
 
 FITS = {
@@ -274,6 +313,10 @@ FITS = {
     "scan_step_3": scan_instead(epochs=0),
     "kmeans": kmeans_instead,
     "modest_base": modest_base,
+    "no_stage_1": no_stage_1,
+    "from_superand": from_superand,
+    "superand_kmeans": superand_kmeans,
+    "both_kmeans": both_kmeans,
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -437,6 +480,24 @@ STUDIES = {
         "momentum .95": Variant({"momentum": 0.95}),
         "k-means on the pretext": Variant({"kmeans": True}),
     }),
+    "tsuc-digits": Study("tsuc", "digits", "ACC", {
+        "1 head": Variant({"heads": 1}, "the mean over five heads of a run: CIFAR-10 71.8 against "
+            "81.0 of the one with the lowest loss (figure of the release)", "worse"),
+        "the paper's normalisation": Variant({"normalize": "cluster"}),
+        "no normalisation": Variant({"normalize": "off"}, "paper, CIFAR-10: 56.0 against 81.0",
+            "worse"),
+        "trained directions": Variant({"learned": True}),
+        "no consistency loss": Variant({"consistency_weight": 0.0},
+            "paper, CIFAR-10: 58.2 against 81.0", "worse"),
+        "consistency of weight 1": Variant({"consistency_weight": 1.0}),
+        "no stage 1": Variant({"no_stage_1": True}, "paper, CIFAR-10: 58.6 against 81.0", "worse"),
+        "from Super-AND": Variant({"from_superand": True}),
+        "k-means on Super-AND": Variant({"superand_kmeans": True}, "paper, CIFAR-10: 38.3 against "
+            "81.0 (with stage 2)", "worse"),
+        "from Super-AND, then k-means": Variant({"both_kmeans": True}),
+        "k-means on the pretext": Variant({"kmeans": True}),
+        "SCAN": Variant({"scan": True}),
+    }, recorded=True),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {
         "hard labels": Variant({"alpha": 1.0}, "abstract: up to 8.8 points less mAP, on MSMT17"),

@@ -113,6 +113,13 @@ PUBLISHED = [
     Published("rlcc", "Market-1501", {}),
     Published("rlcc", "MSMT17", {}),
     Published(
+        "tsuc", "cifar10", {"ACC": ".810"}, "the paper, table 1, on the images of train", "paper"
+    ),
+    Published(
+        "tsuc", "cifar100-20", {"ACC": ".353"}, "the paper, table 1, on the images of train", "gpu"
+    ),
+    Published("tsuc", "stl10", {"ACC": ".665"}, "the paper, table 1", "gpu"),
+    Published(
         "nnm",
         "cifar10",
         {"ACC": ".843", "NMI": ".748", "ARI": ".709"},

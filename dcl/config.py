@@ -180,7 +180,7 @@ def epochs_of(config: Any, pretext: bool = True) -> int:
             total += value.epochs
         elif is_dataclass(value) and pretext:
             total += epochs_of(value)
-    return total * getattr(config, "n_init", 1)
+    return total * getattr(config, "n_init", 1) * getattr(config, "rounds", 1)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

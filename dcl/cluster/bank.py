@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.runtime.dist import all_gather_rows
+from dcl.cluster.neighbors import BUDGET
+from dcl.runtime.dist import all_gather_rows, shard
 
 
 class Bank(nn.Module):
@@ -32,3 +33,15 @@ class Bank(nn.Module):
         """Move the rows i (b,), no number twice in the batch, towards z (b,D), of all processes."""
         i, z = all_gather_rows(i), all_gather_rows(z.detach().float())
         self.rows[i] = F.normalize(torch.lerp(z, self.rows[i], self.keep), dim=1)
+
+    @torch.no_grad()
+    def entropy(self, temperature: float) -> Tensor:
+        """Of each row's softmax over all rows, itself included: (N,) float, from 0 to ln N.
+
+        Block by block; several processes share the rows. Source: Huang et al. 2019 (AND).
+        """
+        found = []
+        for block in shard(self.rows).split(max(1, BUDGET // len(self.rows))):
+            log_p = (self.scores(block) / temperature).log_softmax(1)
+            found.append(-(log_p.exp() * log_p).sum(1))
+        return all_gather_rows(torch.cat(found))

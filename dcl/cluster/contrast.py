@@ -67,3 +67,21 @@ def info_nce(z: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.
     """
     logits = key_logits(z, keys, negatives, temperature)
     return F.cross_entropy(logits, logits.new_zeros(len(z), dtype=torch.int64))
+
+
+def spreading(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    """Find each row's other view among all rows, and be sure that it is none of the rest, a scalar.
+
+    `z1`, `z2` (B,D) float, of length 1: row k of both from one image. With p_ij, for row i of all
+    2B, the softmax of the products with all j but i: the mean of -ln p_ij for the other view j,
+    minus the sum of ln(1 - p_ij) over the others. What is looked for, j, is detached.
+    If all rows are alike: ln(2B - 1) - (2B - 2) ln(1 - 1 / (2B - 1)), about ln 2B + 1.
+    Source: Han et al. 2020 (TSUC). Chapter: tsuc.
+    """
+    z = torch.cat([z1, z2])  # (2B,D)
+    logits = z @ z.detach().T / temperature
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_p = logits.masked_fill(own, -torch.inf).log_softmax(1)
+    partner = torch.arange(len(z), device=z.device).roll(len(z1))[:, None]
+    rest = log_p.exp().scatter(1, partner, 0).clamp(max=1 - 1e-6)
+    return -(log_p.gather(1, partner)[:, 0] + torch.log1p(-rest).sum(1)).mean()

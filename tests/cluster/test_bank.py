@@ -1,5 +1,7 @@
 """The memory bank, by hand, and the same in every process."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -48,22 +50,37 @@ def test_scores_are_inner_products_and_reach_the_embeddings_alone():
     assert not z.grad[0].any() and torch.equal(z.grad[1], one.rows[4])
 
 
+def test_entropy_is_that_of_the_softmax_over_all_rows(monkeypatch):
+    one = bank(9, 4)
+    wanted = []
+    for row in one.rows:
+        e = [math.exp(float(row @ other) / 0.2) for other in one.rows]
+        p = [value / sum(e) for value in e]
+        wanted.append(-sum(value * math.log(value) for value in p))
+    torch.testing.assert_close(one.entropy(0.2), torch.tensor(wanted))
+    monkeypatch.setattr("dcl.cluster.bank.BUDGET", 20)  # blocks of two rows, and one of one
+    torch.testing.assert_close(one.entropy(0.2), torch.tensor(wanted))
+    one.rows.copy_(torch.ones(9, 4) / 2)
+    torch.testing.assert_close(one.entropy(0.2), torch.full((9,), math.log(9)))
+
+
 def share(rank, i, z, size):
     """The bank after two updates, each process with its part of the batch."""
     one = bank()
     for step in (0, 3):
         rows = (i + step) % 7
         one.update(rows[rank::size], z[rank::size].roll(step, 1))
-    return one.rows
+    return torch.cat([one.rows, one.entropy(0.2)[:, None]], 1)
 
 
 def test_every_process_holds_the_rows_of_all(tmp_path):
     with seeded(2):
         i, z = torch.randperm(7)[:5], F.normalize(torch.randn(5, 3), dim=1)
     alone = share(0, i, z, 1)
-    assert not torch.equal(alone, bank().rows)
+    assert not torch.equal(alone[:, :3], bank().rows)
     for rows in in_processes(share, (i, z, 3), tmp_path, 3):
-        assert torch.equal(rows, alone)
+        assert torch.equal(rows[:, :3], alone[:, :3])
+        torch.testing.assert_close(rows[:, 3], alone[:, 3])
 
 
 def test_it_goes_on_from_its_state():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dcl.cluster.contrast import class_contrast, info_nce, key_logits, nt_xent, supcon
+from dcl.cluster.contrast import class_contrast, info_nce, key_logits, nt_xent, spreading, supcon
 from dcl.train import seeded
 
 
@@ -189,3 +189,74 @@ def test_class_contrast_runs_from_certain_to_uniform(k, least):
     assert class_contrast(certain, certain).item() == pytest.approx(least, abs=5e-4)
     uniform = torch.full((7, k), -math.log(k))
     assert class_contrast(uniform, uniform).item() == pytest.approx(math.log(k))
+
+
+# -- spreading ---------------------------------------------------------------------------------
+
+
+def slow_spreading(z1, z2, temperature):
+    """The formula, term by term; what is looked for gets no gradient."""
+    z = [*z1, *z2]
+    total = 0.0
+    for i in range(len(z)):
+        partner = (i + len(z1)) % len(z)
+        e = {j: torch.exp(z[i] @ z[j].detach() / temperature) for j in range(len(z)) if j != i}
+        p = {j: value / sum(e.values()) for j, value in e.items()}
+        total = total - torch.log(p[partner])
+        for j in p:
+            if j != partner:
+                total = total - torch.log(1 - p[j])
+    return total / len(z)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("rows, dim", [(2, 3), (5, 2), (7, 4)])  # odd; more rows than dimensions
+def test_spreading_and_its_gradient_are_those_of_the_loop(rows, dim, temperature):
+    with seeded(rows):
+        pair = torch.randn(2, rows, dim, dtype=torch.float64)
+    pair = F.normalize(pair, dim=2).requires_grad_()
+    fast, slow = spreading(*pair, temperature), slow_spreading(*pair, temperature)
+    torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-6)
+    (ours,), (wanted,) = (torch.autograd.grad(loss, pair) for loss in (fast, slow))
+    torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=1e-6)
+
+
+def test_spreading_by_hand():
+    # two images on the axes, their views equal: products 1 and 0
+    z = torch.eye(2)
+    e = math.exp(1 / 0.5)
+    found = -math.log(e / (e + 2)) - 2 * math.log(1 - 1 / (e + 2))
+    assert spreading(z, z, 0.5).item() == pytest.approx(found)
+    alike = F.normalize(torch.ones(4, 3), dim=1)
+    assert spreading(alike, alike).item() == pytest.approx(math.log(7) - 6 * math.log(6 / 7))
+
+
+def test_spreading_looks_for_what_it_does_not_move():
+    """Of two views only the one that looks gets a gradient: the loss is not that of `nt_xent`."""
+    with seeded(0):
+        z = F.normalize(torch.randn(2, 4, 3, dtype=torch.float64), dim=2)
+    first = z[0].clone().requires_grad_()
+    (moved,) = torch.autograd.grad(spreading(first, z[1], 0.5), first)
+    step = 1e-6
+    for k in range(3):  # the first row looks; as what is looked for it stands still
+        shifted = z.clone()
+        shifted[0, 0, k] += step
+        rows = torch.cat([*z])
+        looking = torch.cat([*shifted]) @ rows.T / 0.5
+        own = torch.eye(8, dtype=torch.bool)
+        p = looking.masked_fill(own, -torch.inf).softmax(1)
+        partner = torch.arange(8).roll(4)
+        hit = p[range(8), partner]
+        loss = -(hit.log() + (1 - p).log().sum(1) - (1 - hit).log()).mean()
+        change = (loss - spreading(*z, 0.5)) / step
+        assert moved[0, k].item() == pytest.approx(change.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.001])
+def test_spreading_is_finite_even_if_another_image_is_nearer_by_far(temperature):
+    z1, z2 = torch.eye(3), -torch.eye(3)
+    z1[1] = z1[0]
+    pair = torch.stack([z1, z2]).requires_grad_()
+    loss = spreading(*pair, temperature)
+    (gradient,) = torch.autograd.grad(loss, pair)
+    assert loss.isfinite() and gradient.isfinite().all()

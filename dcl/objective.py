@@ -75,7 +75,8 @@ class Embedding(Encoder):
 
     def __init__(self, objective: Objective, images: Tensor):
         super().__init__()
-        self.objective = objective.eval()
+        self.objective = objective
+        self.eval()
         with torch.no_grad():
             self.out_dim = objective.embed(images[:1].float() / 255).shape[1]
 

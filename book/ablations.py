@@ -27,7 +27,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from dcl import methods
@@ -43,6 +42,7 @@ from dcl.data.people import people
 from dcl.measure import metrics
 from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
+from dcl.measure.paired import paired
 from dcl.measure.retrieval import retrieval
 from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, superand, swav, tsuc
 from dcl.nets.convnets import encoder as network
@@ -710,17 +710,13 @@ def wrong_ablations(folder: Path = FOLDER) -> list[str]:
 
 
 def difference(found: dict[str, Any], variant: str, metric: str) -> tuple[float, float, int]:
-    """Mean of variant minus recipe over the seeds of both, half its 95 % interval, n.
-
-    The interval is Student's, paired by seed; infinite for one pair.
-    """
+    """Mean of variant minus recipe over the seeds of both, half its 95 % interval, n."""
     scores = {(r["variant"], r["seed"]): r["metrics"][metric] for r in found["runs"]}
-    gaps = [v - scores[RECIPE, s] for (t, s), v in scores.items()
-            if t == variant and (RECIPE, s) in scores]  # fmt: skip
-    if len(gaps) < 2:
-        return (gaps[0] if gaps else float("nan")), float("inf"), len(gaps)
-    spread = statistics.stdev(gaps) / len(gaps) ** 0.5
-    return statistics.fmean(gaps), float(student.ppf(0.975, len(gaps) - 1)) * spread, len(gaps)
+    pairs = [(v, scores[RECIPE, s]) for (t, s), v in scores.items()
+             if t == variant and (RECIPE, s) in scores]  # fmt: skip
+    if not pairs:
+        return float("nan"), float("inf"), 0
+    return *paired(*zip(*pairs)), len(pairs)
 
 
 def word(mean: float, half: float, claim: str = "") -> str:

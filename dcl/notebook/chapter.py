@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcl.measure.paired import paired
+
 CLAIMS = Path(__file__).resolve().parents[2] / "book" / "results" / "claims"
 """Recorded runs of every chapter that makes claims."""
 
@@ -78,6 +80,20 @@ def scores(rows: Mapping[str, Mapping[str, float]]) -> None:
     lines = [[name, *(short(row.get(c, math.nan)) for c in columns)] for name, row in rows.items()]
     lines[-1] = [cell and f"**{cell}**" for cell in lines[-1]]
     display(Markdown(markdown(["", *columns], lines, rule="---:")))
+
+
+def differences(name: str, study: Mapping[str, Sequence[float]]) -> None:
+    """Print how much more a method scores as in its recipe than as in each variant, seed by seed.
+
+    study: as from `dcl.notebook.results.ablation`. Behind each mean stands half of its interval
+    (`dcl.measure.paired`), and "within noise" where that contains 0. One seed says nothing.
+    """
+    recipe, *variants = study
+    for title in variants:
+        if len(study[title]) > 1:
+            mean, half = paired(study[recipe], study[title])
+            told = "within" if abs(mean) <= half else "beyond"
+            print(f"{name} - {title:28} {mean:+.3f} ± {half:.3f}  {told} noise")
 
 
 def not_held(notebook: Any) -> list[str]:

@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from dcl.notebook.chapter import (
     NOT_HELD,
+    differences,
     evidence,
     not_held,
     scores,
@@ -130,3 +131,11 @@ def test_spread_has_a_dot_for_each_run_and_the_band():
     assert first.get_color() != second.get_color()
     assert [t.get_text() for t in ax.get_yticklabels()] == list(runs)
     assert ax.yaxis_inverted() and ax.get_xlabel() == "ACC"
+
+
+def test_differences_are_those_to_the_recipe_in_the_words_of_the_interval(capsys):
+    differences("X", {"as in the recipe": [0.6, 0.8], "worse": [0.5, 0.7], "one seed": [0.1],
+                      "like": [0.7, 0.7]})  # fmt: skip
+    worse, like = capsys.readouterr().out.splitlines()
+    assert worse.split() == ["X", "-", "worse", "+0.100", "±", "0.000", "beyond", "noise"]
+    assert like.split() == ["X", "-", "like", "+0.000", "±", "1.271", "within", "noise"]

@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from dcl.notebook.results import Result, baselines, cell, markdown, over_seeds
+from dcl.measure.paired import paired
+from dcl.notebook.results import Result, baselines, cell, markdown, over_seeds, short
 
 
 def rows(results: list[Result]) -> dict[str, list[Result]]:
@@ -48,3 +49,29 @@ def dots(results: list[Result], metric: str) -> dict[str, list[float]]:
         name: [r["metrics"].get(metric, math.nan) for r in runs[name]]
         for name in sorted(runs, key=place)
     }
+
+
+def seed_by_seed(runs: Mapping[str, Sequence[float]], against: Sequence[str]) -> str:
+    """A Markdown table of a score of each row's runs by seed, from 0, with their mean.
+
+    Then what a row has more than each row of `against`, seed by seed, with half of its interval
+    (`dcl.measure.paired`); in bold, what is beyond noise.
+    """
+
+    def more(values: Sequence[float], other: str) -> str:
+        mean, half = paired(values, runs[other])
+        told = f"{mean:+.3f} ± {half:.3f}"
+        return f"**{told}**" if abs(mean) > half else told
+
+    seeds = max(map(len, runs.values()))
+    head = ["", *(f"seed {n}" for n in range(seeds)), "mean", *(f"less {name}" for name in against)]
+    lines = [
+        [
+            name,
+            *map(short, values),
+            short(statistics.fmean(values)),
+            *("" if name == other else more(values, other) for other in against),
+        ]
+        for name, values in runs.items()
+    ]
+    return markdown(head, lines, rule="---:")

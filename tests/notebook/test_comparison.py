@@ -24,3 +24,14 @@ def test_a_comparison_by_hand():
         ("swav", [0.9]), ("lsdc, train+test", [0.8]), ("dac", [0.5, 0.7]),
         ("pixels", [0.95, 0.95]), ("pixels, train+test", [0.4]),
     ]  # fmt: skip
+
+
+def test_seeds_side_by_side_by_hand():
+    runs = {"scan": [0.5, 0.7], "nnm": [0.6, 0.8], "mice": [0.4, 0.9]}
+    assert comparison.seed_by_seed(runs, ["scan"]).splitlines() == [
+        "|  | seed 0 | seed 1 | mean | less scan |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| scan | .500 | .700 | .600 |  |",
+        "| nnm | .600 | .800 | .700 | **+0.100 ± 0.000** |",
+        "| mice | .400 | .900 | .650 | +0.050 ± 1.906 |",
+    ]

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import dcl.recipes
 from dcl import train as loop
 from dcl.cluster import kmeans, neighbors
-from dcl.config import TrainConfig
+from dcl.config import TrainConfig, with_stages
 from dcl.methods import scan, simclr
 from dcl.objective import Objective
 from dcl.optim import make_optimizer
@@ -144,9 +144,9 @@ CASES += [("lsdc", "smoke", {"labeler": "l2", "threshold": 1.0}, 3)]
 
 @pytest.mark.parametrize("stem,name,change,channels", CASES)
 def test_nothing_in_a_step_waits_for_the_host(monkeypatch, stem, name, change, channels):
-    config = replace(recipe(stem, name), **change)
+    config = with_stages(replace(recipe(stem, name), **change), lambda s: replace(s, batch_size=64))
     objective = importlib.import_module(f"dcl.methods.{stem}").model(pictures(channels), config)
-    stage = config.selflabel if stem == "scan" else config.train
+    stage = getattr(config, {"scan": "selflabel", "spice": "fixmatch"}.get(stem, "train"))
     if getattr(config, "queue_length", 0):
         objective.queue.filled = config.queue_length  # full: codes are those of it and the batch
         assert objective.queue.full

@@ -35,8 +35,7 @@ def refine(
     worth. The report shows before and after. Method: RUC (dcl fit ruc --help has its settings).
 
     Args:
-        folder: The run folder; or a CSV file with the columns file and cluster, and perhaps
-            confidence, of anybody's clustering, which needs --data.
+        folder: The run folder; or, with --data, a CSV file: file, cluster, perhaps confidence.
         out: The new run folder. The same command continues an interrupted one.
         data: Where the images are: of a run, only if they were moved.
         labels: Only for the report: a CSV file, a .npy file or the word folders, as in evaluate.

@@ -25,8 +25,8 @@ def mix(x: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """
     if not alpha:
         return x, target
-    drawn = torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample()
-    share = torch.maximum(drawn, 1 - drawn).to(x)
+    drawn = float(torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample())
+    share = max(drawn, 1 - drawn)
     partner = torch.randperm(len(x), device=x.device)
     return torch.lerp(x[partner], x, share), torch.lerp(target[partner], target, share)
 

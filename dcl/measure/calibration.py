@@ -22,7 +22,7 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean of |accuracy - confidence| over the images."""
+        """The expected calibration error: the gap of accuracy and confidence, averaged by image."""
         gap = np.abs(np.nan_to_num(self.accuracy - self.confidence))
         return float((self.images * gap).sum() / self.images.sum())
 

@@ -54,6 +54,7 @@ class FixMatch(Objective):
         encoder.requires_grad_(True)
         self.average = copy.deepcopy(self.live()).requires_grad_(False)
         self.labels = nn.Buffer(torch.full((len(images),), -1) if labels is None else labels)
+        self.rows = nn.Buffer(torch.arange(len(images)), persistent=False)  # that have one
 
     def live(self) -> nn.Sequential:
         """The network that is trained, images to logits (B,K)."""
@@ -67,8 +68,8 @@ class FixMatch(Objective):
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """The loss and its first part; "confident" is the share of images that taught."""
         c, first = self.config, self.step * self.config.labelled
-        at = torch.arange(first + rank(), first + c.labelled, world_size()) % len(self.rows)
-        j = self.rows[at.to(self.rows.device)]
+        at = torch.arange(first + rank(), first + c.labelled, world_size(), device=x.device)
+        j = self.rows[at % len(self.rows)]
         views = torch.cat([c.weak(unit(self.images[j])), c.weak(x), c.strong(x)])
         parts = self.live()(views).float().split([len(j), len(x), len(x)])
         known, weak, strong = (all_gather_rows(part) for part in parts)

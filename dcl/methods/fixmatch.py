@@ -54,7 +54,7 @@ class FixMatch(Objective):
         encoder.requires_grad_(True)
         self.average = copy.deepcopy(self.live()).requires_grad_(False)
         self.labels = nn.Buffer(torch.full((len(images),), -1) if labels is None else labels)
-        self.rows = nn.Buffer(torch.arange(len(images)), persistent=False)  # that have one
+        self.rows: Tensor = nn.Buffer(torch.arange(len(images)), persistent=False)  # that have one
 
     def live(self) -> nn.Sequential:
         """The network that is trained, images to logits (B,K)."""

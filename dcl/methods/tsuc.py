@@ -12,7 +12,7 @@ Algorithm:
 2. Draw H heads. Each has K random directions w_k, scaled to length 1, which are never trained.
    A head answers with the softmax of z w_k / tau.
 3. *Stage 2*, for a batch, head by head: the joint distribution of the answers to two views of an
-   image, J = (P' P'^T + its transpose) / 2B, and their mutual information
+   image, J = (P^T P' + its transpose) / 2B, and their mutual information
 
    .. math:: I = \sum_{kl} J_{kl} (\ln J_{kl} - \ln J_k - \ln J_l), \qquad 0 \le I \le \ln K
 

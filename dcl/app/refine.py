@@ -97,10 +97,10 @@ def assigned(path: str | Path, files: Sequence[str], k: int = 0) -> tuple[Tensor
 
     Without the last column all are 1. k: numbers must be below it; 0: any. Raises ValueError.
     """
-    read = read_csv(path, "file", "cluster")
-    rows = {row[0]: row[1] for row in read}
-    if len(rows) < len(read):
-        twice = Counter(file for file, _ in read).most_common(1)[0][0]
+    pairs = read_csv(path, "file", "cluster")
+    rows = {row[0]: row[1] for row in pairs}
+    if len(rows) < len(pairs):
+        twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{path} must have one row per image; {twice!r} has several")
     lacking = [f for f in files if f not in rows]
     known = {*files}

@@ -31,14 +31,12 @@ digits = Config(
     train=TrainConfig(35, 128, "adam", 3e-3, schedule="cosine"),
 )
 
-shapes = Config(
+shapes = replace(
+    digits,
     n_clusters=6,
-    clusters="kmeans",
-    n_pseudo=30,
-    encoder="small_cnn",
+    width=None,
     view=_SHAPE,
-    temperature=0.1,
-    train=TrainConfig(20, 64, "adam", 3e-3, schedule="cosine"),
+    train=replace(digits.train, epochs=20, batch_size=64),
 )
 
 # the stripes tell what is worn above from what is worn below; colours change with the camera
@@ -53,37 +51,21 @@ people = Config(
     train=TrainConfig(9, 64, "adam", 3e-3, weight_decay=5e-4, schedule="cosine"),
 )
 
-photos = Config(
-    n_clusters=10,
-    clusters="kmeans",
-    n_pseudo=60,
-    encoder="small_cnn",
-    view=PHOTO_VIEW,
-    temperature=0.1,
-    train=TrainConfig(20, 128, "adam", 3e-3, schedule="cosine"),
+photos = replace(
+    digits, n_pseudo=60, width=None, view=PHOTO_VIEW, train=replace(digits.train, epochs=20)
 )
 
-mnist = Config(
-    n_clusters=10,
-    clusters="kmeans",
-    n_pseudo=30,
-    encoder="small_cnn",
-    width=16,
-    view=HAND_VIEW,
-    temperature=0.1,
-    train=TrainConfig(8, 128, "adam", 3e-3, schedule="cosine"),
-)
+mnist = replace(digits, view=HAND_VIEW, train=replace(digits.train, epochs=8))
 
 mnist_10k = replace(mnist, train=replace(mnist.train, epochs=12))
 
-cifar10 = Config(
-    n_clusters=10,
-    clusters="kmeans",
+cifar10 = replace(
+    digits,
     n_pseudo=200,
     encoder="resnet18",
+    width=None,
     view=PHOTO_VIEW,
-    temperature=0.1,
-    train=TrainConfig(200, 256, "adam", 1e-3, schedule="cosine"),
+    train=replace(digits.train, epochs=200, batch_size=256, lr=1e-3),
 )
 
 paper = Config()

@@ -56,8 +56,10 @@ def ensemble(
     about |= {"seed": seed} if method == "spectral" else {}
     lights = work.write(out, found, made, about)
     whole = float((made.agreement == 1).float().mean())
-    print(f"{len(found.files)} images in {len(made.clusters.unique())} clusters; all "
-          f"{len(members)} members agree on {whole:.1%}")  # fmt: skip
+    print(
+        f"{len(found.files)} {found.noun}s in {len(made.clusters.unique())} clusters; all "
+        f"{len(members)} members agree on {whole:.1%}"
+    )
     for warning in lights:
         print(f"warning: {warning}")
     print(f"look at {out / 'report.html'}")

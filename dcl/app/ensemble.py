@@ -107,6 +107,11 @@ class Members:
     data: Data | None
     """The images, in the order of `files`, if they are there; only to be shown."""
 
+    @property
+    def noun(self) -> str:
+        """What one of the N is called."""
+        return "image" if self.data is None else self.data.noun
+
 
 def read(
     places: Sequence[str | Path],

@@ -70,7 +70,7 @@ def report(path: Path, members: Members, found: Consensus, about: Mapping[str, A
         "report_ensemble.html.jinja",
         names=members.files,
         members=members,
-        noun=data.noun if data is not None else "image",
+        noun=members.noun,
         shape=None if images is None else images.shape,
         contact_sheet=None if images is None else partial(contact_sheet, images),
         k=k,
@@ -85,8 +85,8 @@ def report(path: Path, members: Members, found: Consensus, about: Mapping[str, A
         doubtful=doubtful(found),
         mixed=mixed(found),
         clusters=clusters(found),
-        histogram=drawn(agreement_bars(found.agreement, len(members.names)), (4.6, 2.4)),
-        sizes=drawn(size_bars(state.sizes), (4.6, 2.4)),
+        histogram=drawn(agreement_bars(found.agreement, members), (4.6, 2.4)),
+        sizes=drawn(size_bars(state.sizes, members.noun), (4.6, 2.4)),
         about=about,
         data={"run": mark(members.files, found.clusters)},
     )
@@ -130,13 +130,14 @@ def clusters(found: Consensus) -> list[Cluster]:
     return shown
 
 
-def agreement_bars(agreement: Tensor, members: int) -> Any:
-    """How many images (N,) have each share of the members on their side, as bars."""
+def agreement_bars(agreement: Tensor, members: Members) -> Any:
+    """How many images (N,) have how many of the members on their side, as bars."""
     drawing, axes = plots.canvas(1, 1, (6.0, 2.4))
     ax = axes[0, 0]
-    count = (agreement * members).round().long().bincount(minlength=members + 1)
-    ax.bar(range(members + 1), count.tolist(), color=plots.COLOURS[0])
-    ax.set_xlabel(f"members that agree, of {members}")
-    ax.set_ylabel("images")
+    r = len(members.names)
+    count = (agreement * r).round().long().bincount(minlength=r + 1)
+    ax.bar(range(r + 1), count.tolist(), color=plots.COLOURS[0])
+    ax.set_xlabel(f"members that agree, of {r}")
+    ax.set_ylabel(f"{members.noun}s")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return drawing

@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcl.app.assignments import assigned, csv_bytes, names, read_csv
+from dcl.app.assignments import assigned, names, read_csv
 from dcl.app.settings import command, settings
 from dcl.app.source import Source, side
 from dcl.cluster.ensemble import align, evidence_accumulation, majority, signatures, spectral
 from dcl.config import check_whole
 from dcl.data import Data
 from dcl.data.files import named
-from dcl.runtime.files import write_atomic
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "evidence": evidence_accumulation,
@@ -186,16 +185,3 @@ def placed(wanted: Sequence[str], files: Sequence[str], of: str) -> list[int]:
             f"{', '.join(said)}"
         )
     return [at[file] for file in wanted]
-
-
-def write(out: Path, members: Members, found: Consensus, about: dict[str, Any]) -> list[str]:
-    """Write `assignments.csv` and `report.html` into a folder; returns the warnings of the page."""
-    from dcl.app.report_ensemble import report
-
-    out.mkdir(parents=True, exist_ok=True)
-    rows = zip(
-        members.files, found.clusters.tolist(), (f"{a:.4f}" for a in found.agreement.tolist())
-    )
-    head = ("file", "cluster", "confidence")
-    write_atomic(out / "assignments.csv", csv_bytes(head, rows))
-    return report(out / "report.html", members, found, about)

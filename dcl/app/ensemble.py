@@ -66,11 +66,17 @@ def ensemble(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_whole("n_clusters", n_clusters, 0)
     labelings = torch.stack([row.long() for row in rows])
-    k = n_clusters or of_all([len(row.unique()) for row in labelings], "n_clusters")
+    counts = [len(row.unique()) for row in labelings]
+    k = n_clusters or of_all(counts, "n_clusters")
     if k > (most := len(signatures(labelings)[2])):
         raise ValueError(
             f"n_clusters must be at most {most}, the number of images that the rows tell apart; "
             f"got {k}"
+        )
+    if method == "majority" and k not in counts:
+        raise ValueError(
+            f"n_clusters must be that of a row, {', '.join(map(str, counts))}, for method "
+            f"majority; got {k}: evidence and spectral take any"
         )
     more = {"seed": seed} if method == "spectral" else {}
     found = METHODS[method](labelings, k, **more)

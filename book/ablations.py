@@ -36,6 +36,7 @@ from dcl.app.pretexts import stored
 from dcl.cluster.balance import uniform_order
 from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
+from dcl.cluster.kmeans import kmeans
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.data.people import people
@@ -52,7 +53,7 @@ from dcl.objective import Encoder, Objective
 from dcl.recipes import recipe
 from dcl.runtime.files import write_atomic
 from dcl.runtime.versions import machine, versions
-from dcl.train import extract, predict, train
+from dcl.train import extract, predict, seeded, train
 from dcl.views import DIGIT_VIEW, View
 from dcl.views.ricap import RicapDraw
 from tables import differing, folded, known_labels
@@ -424,6 +425,14 @@ STUDIES = {
            for told, tau in _TAUS.items()},
         "weight 1": Variant({"decorrelation": 1.0}),
     }, recorded=True),
+    "adc-digits": Study("adc", "digits", "ACC", {
+        "no k-means start": Variant({"kmeans_at": 0.0}),
+        "released penalty": Variant({"l1": 2e-4}),
+        "no visit": Variant({"visit_weight": 0.0}),
+        "no views": Variant({"views_weight": 0.0}),
+        "1 view": Variant({"n_views": 1}),
+        "1 centroid a cluster": Variant({"copies": 1}),
+    }, recorded=True),
     "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
         "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "
             "for CIFAR-10, never 10", "worse"),
@@ -616,6 +625,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     clusters = predict(model, data.images).tolist()
     found = evaluate(model, data, seed=seed) | (ranked(model) if study.data == "people" else {})
     found |= calibrated(model, data) if study.score == "ECE" else {}
+    found |= without_head(model, data, seed) if study.method == "adc" else {}
     told = ("stage", "epoch", "seconds", "chances")
     last = log.history[-1] if log.history else {}  # k-means alone trains nothing
     losses = {k: round(v, 4) for k, v in last.items() if k not in told}
@@ -646,6 +656,13 @@ def calibrated(model: Any, data: Data) -> dict[str, float]:
     """The calibration error of a model's confidences."""
     sure, clusters = extract(model.predict_proba, data.images).max(1)
     return {"ECE": calibration_error(data.labels, clusters, sure)}
+
+
+def without_head(model: Any, data: Data, seed: int) -> dict[str, float]:
+    """ACC of k-means on the embeddings, whatever a model's head says of them."""
+    with seeded(seed):
+        heaps = kmeans(extract(model.embed, data.images), model.config.n_clusters, n_init=50).labels
+    return {"k-means": metrics.accuracy(data.labels, heaps)}
 
 
 # ---------------------------------------------------------------- the files
@@ -739,7 +756,8 @@ def content(name: str, folder: Path = FOLDER) -> str:
     if not found or not found["runs"]:
         return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
-    columns = [c for c in ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE")
+    columns = [c for c in ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE",
+                           "k-means")
                if c in found["runs"][0]["metrics"]]  # fmt: skip
     lines = []
     for variant in shown:

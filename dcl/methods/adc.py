@@ -21,18 +21,17 @@ Algorithm:
    and small penalties of embeddings: their L1 norm, and the distance of their length from 1.
 4. Once, after a share `kmeans_at` of the epochs, put each cluster's centroids on one of k-means on
    the embeddings, and begin the head anew.
-
-The cluster of an image is the head's answer to its embedding.
+5. The cluster of an image is the head's answer to its embedding.
 
 **Differences**
 
 - the flags of the released code are the defaults here, and collapse: :math:`l_1`, a sum, is too
-  strong. The settings of the paper's table of results were never published
+  strong. The command behind the paper's results was never released
 - encoders with BatchNorm, where released MNIST has none; weight decay is the same for all weights;
   Adam's usual betas, there .8 and .9; linear warm-up, there along a tanh; views without noise
-- 4. is an option of the release, which also weakens what concerns views, and keeps the head
+- 4. is an option of the release, which then weakens what concerns views; the new head is ours
 - off in the release, and left out: a further loss of the head on views, and one after IMSAT
-- training ends with the last epoch; released runs end early where the *test accuracy* is low
+- all runs are finished; the released loop ends those whose *test accuracy* is low
 """
 
 import math
@@ -115,8 +114,8 @@ def losses(z: Tensor, centroids: Tensor, logits: Tensor, c: Config) -> dict[str,
     penalty = penalty + c.length_weight * (length - 1).square().sum()
     loss = walker + c.visit_weight * visit + c.views_weight * (views_walker + views_visit)
     found = {"loss": loss + c.head_weight * head + penalty, "walker": walker, "visit": visit}
-    found |= {"views_walker": views_walker, "views_visit": views_visit}
-    return {**found, "head": head, "length": length.detach().mean()}
+    found |= {"views_walker": views_walker, "views_visit": views_visit, "head": head}
+    return {**found, "length": length.detach().mean()}
 
 
 class ADC(Objective):

@@ -8,7 +8,6 @@ smoke = Config(
     width=8,
     dim=16,
     l1=0,
-    n_views=2,
     kmeans_at=0.5,
     view=DIGIT_VIEW,
     train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),

@@ -19,19 +19,19 @@ Algorithm:
 3. Step down :math:`W_{\mu z} + .5 V_{\mu z} + W_{z'z} + V_{z'z}`: centroids have the label of their
    cluster, views that of their image. Add the cross-entropy of a linear head that gets centroids,
    and small penalties of embeddings: their L1 norm, and the distance of their length from 1.
-4. Once, after a share `kmeans_at` of the epochs, put each cluster's centroids on one of k-means on
-   the embeddings, and begin the head anew.
+4. Once, after a share `kmeans_at` of the epochs, run k-means on the embeddings, put the centroids
+   of each cluster on one of its centres, and let the head answer with the nearest centre.
 5. The cluster of an image is the head's answer to its embedding.
 
 **Differences**
 
-- the flags of the released code are the defaults here, and collapse: :math:`l_1`, a sum, is too
+- the flags of the released code are the defaults here, and collapse: their L1 norm, a sum, is too
   strong. The command behind the paper's results was never released
-- encoders with BatchNorm, where released MNIST has none; weight decay is the same for all weights;
-  Adam's usual betas, there .8 and .9; linear warm-up, there along a tanh; views without noise
-- 4. is an option of the release, which then weakens what concerns views; the new head is ours
-- off in the release, and left out: a further loss of the head on views, and one after IMSAT
-- all runs are finished; the released loop ends those whose *test accuracy* is low
+- encoders have BatchNorm, `settle`d at the end, where released MNIST has none; Adam's usual betas,
+  there .8 and .9; one weight decay; linear warm-up, there along a tanh; views without noise
+- 4. is an option of the release, which then weakens what concerns views; the head's part is ours
+- off in the release and left out: a loss of the head on views, and one after IMSAT
+- the released loop ends a run whose *test accuracy* is low
 """
 
 import math
@@ -48,7 +48,7 @@ from dcl.config import TrainConfig, check_config
 from dcl.nets import convnets
 from dcl.objective import Encoder, Objective
 from dcl.runtime.dist import all_gather_rows
-from dcl.train import extract, train
+from dcl.train import extract, settle, train
 from dcl.views import View
 
 
@@ -73,10 +73,8 @@ class Config:
     length_weight: float = 2e-4  #: of the squared distances of embeddings' lengths from 1, a sum
     kmeans_at: float = 0.0  #: share of the epochs before k-means places the centroids; 0: never
     view: View = View(rotate=15, scale=(0.64, 1), jitter=(0.5, 0, 0, 0), jitter_prob=1)
-    # fmt: off
     train: TrainConfig = TrainConfig(100, 100, "adam", 2e-4, weight_decay=1e-3, warmup_epochs=2,
-        schedule="step", gamma=0.33, milestones=tuple(range(8, 100, 8)))
-    # fmt: on
+        schedule="step", gamma=0.33, milestones=tuple(range(8, 100, 8)))  # fmt: skip
 
     def __post_init__(self) -> None:
         check_config(self, copies=1, dim=1, n_views=1, visit_weight=0, views_weight=0)
@@ -134,17 +132,19 @@ class ADC(Objective):
 
     @torch.no_grad()
     def place(self, points: Tensor, noise: float) -> None:
-        """Put the centroids of each cluster around one of points (K,e), at most `noise` away."""
+        """Put each cluster's centroids around one of points (K,e), at most `noise` away."""
         copies = points.repeat_interleave(self.config.copies, 0)
         self.centroids.copy_(copies + noise * (2 * torch.rand_like(copies) - 1))
 
+    @torch.no_grad()
     def before_epoch(self, epoch: int) -> None:
-        """Step 4."""
+        """Step 4: the head's largest answer is then the nearest centre."""
         c = self.config
         if c.kmeans_at and epoch == int(c.kmeans_at * c.train.epochs):
-            z = extract(self.embed, self.images)
-            self.place(kmeans(z, c.n_clusters, n_init=50).centroids, 1e-4)
-            self.head.reset_parameters()
+            centres = kmeans(extract(self.embed, self.images), c.n_clusters, n_init=50).centroids
+            self.place(centres, 1e-4)
+            self.head.weight.copy_(centres)
+            self.head.bias.copy_(-centres.square().sum(1) / 2)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """Step 3: also logs each term, and the mean "length" of the embeddings."""
@@ -163,10 +163,9 @@ class ADC(Objective):
         return self.head(self.embed(x)).float().softmax(1)
 
     def chances(self) -> dict[str, float]:
-        """Walkers that arrive anywhere: ln(K V) and ln(B R), where all embeddings are the same."""
-        c = self.config
-        rows = {"walker": c.n_clusters * c.copies, "views_walker": c.train.batch_size * c.n_views}
-        return {name: math.log(n) for name, n in rows.items()}
+        """Walkers that arrive anywhere, as from equal embeddings: ln(K V) and ln(B R)."""
+        c, rows = self.config, self.config.train.batch_size * self.config.n_views
+        return {"walker": math.log(c.n_clusters * c.copies), "views_walker": math.log(rows)}
 
 
 @algorithm
@@ -174,6 +173,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> AD
     """Cluster images uint8 (N,C,H,W) without labels, from random weights or a copy of `encoder`."""
     adc = ADC(images, config, encoder)
     train(adc, images, config.train, **run)
+    settle(adc.encoder, images, config.train.batch_size)
     return adc
 
 

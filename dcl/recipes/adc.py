@@ -10,7 +10,7 @@ smoke = Config(
     l1=0,
     kmeans_at=0.5,
     view=DIGIT_VIEW,
-    train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
+    train=TrainConfig(2, 32, "adam", 3e-3),
 )
 
 # Until k-means places the centroids, some digits have two groups of them, and others none.

@@ -297,7 +297,7 @@ def test_centroids_begin_as_copies_of_points():
         assert (group[0] - group[1]).abs().max() < 0.02
 
 
-def test_k_means_places_the_centroids_once_and_the_head_begins_anew(x):
+def test_k_means_places_the_centroids_once_and_the_head_answers_like_it(x):
     objective = make(replace(TINY, kmeans_at=0.3, train=replace(TINY.train, epochs=10)))
     before, head = objective.centroids.detach().clone(), objective.head.weight.detach().clone()
     for epoch in (0, 2, 4):
@@ -309,7 +309,11 @@ def test_k_means_places_the_centroids_once_and_the_head_begins_anew(x):
         found = kmeans(extract(objective.embed, images(9)), 3, n_init=50).centroids
     moved = objective.centroids.detach().view(3, 2, 4) - found[:, None]
     assert 0 < moved.abs().max() <= 1.1e-4 and not torch.equal(moved[:, 0], moved[:, 1])
-    assert not torch.equal(objective.head.weight, head)
+    z = extract(objective.embed, images(9))
+    nearest = torch.cdist(z, found).argmin(1)
+    assert torch.equal(extract(objective.predict, images(9)), nearest)
+    logits = objective.head(z) - z.square().sum(1, keepdim=True) / 2
+    torch.testing.assert_close(logits, -torch.cdist(z, found).square() / 2, rtol=1e-4, atol=1e-5)
     assert isinstance(objective.centroids, nn.Parameter)
     off = make()
     before = off.centroids.detach().clone()
@@ -323,6 +327,21 @@ def test_a_step_moves_the_centroids():
         start = ADC(images(9), TINY, Flat()).centroids
     assert before.shape == after.shape == (6, 4)
     assert (after - start).abs().max() > 1e-4
+
+
+def test_batch_norm_ends_with_the_statistics_of_the_images_as_they_are():
+    class Normed(Flat):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(super().forward(x))
+
+    train = replace(TINY.train, batch_size=9)
+    adc = fit(images(9), replace(TINY, view=View(negative=1.0), train=train), encoder=Normed())
+    plain = adc.encoder.map((images(9).float() / 255).flatten(1))
+    torch.testing.assert_close(adc.encoder.norm.running_mean, plain.detach().mean(0))
 
 
 # -- configuration -----------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from dcl.methods.adc import Config
 from dcl.views import DIGIT_VIEW, HAND_VIEW, PHOTO_VIEW, View
 
 smoke = Config(
-    width=8,
+    width=16,
     dim=16,
     l1=0,
     kmeans_at=0.5,
     view=DIGIT_VIEW,
-    train=TrainConfig(2, 32, "adam", 3e-3),
+    train=TrainConfig(2, 64, "adam", 3e-3),
 )
 
 # Until k-means places the centroids, some digits have two groups of them, and others none.
@@ -48,6 +48,8 @@ mnist = Config(
     view=HAND_VIEW,
     train=TrainConfig(5, 100, "adam", 3e-3, weight_decay=1e-3, schedule="cosine"),
 )
+
+mnist_10k = mnist
 
 # the released ResNet is of 20 layers
 cifar10 = Config(

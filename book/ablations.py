@@ -427,11 +427,10 @@ STUDIES = {
     }, recorded=True),
     "adc-digits": Study("adc", "digits", "ACC", {
         "no k-means start": Variant({"kmeans_at": 0.0}),
-        "released penalty": Variant({"l1": 2e-4}),
+        "released penalty, no k-means start": Variant({"l1": 2e-4, "kmeans_at": 0.0}),
         "no visit": Variant({"visit_weight": 0.0}),
         "no views": Variant({"views_weight": 0.0}),
         "1 view": Variant({"n_views": 1}),
-        "1 centroid a cluster": Variant({"copies": 1}),
     }, recorded=True),
     "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
         "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "

@@ -1,4 +1,4 @@
-"""ADC's settings by data set. Without `l1`: with its released weight the network collapses."""
+"""ADC's settings by data set. Without `l1`: with its released weight networks may collapse."""
 
 from dcl.config import TrainConfig
 from dcl.methods.adc import Config
@@ -50,4 +50,4 @@ cifar10 = Config(
     train=TrainConfig(200, 100, "adam", 1e-3, weight_decay=1e-3, schedule="cosine"),
 )
 
-paper = Config()  # what was released; it collapses
+paper = Config()  # the released flags

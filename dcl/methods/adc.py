@@ -27,7 +27,7 @@ Algorithm:
 
 - the flags of the released code are the defaults here; their L1 norm, a sum, makes a network
   without BatchNorm collapse. The command behind the paper's results was never released
-- encoders have BatchNorm, `settle`d at the end, where released MNIST has none; Adam's usual betas,
+- encoders have BatchNorm, settled at the end, where released MNIST has none; Adam's usual betas,
   there .8 and .9; one weight decay; linear warm-up, there along a tanh; views without noise
 - 4. is an option of the release, which then weakens what concerns views; the head's part is ours
 - off in the release and left out: a loss of the head on views, and one after IMSAT

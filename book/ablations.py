@@ -39,6 +39,7 @@ from dcl.cluster.balance import uniform_order
 from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
 from dcl.cluster.ensemble import agreement, evidence_accumulation, majority, spectral
+from dcl.cluster.kmeans import kmeans
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.data.people import people
@@ -443,6 +444,13 @@ STUDIES = {
            for told, tau in _TAUS.items()},
         "weight 1": Variant({"decorrelation": 1.0}),
     }, recorded=True),
+    "adc-digits": Study("adc", "digits", "ACC", {
+        "no k-means start": Variant({"kmeans_at": 0.0}),
+        "released penalty, no k-means start": Variant({"l1": 2e-4, "kmeans_at": 0.0}),
+        "no visit": Variant({"visit_weight": 0.0}),
+        "no views": Variant({"views_weight": 0.0}),
+        "1 view": Variant({"n_views": 1}),
+    }, recorded=True),
     "deepcluster-shapes": Study("deepcluster", "shapes", "NMI", {
         "6 clusters": Variant({"n_pseudo": 6}, "users of the released code: about 100 clusters "
             "for CIFAR-10, never 10", "worse"),
@@ -701,6 +709,7 @@ def one(study: Study, variant: str, seed: int, data: Data, pretext: Objective | 
     clusters = predict(model, data.images).tolist()
     found = evaluate(model, data, seed=seed) | (ranked(model) if study.data == "people" else {})
     found |= calibrated(model, data) if study.score == "ECE" else {}
+    found |= without_head(model, data, seed) if study.method == "adc" else {}
     told = ("stage", "epoch", "seconds", "chances")
     last = log.history[-1] if log.history else {}  # k-means alone trains nothing
     losses = {k: round(v, 4) for k, v in last.items() if k not in told}
@@ -731,6 +740,13 @@ def calibrated(model: Any, data: Data) -> dict[str, float]:
     """The calibration error of a model's confidences."""
     sure, clusters = extract(model.predict_proba, data.images).max(1)
     return {"ECE": calibration_error(data.labels, clusters, sure)}
+
+
+def without_head(model: Any, data: Data, seed: int) -> dict[str, float]:
+    """ACC of k-means on the embeddings, whatever a model's head says of them."""
+    with seeded(seed):
+        heaps = kmeans(extract(model.embed, data.images), model.config.n_clusters, n_init=50).labels
+    return {"k-means": metrics.accuracy(data.labels, heaps)}
 
 
 # ---------------------------------------------------------------- the files
@@ -831,7 +847,8 @@ def content(name: str, folder: Path = FOLDER) -> str:
     if not found or not found["runs"]:
         return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
-    known = ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "unanimous", "ACC of these")
+    known = ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "k-means", "unanimous")
+    known += ("ACC of these",)
     columns = [c for c in known if any(c in r["metrics"] for r in found["runs"])]
     lines = []
     for variant in shown:

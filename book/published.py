@@ -26,6 +26,7 @@ TOY = "the paper, in IDEC-toy's README"
 LOG = "last epoch of the author's log"
 README = "README of the release"
 PROPOS = "the paper, in a table of ProPos"
+TABLE = "in a table of TSUC's paper"
 
 PUBLISHED = [
     Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
@@ -40,6 +41,10 @@ PUBLISHED = [
     Published("dac", "cifar100-20", {"ACC": ".255"}, LOG, "gpu"),
     Published("dac", "ImageNet-10", {"ACC": ".668"}, LOG),
     Published("dac", "ImageNet-Dogs", {"ACC": ".250"}, LOG),
+    Published("adc", "cifar10", {"ACC": ".325"}, TABLE, "gpu"),
+    Published("adc", "cifar100-20", {"ACC": ".160"}, TABLE, "gpu"),
+    Published("adc", "stl10", {"ACC": ".530"}, TABLE, "gpu"),
+    Published("adc", "mnist", {}, profile="paper"),
     Published("deepcluster", "VOC07", {"mAP": ".704"}, f"fc6-8, {README}, an erratum"),
     Published("deepcluster", "ImageNet", {}),
     Published("lsdc", "cifar10", {}, profile="paper"),

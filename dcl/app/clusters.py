@@ -158,11 +158,11 @@ class Clusters:
         like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
         model: Objective = module.model(like, config, copy.deepcopy(encoder))
         prototypes = tensors.pop(PROTOTYPES)
-        if "centroids" in tensors:  # their name in networks before November 2026
-            tensors["clusters.centroids"] = tensors.pop("centroids")
         own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {
             *model.transient
         }
+        if "centroids" in tensors.keys() - own:  # their name in networks before November 2026
+            tensors["clusters.centroids"] = tensors.pop("centroids")
         if own != tensors.keys():
             raise ValueError(
                 f"path must fit its own metadata; {path} lacks {sorted(own - tensors.keys())} "

@@ -5,7 +5,7 @@ released code, and of the paper we read the abstract, the introduction and a fig
 algorithm that fits its description, not the paper's**. Chapter: agae.
 
 Notation: X (N,d) features, here pixels; S (N,N) the share of r partitions that put two images
-together; A the graph of links, 1 where S is at least t; D the row sums of S over the links.
+together; A the links, 1 where S is at least t; D the row sums of S over the links.
 
 Algorithm:
 
@@ -28,6 +28,7 @@ partition; its samples are the real ones, and z the fake ones.
 
 **Reconstructed**: all else. The form of the prior, t, how links are weighted, sizes, weights and
 schedule, k-means at the end, batches of rows of A, both players' steps at once, no KL term.
+
 A graph has no place for what is not in it: a new image gets the mu of the training image nearest to
 it, so the training set is saved with the network.
 """
@@ -71,8 +72,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, partitions=1, hidden=1, dim=1, adversary=0, refresh=1)
-        check_config(self, threshold=(0, 1 + 1e-9))
+        check_config(self, partitions=1, hidden=1, dim=1, refresh=1, adversary=0, threshold=(0, 1.01))
 
 
 def partitions(x: Tensor, k: int, r: int) -> Tensor:
@@ -139,8 +139,8 @@ class AGAE(Representation):
             taken = F.softplus(-functional_call(self.critic, judged, z[i])).mean()
             real, fake = self.critic(self.prior[i]), self.critic(z[i].detach())
             told = (F.softplus(-real) + F.softplus(fake)).mean() / 2
-        total = loss + c.adversary * taken + told
-        return {"loss": total, "reconstruction": loss, "adversary": taken, "critic": told}
+        parts = {"reconstruction": loss, "adversary": taken, "critic": told}
+        return {"loss": loss + c.adversary * taken + told, **parts}
 
     def after_step(self) -> None:
         """What images are given, one step late."""
@@ -152,8 +152,8 @@ class AGAE(Representation):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A critic that learns as fast as the encoder knows every z, and teaches it nothing."""
-        own = [p for p in self.encoder.parameters() if p.requires_grad]
-        return [{"params": own}, {"params": [*self.critic.parameters()], "lr_scale": 0.1}]
+        own, critic = ([*part.parameters()] for part in (self.encoder, self.critic))
+        return [{"params": own}, {"params": critic, "lr_scale": 0.1}]
 
     def chances(self) -> dict[str, float]:
         """Each part is ln 2 for a network that knows nothing."""
@@ -172,8 +172,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> AG
     agae = AGAE(images, config, encoder)
     agae.connect(images)
     train(agae, images, config.train, **run)
-    with torch.no_grad():
-        agae.encoder.codes.copy_(agae.encoder.encode()[0])
+    agae.encoder.codes.copy_(agae.encoder.encode()[0].detach())
     agae.fit_clusters(images)
     return agae
 

@@ -28,6 +28,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcl import methods
 from dcl.algorithm import algorithm, pretrain
@@ -36,6 +37,7 @@ from dcl.app.pretexts import stored
 from dcl.cluster.balance import uniform_order
 from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
+from dcl.cluster.ensemble import evidence_accumulation, spectral
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.data.people import people
@@ -44,7 +46,8 @@ from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
 from dcl.measure.paired import paired
 from dcl.measure.retrieval import retrieval
-from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, superand, swav, tsuc
+from dcl.methods import agae, deepcluster, lsdc, nnm, rlcc, ruc
+from dcl.methods import scan, simclr, spice, superand, swav, tsuc
 from dcl.nets.convnets import encoder as network
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results
@@ -301,6 +304,21 @@ def both_kmeans(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) 
     return heaps(images, from_superand(images, config, **run), config)
 
 
+def consensus_instead(consensus: Any) -> Any:
+    """A `fit`: a classical consensus of AGAE's partitions, those of the same seed. No network."""
+
+    @algorithm
+    def agreed(images: Tensor, config: agae.Config, encoder: Any, run: dict[str, Any]) -> Objective:
+        model = agae.AGAE(images, config)
+        model.connect(images)
+        found = consensus(model.labelings, config.n_clusters)
+        model.encoder.codes.copy_(F.one_hot(found, config.dim))
+        model.clusters.centroids.copy_(torch.eye(config.n_clusters, config.dim))
+        return model
+
+    return agreed
+
+
 FITS = {
     "official_indexing": released_sampler,
     "official_orientation": released_targets,
@@ -317,6 +335,8 @@ FITS = {
     "from_superand": from_superand,
     "superand_kmeans": superand_kmeans,
     "both_kmeans": both_kmeans,
+    "evidence_accumulation": consensus_instead(evidence_accumulation),
+    "spectral": consensus_instead(spectral),
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -498,6 +518,15 @@ STUDIES = {
         "k-means on the pretext": Variant({"kmeans": True}),
         "SCAN": Variant({"scan": True}),
     }, recorded=True),
+    "agae-digits": Study("agae", "digits", "ACC", {
+        "evidence accumulation": Variant({"evidence_accumulation": True}),
+        "spectral": Variant({"spectral": True}),
+        "no adversary": Variant({"adversary": 0.0}),
+        "adversary of weight .1": Variant({"adversary": 0.1}),
+        "no noise": Variant({"variational": False}),
+        "links from .2": Variant({"threshold": 0.2}),
+        "every link": Variant({"threshold": 0.0}),
+    }),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {
         "hard labels": Variant({"alpha": 1.0}, "abstract: up to 8.8 points less mAP, on MSMT17"),

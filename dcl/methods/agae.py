@@ -72,7 +72,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_config(self, partitions=1, hidden=1, dim=1, refresh=1, adversary=0, threshold=(0, 1.01))
+        check_config(self, partitions=1, hidden=1, dim=1, adversary=0, refresh=1)
+        check_config(self, threshold=(0, 1 + 1e-9))
 
 
 def partitions(x: Tensor, k: int, r: int) -> Tensor:
@@ -159,11 +160,6 @@ class AGAE(Representation):
         """Each part is ln 2 for a network that knows nothing."""
         parts = ("reconstruction", "adversary", "critic") if self.config.adversary else ("loss",)
         return dict.fromkeys(parts, math.log(2))
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As in torch, for any number of nodes."""
-        self.encoder.resize(state_dict, "encoder.")
-        return super().load_state_dict(state_dict, strict, assign)
 
 
 @algorithm

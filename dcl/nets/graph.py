@@ -63,9 +63,9 @@ class Graph(Encoder):
         z, exact = self.features(x).float(), "donot_use_mm_for_euclid_dist"
         return self.codes[torch.cdist(z, self.nodes, compute_mode=exact).argmin(1)]
 
-    def resize(self, state: Any, prefix: str) -> None:
-        """Make room for as many nodes as a state dict has."""
-        for name in ("nodes", "codes"):
-            if (saved := state.get(prefix + name)) is not None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        for name in ("nodes", "codes"):  # as many as were saved
+            if (saved := state_dict.get(prefix + name)) is not None:
                 like = getattr(self, name)
                 setattr(self, name, torch.empty_like(saved, device=like.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

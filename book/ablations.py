@@ -46,8 +46,20 @@ from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
 from dcl.measure.paired import paired
 from dcl.measure.retrieval import retrieval
-from dcl.methods import agae, deepcluster, lsdc, nnm, rlcc, ruc
-from dcl.methods import scan, simclr, spice, superand, swav, tsuc
+from dcl.methods import (
+    agae,
+    deepcluster,
+    lsdc,
+    nnm,
+    rlcc,
+    ruc,
+    scan,
+    simclr,
+    spice,
+    superand,
+    swav,
+    tsuc,
+)
 from dcl.nets.convnets import encoder as network
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results

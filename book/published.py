@@ -40,6 +40,7 @@ PUBLISHED = [
     Published("dac", "cifar100-20", {"ACC": ".255"}, LOG, "gpu"),
     Published("dac", "ImageNet-10", {"ACC": ".668"}, LOG),
     Published("dac", "ImageNet-Dogs", {"ACC": ".250"}, LOG),
+    Published("agae", "eight data sets", {}),
     Published("deepcluster", "VOC07", {"mAP": ".704"}, f"fc6-8, {README}, an erratum"),
     Published("deepcluster", "ImageNet", {}),
     Published("lsdc", "cifar10", {}, profile="paper"),

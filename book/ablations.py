@@ -548,7 +548,7 @@ STUDIES = {
         "k-means on the pretext": Variant({"kmeans": True}),
         "SCAN": Variant({"scan": True}),
     }, recorded=True),
-    "agae-digits": Study("agae", "digits", "ACC", {
+    "agae-digits": Study("agae", "digits", "NMI", {
         "evidence accumulation": Variant({"evidence_instead": True}),
         "spectral": Variant({"spectral_instead": True}),
         "no adversary": Variant({"adversary": 0.0}),

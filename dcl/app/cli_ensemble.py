@@ -7,6 +7,7 @@ from tyro.conf import Positional
 from dcl.app import ensemble as work
 from dcl.app.cli_fit import OK, WARNING, say
 from dcl.app.monitors import Reading
+from dcl.app.report_ensemble import write
 from dcl.app.source import apart
 from dcl.config import check_whole
 from dcl.runtime import dist
@@ -54,7 +55,7 @@ def ensemble(
         return OK
     about = {"members": len(members), "method": method, "clusters": k, **versions()}
     about |= {"seed": seed} if method == "spectral" else {}
-    lights = work.write(out, found, made, about)
+    lights = write(out, found, made, about)
     whole = float((made.agreement == 1).float().mean())
     print(
         f"{len(found.files)} {found.noun}s in {len(made.clusters.unique())} clusters; all "

@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcl.app.assignments import assigned, csv_bytes, names, read_csv
+from dcl.app.assignments import assigned, names, read_csv
 from dcl.app.settings import command, settings
 from dcl.app.source import Source, side
 from dcl.cluster.ensemble import align, evidence_accumulation, majority, signatures, spectral
 from dcl.config import check_whole
 from dcl.data import Data
 from dcl.data.files import named
-from dcl.runtime.files import write_atomic
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "evidence": evidence_accumulation,
@@ -67,11 +66,17 @@ def ensemble(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     check_whole("n_clusters", n_clusters, 0)
     labelings = torch.stack([row.long() for row in rows])
-    k = n_clusters or of_all([len(row.unique()) for row in labelings], "n_clusters")
+    counts = [len(row.unique()) for row in labelings]
+    k = n_clusters or of_all(counts, "n_clusters")
     if k > (most := len(signatures(labelings)[2])):
         raise ValueError(
             f"n_clusters must be at most {most}, the number of images that the rows tell apart; "
             f"got {k}"
+        )
+    if method == "majority" and k not in counts:
+        raise ValueError(
+            f"n_clusters must be that of a row, {', '.join(map(str, counts))}, for method "
+            f"majority; got {k}: evidence and spectral take any"
         )
     more = {"seed": seed} if method == "spectral" else {}
     found = METHODS[method](labelings, k, **more)
@@ -186,16 +191,3 @@ def placed(wanted: Sequence[str], files: Sequence[str], of: str) -> list[int]:
             f"{', '.join(said)}"
         )
     return [at[file] for file in wanted]
-
-
-def write(out: Path, members: Members, found: Consensus, about: dict[str, Any]) -> list[str]:
-    """Write `assignments.csv` and `report.html` into a folder; returns the warnings of the page."""
-    from dcl.app.report_ensemble import report
-
-    out.mkdir(parents=True, exist_ok=True)
-    rows = zip(
-        members.files, found.clusters.tolist(), (f"{a:.4f}" for a in found.agreement.tolist())
-    )
-    head = ("file", "cluster", "confidence")
-    write_atomic(out / "assignments.csv", csv_bytes(head, rows))
-    return report(out / "report.html", members, found, about)

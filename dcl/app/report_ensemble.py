@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcl.app.assignments import csv_bytes
 from dcl.app.ensemble import Consensus, Members
 from dcl.app.report import drawn, filled, mark, size_bars
 from dcl.app.report_clusters import SECTIONS, contact_sheet
@@ -47,6 +48,15 @@ class Cluster(NamedTuple):
     agreement: float
     sheet: list[int]  # evenly spaced from the most to the least agreed
     least: list[int]  # on which members differ, the least agreed first
+
+
+def write(out: Path, members: Members, found: Consensus, about: Mapping[str, Any]) -> list[str]:
+    """Write `assignments.csv` and `report.html` into a folder; returns the warnings of the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    sure = (f"{share:.4f}" for share in found.agreement.tolist())
+    rows = zip(members.files, found.clusters.tolist(), sure, strict=True)
+    write_atomic(out / "assignments.csv", csv_bytes(("file", "cluster", "confidence"), rows))
+    return report(out / "report.html", members, found, about)
 
 
 def report(path: Path, members: Members, found: Consensus, about: Mapping[str, Any]) -> list[str]:
@@ -109,9 +119,10 @@ def doubtful(found: Consensus, most: int = LOOK) -> list[Doubtful]:
 def mixed(found: Consensus, most: int = PAIRS) -> list[Mixed]:
     """The pairs of clusters between which members disagree about most images."""
     rows: dict[tuple[int, int], set[int]] = {}
-    for member, row in (found.votes != found.clusters).nonzero().tolist():
-        a, b = sorted((int(found.clusters[row]), int(found.votes[member, row])))
-        rows.setdefault((a, b), set()).add(row)
+    for votes in found.votes:
+        for row in (votes != found.clusters).nonzero()[:, 0].tolist():
+            a, b = sorted((int(found.clusters[row]), int(votes[row])))
+            rows.setdefault((a, b), set()).add(row)
     first = sorted(rows, key=lambda pair: (-len(rows[pair]), pair))[:most]
     least = found.agreement.tolist()
     return [Mixed(*pair, sorted(rows[pair], key=lambda r: (least[r], r))) for pair in first]

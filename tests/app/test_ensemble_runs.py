@@ -63,6 +63,8 @@ def test_the_largest_cluster_is_number_0():
         (lambda: ensemble([[0, 1, 1], [0, 1, 2]]), ValueError, "n_clusters must be given when the "
          "members have different numbers of clusters; they have 2, 3"),
         (lambda: ensemble(MEMBERS, 4), ValueError, "n_clusters must be at most 3, .* got 4"),
+        (lambda: ensemble(MEMBERS, 2, "majority"), ValueError, "n_clusters must be that of a row, "
+         "3, 3, 3, for method majority; got 2: evidence and spectral take any"),
         (lambda: ensemble(MEMBERS, 2.5), TypeError, "n_clusters must be an integer; got 2.5"),
     ],
 )  # fmt: skip

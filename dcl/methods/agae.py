@@ -87,7 +87,7 @@ def graph_loss(logits: Tensor, links: Tensor, share: Tensor) -> Tensor:
 
     share: of the links in all of A. Source: Kipf & Welling 2016 (VGAE), weighted as there.
     """
-    weight = torch.where(links, 0.5 / share, 0.5 / (1 - share).clamp(min=1e-6))
+    weight = torch.where(links, 0.5 / share, 0.5 / (1 - share))
     return (weight * F.softplus(torch.where(links, -logits, logits))).mean()
 
 

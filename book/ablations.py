@@ -40,6 +40,7 @@ from dcl.cluster.balance import uniform_order
 from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
 from dcl.cluster.ensemble import agreement, evidence_accumulation, majority, spectral
+from dcl.cluster.kmeans import kmeans
 from dcl.config import flat, unflat
 from dcl.data import Data, load
 from dcl.data.people import people
@@ -318,14 +319,19 @@ def both_kmeans(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) 
     return heaps(images, from_superand(images, config, **run), config)
 
 
+def two_averages(model: agae.AGAE, k: int) -> Tensor:
+    """k-means on pixels averaged twice over the links of AGAE's graph."""
+    return kmeans(model.encoder.links @ model.encoder.smooth, k, n_init=10).labels
+
+
 def consensus_instead(consensus: Any) -> Any:
-    """A `fit`: a classical consensus of AGAE's partitions, those of the same seed. No network."""
+    """A `fit`: what `consensus(model, k)` makes of AGAE's graph with the same seed. No network."""
 
     @algorithm
     def agreed(images: Tensor, config: agae.Config, encoder: Any, run: dict[str, Any]) -> Objective:
         model = agae.AGAE(images, config)
         model.connect(images)
-        found = consensus(model.labelings, config.n_clusters)
+        found = consensus(model, config.n_clusters)
         model.encoder.codes.copy_(F.one_hot(found, config.dim))
         model.clusters.centroids.copy_(torch.eye(config.n_clusters, config.dim))
         return model
@@ -349,8 +355,9 @@ FITS = {
     "from_superand": from_superand,
     "superand_kmeans": superand_kmeans,
     "both_kmeans": both_kmeans,
-    "evidence_instead": consensus_instead(evidence_accumulation),
-    "spectral_instead": consensus_instead(spectral),
+    "evidence_instead": consensus_instead(lambda m, k: evidence_accumulation(m.labelings, k)),
+    "spectral_instead": consensus_instead(lambda m, k: spectral(m.labelings, k)),
+    "averages_instead": consensus_instead(two_averages),
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -551,6 +558,7 @@ STUDIES = {
     "agae-digits": Study("agae", "digits", "NMI", {
         "evidence accumulation": Variant({"evidence_instead": True}),
         "spectral": Variant({"spectral_instead": True}),
+        "two averages, k-means": Variant({"averages_instead": True}),
         "no adversary": Variant({"adversary": 0.0}),
         "adversary of weight .1": Variant({"adversary": 0.1}),
         "no noise": Variant({"variational": False}),

@@ -27,7 +27,7 @@ class Graph(Encoder):
     """Two graph convolutions, to mu and log sigma of each node; the nodes are a set of images.
 
     X (N,d) are the images' features, pixels by default, or those of the module `features`, which
-    is not trained. A^ (N,N) are the links, normalized; each node is linked with itself. Raises
+    gets no gradient. A^ (N,N) are the links, normalized; each node is linked with itself. Raises
     ValueError for more than `LARGEST` images. Source: Kipf & Welling 2016 (VGAE). Chapter: agae.
     """
 
@@ -36,7 +36,7 @@ class Graph(Encoder):
         if (n := len(images)) > LARGEST:
             raise ValueError(f"images must be at most {LARGEST:,}, for a graph of all; got {n:,}")
         width = math.prod(images.shape[1:]) if features is None else features.out_dim
-        self.features = nn.Flatten() if features is None else features.requires_grad_(False)
+        self.features = nn.Flatten() if features is None else features
         self.hidden = nn.Linear(width, hidden, bias=False)
         self.mu, self.log_sigma = (nn.Linear(hidden, dim, bias=False) for _ in range(2))
         self.nodes, self.codes = nn.Buffer(torch.zeros(n, width)), nn.Buffer(torch.zeros(n, dim))

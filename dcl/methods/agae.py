@@ -157,9 +157,8 @@ class AGAE(Representation):
         return [{"params": own}, {"params": critic, "lr_scale": 0.1}]
 
     def chances(self) -> dict[str, float]:
-        """Each part is ln 2 for a network that knows nothing."""
-        parts = ("reconstruction", "adversary", "critic") if self.config.adversary else ("loss",)
-        return dict.fromkeys(parts, math.log(2))
+        """Codes without a pattern have ln 2; an adversary above it is losing, which is no fault."""
+        return {"reconstruction" if self.config.adversary else "loss": math.log(2)}
 
 
 @algorithm

@@ -175,6 +175,7 @@ def test_a_step_is_the_algorithm(images):
     assert_close(losses["reconstruction"], wanted)
     assert_close(losses["adversary"], bce(taken, ones))
     assert_close(losses["critic"], (bce(real, ones) + bce(taken, zeros)) / 2)
+    assert objective.chances() == {"reconstruction": math.log(2)}
     total = wanted + 0.3 * losses["adversary"] + losses["critic"]
     assert_close(losses["loss"], total)
 

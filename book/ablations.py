@@ -30,6 +30,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcl import methods
 from dcl.algorithm import algorithm, pretrain
@@ -48,7 +49,20 @@ from dcl.measure.baselines import evaluate
 from dcl.measure.calibration import calibration_error
 from dcl.measure.paired import paired
 from dcl.measure.retrieval import retrieval
-from dcl.methods import deepcluster, lsdc, nnm, rlcc, ruc, scan, simclr, spice, superand, swav, tsuc
+from dcl.methods import (
+    agae,
+    deepcluster,
+    lsdc,
+    nnm,
+    rlcc,
+    ruc,
+    scan,
+    simclr,
+    spice,
+    superand,
+    swav,
+    tsuc,
+)
 from dcl.nets.convnets import encoder as network
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results
@@ -305,6 +319,26 @@ def both_kmeans(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) 
     return heaps(images, from_superand(images, config, **run), config)
 
 
+def two_averages(model: agae.AGAE, k: int) -> Tensor:
+    """k-means on pixels averaged twice over the links of AGAE's graph."""
+    return kmeans(model.encoder.links @ model.encoder.smooth, k, n_init=10).labels
+
+
+def consensus_instead(consensus: Any) -> Any:
+    """A `fit`: what `consensus(model, k)` makes of AGAE's graph with the same seed. No network."""
+
+    @algorithm
+    def agreed(images: Tensor, config: agae.Config, encoder: Any, run: dict[str, Any]) -> Objective:
+        model = agae.AGAE(images, config)
+        model.connect(images)
+        found = consensus(model, config.n_clusters)
+        model.encoder.codes.copy_(F.one_hot(found, config.dim))
+        model.clusters.centroids.copy_(torch.eye(config.n_clusters, config.dim))
+        return model
+
+    return agreed
+
+
 FITS = {
     "official_indexing": released_sampler,
     "official_orientation": released_targets,
@@ -321,6 +355,9 @@ FITS = {
     "from_superand": from_superand,
     "superand_kmeans": superand_kmeans,
     "both_kmeans": both_kmeans,
+    "evidence_instead": consensus_instead(lambda m, k: evidence_accumulation(m.labelings, k)),
+    "spectral_instead": consensus_instead(lambda m, k: spectral(m.labelings, k)),
+    "averages_instead": consensus_instead(two_averages),
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -525,6 +562,16 @@ STUDIES = {
         "k-means on the pretext": Variant({"kmeans": True}),
         "SCAN": Variant({"scan": True}),
     }, recorded=True),
+    "agae-digits": Study("agae", "digits", "NMI", {
+        "evidence accumulation": Variant({"evidence_instead": True}),
+        "spectral": Variant({"spectral_instead": True}),
+        "two averages, k-means": Variant({"averages_instead": True}),
+        "no adversary": Variant({"adversary": 0.0}),
+        "adversary of weight .1": Variant({"adversary": 0.1}),
+        "no noise": Variant({"variational": False}),
+        "links from .2": Variant({"threshold": 0.2}),
+        "every link": Variant({"threshold": 0.0}),
+    }),
     "rlcc-digits": Study("rlcc", "digits", "ACC", {"hard labels": Variant({"alpha": 1.0})}),
     "rlcc-people": Study("rlcc", "people", "mAP", {
         "hard labels": Variant({"alpha": 1.0}, "abstract: up to 8.8 points less mAP, on MSMT17"),

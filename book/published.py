@@ -45,6 +45,7 @@ PUBLISHED = [
     Published("adc", "cifar100-20", {"ACC": ".160"}, TABLE, "gpu"),
     Published("adc", "stl10", {"ACC": ".530"}, TABLE, "gpu"),
     Published("adc", "mnist", {}, profile="paper"),
+    Published("agae", "eight data sets", {}),
     Published("deepcluster", "VOC07", {"mAP": ".704"}, f"fc6-8, {README}, an erratum"),
     Published("deepcluster", "ImageNet", {}),
     Published("lsdc", "cifar10", {}, profile="paper"),

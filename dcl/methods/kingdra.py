@@ -13,8 +13,8 @@ Algorithm:
    .. math:: \sum_l \frac{w_l}{d_l} \lVert \hat z_l - z_l \rVert^2 + \beta \left( I(p) + I(q)
              \right) + \mathrm{KL}(p \,\Vert\, q), \qquad I(p) = \overline{H(p)} - \mu H(\bar p)
 
-   for some epochs: noise removed, *information maximised* by certain answers and evenly used
-   clusters, and *consistency*, for which p is a target.
+   for some epochs: noise removed, *information maximised* (certain answers, even clusters), and
+   *consistency*, for which p is a target.
 2. Vote: how many networks put images i and j together? `agreeing_groups` finds K groups.
 3. Those are the pseudo-labels, numbered as clusters of the last network; if K, else the old stay.
 4. Train for some epochs down the loss of 1 plus the cross-entropy of q to the pseudo-labels, in
@@ -24,8 +24,8 @@ The cluster of an image: the largest mean of p over networks, in common numbers.
 
 **Differences** from the released code
 
-- clusters are matched to the last network's before the mean is taken (released: as they are, which
-  is the same once all have learned the pseudo-labels, and nonsense before)
+- clusters are matched to the last network's before the mean (released: as they are; the same once
+  all have learned the pseudo-labels, and nonsense before)
 - BatchNorm predicts with running statistics (released: those of the batch that an image is in)
 - groups are weighted (released: a second batch is drawn evenly from them)
 - fewer than K groups: the last K stay (released: those of the round whose smallest was largest)
@@ -58,7 +58,7 @@ class Config:
     seed: int = 0
     n_clusters: int = 10  #: K
     models: int = 10  #: M
-    dims: tuple[int, ...] = (1200, 1200)  #: widths of a network's hidden layers
+    dims: tuple[int, ...] = (1200, 1200)  #: widths of hidden layers
     scale: float | None = None  #: factor for the input; None: 1, for vectors mean squares of 1
     noise: float = 0.3  #: its deviation, on the input and on every hidden layer
     reconstruction: tuple[float, ...] = (1000.0, 10.0, 0.1, 0.1)  #: w, from the input to the logits
@@ -83,7 +83,7 @@ class Config:
 def information_loss(log_p: Tensor, balance: float) -> Tensor:
     """Mean entropy of answers less `balance` times the entropy of their mean: (M,).
 
-    log_p (B,M,K): log-probabilities; the batch is that of all processes. Finite for any answers.
+    log_p (B,M,K): log-probabilities; the batch is that of all processes.
     """
     p = log_p.exp()
     mean = all_sum(p.sum(0)) / all_sum(torch.full((), float(len(p)), device=p.device))  # (M,K)

@@ -13,8 +13,7 @@ Algorithm:
    .. math:: \sum_l \frac{w_l}{d_l} \lVert \hat z_l - z_l \rVert^2 + \beta \left( I(p) + I(q)
              \right) + \mathrm{KL}(p \,\Vert\, q), \qquad I(p) = \overline{H(p)} - \mu H(\bar p)
 
-   for some epochs: noise removed, *information maximised* (certain answers, even clusters), and
-   *consistency*, for which p is a target.
+   for some epochs. I asks for certain answers and even clusters; in KL, p is a target.
 2. Vote: how many networks put images i and j together? `agreeing_groups` finds K groups.
 3. Those are the pseudo-labels, numbered as clusters of the last network; if K, else the old stay.
 4. Train for some epochs down the loss of 1 plus the cross-entropy of q to the pseudo-labels, in
@@ -150,9 +149,9 @@ class Kingdra(Objective):
             terms["consistency"] = consistency_loss(log_p, log_q)
             terms["labels"] = label_loss(log_q, self.labels[i], self.weights[i])
         parts = zip((1.0, c.information, c.consistency, 1.0), terms.values(), strict=True)
-        found = {name: term.mean() for name, term in terms.items()}
-        found["labelled"] = (self.weights[i] > 0).float().mean()
-        return {"loss": torch.stack([w * term.sum() for w, term in parts]).sum(), **found}
+        terms["loss"] = torch.stack([w * term.sum() for w, term in parts]).sum()
+        terms["labelled"] = (self.weights[i] > 0).float()
+        return {name: term.mean() for name, term in terms.items()}
 
     def members(self, x: Tensor) -> Tensor:
         """Probabilities (B,M,K) of images or vectors x, each network's in its own numbering."""

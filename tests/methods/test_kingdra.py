@@ -217,13 +217,15 @@ class Answers(Kingdra):
 
 
 def told(labelings, config, sure=None):
-    """An objective whose networks give these labels (M,N), the images in `sure` with certainty."""
+    """An objective whose networks give these labels (M,N), the first in `sure` with certainty."""
     m, n = labelings.shape
     objective = Answers(torch.arange(n).float()[:, None], replace(config, models=m, high=m - 1))
     p = torch.nn.functional.one_hot(labelings.T, config.n_clusters).float()
-    certain = torch.ones(n) if sure is None else torch.where(sure, 1.0, 0.6)
+    certain = torch.ones(n, m)
+    if sure is not None:
+        certain[~sure, 0] = 0.6
     flat = torch.full_like(p, 1 / config.n_clusters)
-    objective.table = torch.lerp(flat, p, certain[:, None, None])
+    objective.table = torch.lerp(flat, p, certain[:, :, None])
     return objective
 
 

@@ -544,6 +544,13 @@ STUDIES = {
         "momentum .95": Variant({"momentum": 0.95}),
         "k-means on the pretext": Variant({"kmeans": True}),
     }),
+    "kingdra-digits": Study("kingdra", "digits", "ACC", {
+        "1 network": Variant({"models": 1, "low": 0, "high": 0}),
+        "3 networks": Variant({"models": 3, "high": 2}),
+        "no votes": Variant({"begin": 99}),
+        "groups begin with sure images": Variant({"sure": 0.9}),
+        "no decoder": Variant({"reconstruction": (0.0, 0.0, 0.0, 0.0)}),
+    }, recorded=True),
     "tsuc-digits": Study("tsuc", "digits", "ACC", {
         "1 head": Variant({"heads": 1}, "the mean over five heads of a run: CIFAR-10 71.8 against "
             "81.0 of the one with the lowest loss (figure of the release)", "worse"),

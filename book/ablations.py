@@ -15,7 +15,9 @@ with the files, and the files with their clusters and the variants named here.
 import argparse
 import copy
 import functools
+import itertools
 import json
+import math
 import statistics
 import string
 import sys
@@ -36,6 +38,7 @@ from dcl.app.pretexts import stored
 from dcl.cluster.balance import uniform_order
 from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
+from dcl.cluster.ensemble import agreement, evidence_accumulation, majority, spectral
 from dcl.cluster.kmeans import kmeans
 from dcl.config import flat, unflat
 from dcl.data import Data, load
@@ -321,6 +324,15 @@ FITS = {
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
+CONSENSUS: dict[str, Any] = {
+    "evidence_accumulation": evidence_accumulation,
+    "spectral": spectral,
+    "majority": majority,
+}
+"""Changes that train nothing: each makes one clustering of several of the recipe."""
+GROUPS, SIZES = 50, (2, 3, 5, 10, 15)
+"""So many groups of each size are drawn, to show what the number of members is worth."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -332,17 +344,19 @@ class Study:
     variants: dict[str, Variant]
     recorded: bool = False
     """The recipe's rows are the results of book/results: the variants share no pretext with it."""
+    members: int = 1
+    """Above 1 the variants are consensuses of so many runs of the recipe, each of other seeds."""
 
     def config(self, variant: str, seed: int = 0) -> Any:
         """The configuration of a variant: the recipe with nothing else changed."""
         change = {} if variant == RECIPE else self.variants[variant].change
-        fields = {k: v for k, v in change.items() if k not in FITS}
+        fields = {k: v for k, v in change.items() if k not in FITS | CONSENSUS}
         return replace(recipe(self.method, self.data), **fields, seed=seed)
 
     def by_fit(self, variant: str) -> Change:
-        """What of a variant no field makes, but a `fit` of FITS: {} or {name: True}."""
+        """What of a variant no field makes, but FITS or CONSENSUS: {} or {name: True}."""
         change = {} if variant == RECIPE else self.variants[variant].change
-        return {k: v for k, v in change.items() if k in FITS}
+        return {k: v for k, v in change.items() if k in FITS | CONSENSUS}
 
     def changed(self, config: Any) -> Change:
         """The fields in which a configuration differs from the recipe, seeds apart, flat."""
@@ -418,6 +432,11 @@ STUDIES = {
         "targets as released": Variant({"official_orientation": True}),
         "clean view moved": Variant({"clean_view": DIGIT_VIEW}),
     }),
+    "ensemble-digits": Study("lsdc", "digits", "ACC", {
+        "evidence accumulation": Variant({"evidence_accumulation": True}),
+        "spectral": Variant({"spectral": True}),
+        "majority vote": Variant({"majority": True}),
+    }, members=5),
     "idfd-digits": Study("idfd", "digits", "ACC", {
         **{f"tau {told}": Variant({"temperature": tau}) for told, tau in _TAUS.items()},
         "no decorrelation": Variant({"decorrelation": 0.0}),
@@ -564,13 +583,15 @@ def run(
         "images": len(data),
         "command": "",
         "recipe": flat(study.config(RECIPE)),
+        **({"members": study.members} if study.members > 1 else {}),
         "runs": [],
     }
     if wrong := faults(name, found):
         raise ValueError(f"{path} must hold runs of today's variants:\n" + "\n".join(wrong))
+    asked = [*(study.variants if only is None else only)]
     for seed in range(seeds):
         pretext = None
-        for variant in (RECIPE, *(study.variants if only is None else only)):
+        for variant in (RECIPE, *(asked if study.members == 1 else ())):
             if any((r["variant"], r["seed"]) == (variant, seed) for r in found["runs"]):
                 continue
             config = study.config(variant, seed)
@@ -585,7 +606,71 @@ def run(
             write_atomic(path, results.dumps(found).encode())
             count += 1
             print(f"{name} {variant}, seed {seed}: {found['runs'][-1]['metrics']}", flush=True)
+    if study.members > 1:
+        there = {(r["variant"], r["seed"]) for r in found["runs"]}
+        new = {*itertools.product(asked, range(seeds // study.members))} - there
+        found["runs"] += [agreed(study, found, *which, data) for which in sorted(new)]
+        found["drawn"] = drawn(study, found, data)
+        write_atomic(path, results.dumps(found).encode())
+        count += len(new)
     return count
+
+
+def agreed(study: Study, found: dict[str, Any], variant: str, seed: int, data: Data) -> Run:
+    """The consensus `variant` of the recipe's runs of seeds m * seed to m * seed + m - 1."""
+    first = study.members * seed
+    rows = [clusters_of(r) for r in found["runs"]
+            if r["variant"] == RECIPE and first <= r["seed"] < first + study.members]  # fmt: skip
+    began, labelings = time.process_time(), torch.stack(rows)
+    how = study.by_fit(variant)
+    clusters = CONSENSUS[next(iter(how))](labelings, study.config(RECIPE).n_clusters)
+    seconds, sure = time.process_time() - began, agreement(labelings, clusters) == 1
+    told = metrics.scores(data.labels, clusters) | {
+        "purity": metrics.purity(data.labels, clusters),
+        "unanimous": float(sure.float().mean()),
+        "ACC of these": float(right(data.labels, clusters)[sure].float().mean()),
+    }
+    return {
+        "variant": variant,
+        "seed": seed,
+        "changed": how,
+        "metrics": {k: round(v, 4) for k, v in told.items()},
+        "used": len(clusters.unique()),
+        "seconds": round(seconds, 1),
+        "clusters": "".join(SYMBOLS[c] for c in clusters.tolist()),
+        "machine": machine("cpu"),
+        "versions": versions(),
+    }
+
+
+def drawn(study: Study, found: dict[str, Any], data: Data) -> dict[str, dict[str, list[float]]]:
+    """ACC of consensuses of GROUPS random groups of the recipe's runs: by variant, by group size.
+
+    Groups overlap, so that they differ less than runs of new seeds would.
+    """
+    rows = torch.stack([clusters_of(r) for r in found["runs"] if r["variant"] == RECIPE])
+    with seeded(0):
+        sizes = [size for size in SIZES if size < len(rows)]
+        groups = {size: [torch.randperm(len(rows))[:size] for _ in range(GROUPS)] for size in sizes}
+    k, said = study.config(RECIPE).n_clusters, {}
+    for title in study.variants:
+        how = CONSENSUS[next(iter(study.by_fit(title)))]
+        said[title] = {
+            str(size): [round(metrics.accuracy(data.labels, how(rows[g], k)), 4) for g in of_size]
+            for size, of_size in groups.items()
+        }
+    return said
+
+
+def clusters_of(row: Run) -> Tensor:
+    """The clusters (N,) int64 of a run of a file."""
+    return torch.tensor([SYMBOLS.index(c) for c in row["clusters"]])
+
+
+def right(labels: Any, clusters: Tensor) -> Tensor:
+    """Which images (N,) bool are right under the matching of ACC."""
+    named = metrics.match(labels, clusters)
+    return torch.tensor([named.get(c) == y for c, y in zip(clusters.tolist(), labels.tolist())])
 
 
 def recorded(study: Study, seed: int) -> Run:
@@ -703,7 +788,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
         seen.add((title, seed))
         if "recorded" in one_run and one_run != recorded(study, seed):
             wrong.append(f"{which}: is not {one_run['recorded']}.json")
-        clusters = torch.tensor([SYMBOLS.index(c) for c in one_run["clusters"]])
+        clusters = clusters_of(one_run)
         if len(clusters) != len(labels):
             wrong.append(f"{which}: has clusters of {len(clusters)} images, not {len(labels)}")
             continue
@@ -726,10 +811,17 @@ def wrong_ablations(folder: Path = FOLDER) -> list[str]:
 
 
 def difference(found: dict[str, Any], variant: str, metric: str) -> tuple[float, float, int]:
-    """Mean of variant minus recipe over the seeds of both, half its 95 % interval, n."""
+    """Mean of variant minus recipe over the seeds of both, half its 95 % interval, n.
+
+    Of a consensus: minus the mean of its members.
+    """
     scores = {(r["variant"], r["seed"]): r["metrics"][metric] for r in found["runs"]}
-    pairs = [(v, scores[RECIPE, s]) for (t, s), v in scores.items()
-             if t == variant and (RECIPE, s) in scores]  # fmt: skip
+    m = found.get("members", 1)
+    pairs = [
+        (v, statistics.fmean(scores[RECIPE, m * s + j] for j in range(m)))
+        for (title, s), v in scores.items()
+        if title == variant and (RECIPE, m * s) in scores
+    ]
     if not pairs:
         return float("nan"), float("inf"), 0
     return *paired(*zip(*pairs)), len(pairs)
@@ -755,9 +847,9 @@ def content(name: str, folder: Path = FOLDER) -> str:
     if not found or not found["runs"]:
         return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
-    columns = [c for c in ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE",
-                           "k-means")
-               if c in found["runs"][0]["metrics"]]  # fmt: skip
+    known = ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "unanimous", "ACC of these",
+             "k-means")  # fmt: skip
+    columns = [c for c in known if any(c in r["metrics"] for r in found["runs"])]
     lines = []
     for variant in shown:
         runs = [r for r in found["runs"] if r["variant"] == variant]
@@ -766,6 +858,8 @@ def content(name: str, folder: Path = FOLDER) -> str:
         cells = [results.cell(runs, metric) for metric in columns]
         lines.append([variant, *cells, f"{used:.1f}".removesuffix(".0"), str(len(runs)),
                       f"{statistics.fmean(seconds):.0f}" if seconds else ""])  # fmt: skip
+        if study.members > 1:
+            lines[-1].append(results.short(likeness(runs)))
     verdicts = []
     for title in shown[1:]:
         variant = study.variants[title]
@@ -775,6 +869,7 @@ def content(name: str, folder: Path = FOLDER) -> str:
         told = word(mean, half, variant.claim) if n > 1 else "one seed"
         verdicts.append([title, variant.published, score, range_, str(n), told])
     head = ["changed", "published", "score", "difference, 95 %", "n", "here"]
+    likely = ["ARI of two"] if study.members > 1 else []
     torches, revisions = (
         ", ".join(sorted({r["versions"][k] for r in found["runs"]})) for k in ("torch", "revision")
     )
@@ -783,8 +878,9 @@ def content(name: str, folder: Path = FOLDER) -> str:
         [
             f"Trained and scored on the same {found['images']:,} images of {found['data']}; last "
             "epoch, mean ± standard deviation over the seeds:",
-            results.markdown(["", *columns, "used", "n", "CPU s"], lines),
+            results.markdown(["", *columns, "used", "n", "CPU s", *likely], lines),
             results.markdown(head, verdicts),
+            *by_size(found),
             folded(
                 "Machine and command",
                 f"- `{found['command']}`\n"
@@ -793,6 +889,30 @@ def content(name: str, folder: Path = FOLDER) -> str:
             ),
         ]
     )
+
+
+def likeness(runs: list[Run]) -> float:
+    """Mean ARI of every two of some runs: how much the same they would say again. No labels."""
+    pairs = itertools.combinations(map(clusters_of, runs), 2)
+    return statistics.fmean(metrics.ari(a, b) for a, b in pairs) if len(runs) > 1 else math.nan
+
+
+def by_size(found: dict[str, Any]) -> list[str]:
+    """The table of `drawn`, if the file has it."""
+    if not (said := found.get("drawn")):
+        return []
+    first = next(iter(said.values()))
+    lines = [
+        [size, *(f"{results.short(statistics.fmean(said[title][size]))} ± "
+                 f"{results.short(statistics.stdev(said[title][size]))}" for title in said)]
+        for size in first
+    ]  # fmt: skip
+    n = len(next(iter(first.values())))
+    return [
+        f"ACC by the number of members, mean ± standard deviation over {n} groups drawn from the "
+        "runs above, which overlap:",
+        results.markdown(["members", *said], lines),
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

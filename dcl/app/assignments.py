@@ -2,10 +2,13 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dcl.app.clusters import Assignment
 from dcl.data import Data
@@ -40,13 +43,60 @@ def read_csv(path: str | Path, *columns: str) -> list[tuple[str, ...]]:
         text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there must be a CSV file at {path}; there is none") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")  # a row that ends early
     missing = [c for c in columns if c not in (reader.fieldnames or [])]
     if missing:
         raise ValueError(
             f"{path} must have the columns {', '.join(columns)}; got {reader.fieldnames}"
         )
     return [tuple(row[c] for c in columns) for row in reader]
+
+
+def assigned(
+    path: str | Path, files: Sequence[str], k: int = 0, of: str = "data"
+) -> tuple[Tensor, Tensor]:
+    """Clusters (N,) int64 and confidences (N,) of `files` in a CSV file: file, cluster, confidence.
+
+    Without the last column all are 1. k: numbers must be below it; 0: any. of: whose the files are,
+    for the errors. Raises ValueError.
+    """
+    pairs = read_csv(path, "file", "cluster")
+    rows = {row[0]: row[1] for row in pairs}
+    if len(rows) < len(pairs):
+        twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{path} must have one row per image; {twice!r} has several")
+    lacking = [f for f in files if f not in rows]
+    known = {*files}
+    strange = [f for f in rows if f not in known]
+    if lacking or strange:
+        said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
+        said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
+        raise ValueError(
+            f"{path} must have a row for each of the {len(files)} images of {of}, and no other; "
+            f"got {len(rows)}: {', '.join(said)}"
+        )
+    for file, cluster in rows.items():
+        if not cluster.isdecimal() or (k and int(cluster) >= k):
+            range_ = f"0 to {k - 1}" if k else "0 or more"
+            raise ValueError(
+                f"{path}: cluster must be a whole number, {range_}; got {cluster!r} for {file!r}"
+            )
+    try:
+        sure = {row[0]: row[1] for row in read_csv(path, "file", "confidence")}
+    except ValueError:  # there is no such column
+        sure = dict.fromkeys(rows, "1")
+    for file, p in sure.items():
+        if not _fraction(p):
+            raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
+    labels = torch.tensor([int(rows[file]) for file in files])
+    return labels, torch.tensor([float(sure[file]) for file in files])
+
+
+def _fraction(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def known_labels(files: Sequence[str], labels: str | Path) -> dict[str, str]:

@@ -5,6 +5,7 @@
     dcl predict runs/photos ./new-photos            which cluster is a new image in?
     dcl report runs/photos                          write the report again
     dcl refine runs/photos --out runs/refined       honest confidences, from a finished run
+    dcl ensemble runs/a runs/b --out runs/both      one clustering of several, and where to look
     dcl evaluate runs/photos --labels labels.csv    against labels that you have after all
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
@@ -31,6 +32,7 @@ import dcl
 from dcl import methods
 from dcl.app import assignments, run
 from dcl.app.choose import choose
+from dcl.app.cli_ensemble import ensemble
 from dcl.app.cli_fit import (
     IMPOSSIBLE,
     INTERRUPTED,
@@ -134,13 +136,14 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "report": report,
     "refine": refine,
+    "ensemble": ensemble,
     "evaluate": evaluate,
     "resume": resume,
     "choose-k": choose_k,
 }
 
 
-PATHS = ("data", "folder", "labels", "out")
+PATHS = ("data", "folder", "labels", "members", "out")
 """The arguments of commands that are paths."""
 
 

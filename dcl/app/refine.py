@@ -14,17 +14,15 @@ Chapter: ruc.
 """
 
 import importlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dcl.app import run
-from dcl.app.assignments import csv_bytes, known_labels, names, read_csv
+from dcl.app.assignments import assigned, csv_bytes, known_labels, names
 from dcl.app.clusters import Clusters
 from dcl.app.settings import located
 from dcl.app.source import Source, side
@@ -90,50 +88,6 @@ def read(
     labels, sure = assigned(path, names(images), clusters)
     k = clusters or int(labels.max()) + 1
     return Given(images, source, labels, sure, k, str(path.resolve()), encoder=encoder)
-
-
-def assigned(path: str | Path, files: Sequence[str], k: int = 0) -> tuple[Tensor, Tensor]:
-    """Clusters (N,) int64 and confidences (N,) of `files` in a CSV file: file, cluster, confidence.
-
-    Without the last column all are 1. k: numbers must be below it; 0: any. Raises ValueError.
-    """
-    pairs = read_csv(path, "file", "cluster")
-    rows = {row[0]: row[1] for row in pairs}
-    if len(rows) < len(pairs):
-        twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{path} must have one row per image; {twice!r} has several")
-    lacking = [f for f in files if f not in rows]
-    known = {*files}
-    strange = [f for f in rows if f not in known]
-    if lacking or strange:
-        said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
-        said += [f"{len(strange)} are not of data, such as {strange[0]!r}"] if strange else []
-        raise ValueError(
-            f"{path} must have a row for each of the {len(files)} images of data, and no other; "
-            f"got {len(rows)}: {', '.join(said)}"
-        )
-    for file, cluster in rows.items():
-        if not cluster.isdecimal() or (k and int(cluster) >= k):
-            range_ = f"0 to {k - 1}" if k else "0 or more"
-            raise ValueError(
-                f"{path}: cluster must be a whole number, {range_}; got {cluster!r} for {file!r}"
-            )
-    try:
-        sure = {row[0]: row[1] for row in read_csv(path, "file", "confidence")}
-    except ValueError:  # there is no such column
-        sure = dict.fromkeys(rows, "1")
-    for file, p in sure.items():
-        if not _fraction(p):
-            raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
-    labels = torch.tensor([int(rows[file]) for file in files])
-    return labels, torch.tensor([float(sure[file]) for file in files])
-
-
-def _fraction(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
 
 
 def start(given: Given, config: Any, out: Path, monitor: Monitor | None) -> tuple[Labelled, Any]:

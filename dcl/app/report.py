@@ -82,27 +82,24 @@ def report(
     names = files or [f"{noun} {row}" for row in range(n)]
     at, z = projected(p, z), z if z.isfinite().all() else z.nan_to_num()
     shown = clusters(images, p, z, state)
-    about_map: dict[str, Any] = {"run": _mark(names, p.argmax(1))}
+    about_map: dict[str, Any] = {"run": mark(names, p.argmax(1))}
     thumbs = None
     if at:
-        about_map |= at | {"names": [_printable(names[row]) for row in at["rows"]]}
+        about_map |= at | {"names": [printable(names[row]) for row in at["rows"]]}
         if noun == "image":
             thumbs, about_map["thumbs"] = thumbnails(images, at["rows"])
     twins, usual = near_duplicates(z)
-    here, folder = Path(__file__).parent, Path(path).parent
-    script = (here / "report.js").read_text("utf-8")
-    template = (here / "report.html.jinja").read_text("utf-8")
-    page = Template(
-        template, autoescape=True, finalize=_printable, undefined=StrictUndefined, trim_blocks=True
-    ).render(
+    folder = Path(path).parent
+    page = filled(
+        "report.html.jinja",
         title=title,
         noun=noun,
         shape=images.shape,
         features=z.shape,
         health=state,
         lights=[(_said(w, noun), _said(advice(w, own_advice), noun)) for w in state.warnings],
-        sizes=_drawn(size_bars(state.sizes, noun), (4.6, 2.4)),
-        histogram=_drawn(confidence_histogram(p, noun), (4.6, 2.4)),
+        sizes=drawn(size_bars(state.sizes, noun), (4.6, 2.4)),
+        histogram=drawn(confidence_histogram(p, noun), (4.6, 2.4)),
         sure=float((confidence > 0.9).float().mean()),
         curves=[_curve(stage, rows) for stage, rows in stages(log).items()],
         clusters=shown,
@@ -116,28 +113,44 @@ def report(
         map=at,
         thumbs=thumbs,
         data=about_map,
-        style=Markup((here / "report.css").read_text("utf-8")),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         log=log,
         about=about or {},
         refined=refined,
-        curves_of=_drawn(reliability_figure(refined["reliability"]), (6.2, 3.0))
+        curves_of=drawn(reliability_figure(refined["reliability"]), (6.2, 3.0))
         if refined and refined["reliability"]
         else None,
         beside=[name for name in FILES if (folder / name).exists()],
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, page)
     return Path(path)
 
 
-def _mark(names: Sequence[str], assigned: Tensor) -> str:
+def filled(template: str, **values: Any) -> bytes:
+    """The page of a template beside this module, with the look and the script of all."""
+    here = Path(__file__).parent
+    script = (here / "report.js").read_text("utf-8")
+    page = Template(
+        (here / template).read_text("utf-8"),
+        autoescape=True,
+        finalize=printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    ).render(
+        style=Markup((here / "report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        **values,
+    )
+    return page.encode()
+
+
+def mark(names: Sequence[str], assigned: Tensor) -> str:
     """What tells this clustering from others: names typed for another one must not appear."""
     said = "\0".join(names).encode("utf-8", "surrogateescape") + assigned.numpy().tobytes()
     return sha256(said).hexdigest()[:16]
 
 
-def _printable(value: object) -> object:
+def printable(value: object) -> object:
     """A value of the page, its unprintable characters written as escapes; the page's HTML stays."""
     if isinstance(value, Markup) or str(value).isprintable():
         return value
@@ -157,7 +170,8 @@ def _said(words: str, noun: str) -> str:
 # ---------------------------------------------------------------- drawings
 
 
-def _drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
+def drawn(drawing: Any, size: tuple[float, float] | None = None) -> Picture:
+    """A matplotlib figure as a picture of the page, `size` inches wide and high."""
     import matplotlib.pyplot as plt
 
     data = io.BytesIO()
@@ -201,7 +215,7 @@ def _curve(stage: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "stage": stage,
         "epochs": len(rows),
-        "picture": _drawn(drawing, (4.6, 2.9)),
+        "picture": drawn(drawing, (4.6, 2.9)),
         "last": ", ".join(f"{k} {last[k]:.3f}" for k in keys or []),
         "chances": known,
         "floor": "floor" in last,

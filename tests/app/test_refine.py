@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcl.app import refine as work
 from dcl.app import run
-from dcl.app.assignments import read_csv
+from dcl.app.assignments import assigned, read_csv
 from dcl.app.cli import IMPOSSIBLE, OK, WARNING, main
 from dcl.app.clusters import Clusters
 from dcl.app.estimator import DeepClusterer
@@ -108,22 +107,22 @@ def test_bad_rows_are_named(text, message, tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("file,cluster\n" + text)
     with pytest.raises(ValueError, match=message):
-        work.assigned(path, FILES, 2)
+        assigned(path, FILES, 2)
 
 
 def test_rows_are_put_in_the_order_of_the_images(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("cluster,file,confidence\n2,c.png,.5\n0,a.png,1\n1,b.png,.25\n")
-    labels, sure = work.assigned(path, FILES)
+    labels, sure = assigned(path, FILES)
     assert labels.tolist() == [0, 1, 2] and sure.tolist() == [1, 0.25, 0.5]
     for wrong in ("high", "1.5", "-0.1", "nan"):
         path.write_text(f"cluster,file,confidence\n2,c.png,.5\n0,a.png,{wrong}\n1,b.png,.25\n")
         said = f"confidence must be a number in 0..1; got '{wrong}' for 'a.png'"
         with pytest.raises(ValueError, match=said):
-            work.assigned(path, FILES)
+            assigned(path, FILES)
     path.write_text("file,label\na.png,1\n")
     with pytest.raises(ValueError, match="must have the columns file, cluster"):
-        work.assigned(path, FILES)
+        assigned(path, FILES)
 
 
 def test_what_cannot_be_refined_is_said_in_a_line(base, tmp_path, capfd):

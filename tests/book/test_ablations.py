@@ -141,6 +141,48 @@ def test_a_variant_that_never_reached_the_training_is_noticed(tiny, tmp_path, mo
     assert "1 head, seed 0: was run with {}, should be {'heads': 1}" in line
 
 
+# ---------------------------------------------------------------- consensuses
+
+
+def test_a_consensus_is_that_of_its_members_and_compared_with_their_mean():
+    study, found = STUDIES["ensemble-digits"], read(FOLDER / "ensemble-digits.json")
+    data, rows = load(study.data), {(r["variant"], r["seed"]): r for r in found["runs"]}
+    assert len(rows) == 25 + 3 * 5 and found["members"] == study.members == 5
+    for title in ("evidence accumulation", "majority vote"):
+        again = ablations.agreed(study, found, title, 2, data)
+        for key in ("clusters", "metrics", "used", "changed"):
+            assert again[key] == rows[title, 2][key]
+    mean, half, n = ablations.difference(found, "spectral", "ACC")
+    acc = {key: row["metrics"]["ACC"] for key, row in rows.items()}
+    gaps = [acc["spectral", g] - sum(acc[RECIPE, 5 * g + j] for j in range(5)) / 5
+            for g in range(5)]  # fmt: skip
+    assert (mean, n) == (pytest.approx(sum(gaps) / 5), 5) and 0 < half < 0.02
+    # with the members' order nothing changes, and 50 groups of each size were drawn
+    few = found | {"runs": [r for r in found["runs"] if r["variant"] == RECIPE][::-1]}
+    assert ablations.agreed(study, few, "majority vote", 0, data)["metrics"]["ACC"] == acc[
+        "majority vote", 0
+    ]  # fmt: skip
+    assert {(t, s, len(v)) for t, of in found["drawn"].items() for s, v in of.items()} == {
+        (t, str(s), ablations.GROUPS) for t in study.variants for s in ablations.SIZES
+    }
+
+
+def test_consensuses_are_made_when_their_members_are_there(tiny, tmp_path, monkeypatch):
+    study = replace(tiny, members=2, variants={"vote": Variant({"majority": True})})
+    monkeypatch.setitem(STUDIES, "tiny", study)
+    monkeypatch.setattr(ablations, "SIZES", (2,))
+    monkeypatch.setitem(ablations.CONSENSUS, "majority", lambda rows, k: rows[0])
+    assert ablations.run("tiny", tmp_path, seeds=3) == 4  # of seeds 0 and 1, not of 2 alone
+    assert ablations.run("tiny", tmp_path, seeds=3) == 0
+    found = read(tmp_path / "tiny.json")
+    assert [(r["variant"], r["seed"]) for r in found["runs"]] == [
+        (RECIPE, 0), (RECIPE, 1), (RECIPE, 2), ("vote", 0),
+    ]  # fmt: skip
+    assert faults("tiny", found) == [] and found["runs"][3]["changed"] == {"majority": True}
+    text = ablations.content("tiny", tmp_path)
+    assert "| vote |  | ACC | " in text and "| members | vote |" in text and "ARI of two |" in text
+
+
 # ---------------------------------------------------------------- files and page
 
 

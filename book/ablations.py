@@ -901,8 +901,8 @@ def content(name: str, folder: Path = FOLDER) -> str:
     if not found or not found["runs"]:
         return f"Not run yet: `python book/ablations.py {name}`."
     shown = [v for v in (RECIPE, *study.variants) if any(r["variant"] == v for r in found["runs"])]
-    known = ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "k-means", "unanimous")
-    known += ("ACC of these",)
+    known = ("ACC", "NMI", "purity", "kNN", "linear", "mAP", "ECE", "unanimous", "ACC of these",
+             "k-means")  # fmt: skip
     columns = [c for c in known if any(c in r["metrics"] for r in found["runs"])]
     lines = []
     for variant in shown:

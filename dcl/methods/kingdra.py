@@ -141,7 +141,7 @@ class Kingdra(Objective):
         """Step 4, summed over networks; the other entries are means over them."""
         c = self.config
         clean, noisy = self.encoder.encode(x), self.encoder.encode(x, noisy=True)
-        terms = {"reconstruction": self.encoder.error(noisy, clean, c.reconstruction)}
+        terms = {"ladder": self.encoder.error(noisy, clean, c.reconstruction)}
         with torch.autocast(x.device.type, enabled=False):
             log_p, log_q = (z[-1].float().log_softmax(2) for z in (clean, noisy))
             both = torch.stack([information_loss(z, c.balance) for z in (log_p, log_q)])
@@ -150,7 +150,6 @@ class Kingdra(Objective):
             terms["labels"] = label_loss(log_q, self.labels[i], self.weights[i])
         parts = zip((1.0, c.information, c.consistency, 1.0), terms.values(), strict=True)
         terms["loss"] = torch.stack([w * term.sum() for w, term in parts]).sum()
-        terms["labelled"] = (self.weights[i] > 0).float()
         return {name: term.mean() for name, term in terms.items()}
 
     def members(self, x: Tensor) -> Tensor:

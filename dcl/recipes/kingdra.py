@@ -28,6 +28,8 @@ digits = Config(
     train=TrainConfig(23, 128, "adam", 8e-3),
 )
 
+photos = digits  # not tuned: of pixels; better hand an encoder in
+
 mnist = Config(
     models=6,
     dims=(512, 256),

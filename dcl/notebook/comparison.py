@@ -51,6 +51,44 @@ def dots(results: list[Result], metric: str) -> dict[str, list[float]]:
     }
 
 
+def systems(
+    results: list[Result],
+    groups: Mapping[str, Sequence[str]],
+    sets: Mapping[str, str],
+    metric: str = "ACC",
+) -> str:
+    """A Markdown table of every method on every set: what may be compared stands in one group.
+
+    groups: a common ground, such as "a network trained by itself", and its methods; sets: names of
+    data sets and their titles. A cell is mean ± deviation (n), with what was learned from and
+    scored on where that is not the whole set. Each group is sorted by the mean on the first set.
+    ValueError: a method with results is in no group.
+    """
+    lacking = {r["method"] for r in results} - {m for methods in groups.values() for m in methods}
+    if lacking:
+        raise ValueError(f"groups must hold every method; got none with {sorted(lacking)}")
+
+    def runs(method: str, data: str) -> list[Result]:
+        return [r for r in results if (r["method"], r["data"]) == (method, data)]
+
+    def told(found: list[Result]) -> str:
+        texts = []
+        for split in sorted({r["split"] for r in found}):
+            mine = [r for r in found if r["split"] == split]
+            text = f"{cell(mine, metric)} ({len(mine)})"
+            seen = mine[0].get("training", mine[0])["images"]
+            how = f", {seen:,} {split}".replace("->", "→")
+            texts.append(text + ("" if split == "all" else how))
+        return "; ".join(texts)
+
+    lines = []
+    for ground, methods in groups.items():
+        first = {m: over_seeds(runs(m, next(iter(sets))), metric)[0] for m in methods}
+        for k, name in enumerate(sorted(methods, key=lambda m: -first[m])):
+            lines.append([ground * (k == 0), name, *(told(runs(name, d)) for d in sets)])
+    return markdown(["", "method", *sets.values()], lines)
+
+
 def seed_by_seed(runs: Mapping[str, Sequence[float]], against: Sequence[str]) -> str:
     """A Markdown table of a score of each row's runs by seed, from 0, with their mean.
 

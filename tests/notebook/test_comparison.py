@@ -1,5 +1,7 @@
 """The rows of a comparison, in a table and in a dot plot."""
 
+import pytest
+
 from dcl.notebook import comparison
 
 
@@ -35,3 +37,28 @@ def test_seeds_side_by_side_by_hand():
         "| nnm | .600 | .800 | .700 | **+0.100 ± 0.000** |",
         "| mice | .400 | .900 | .650 | +0.050 ± 1.906 |",
     ]
+
+
+def run(method, data, acc, split="all", images=9, **more):
+    return {"method": method, "data": data, "split": split, "images": images,
+            "metrics": {"ACC": acc}, **more}  # fmt: skip
+
+
+def test_systems_by_hand():
+    train, many = "train -> test", {"training": {"images": 10_000}}
+    rows = [
+        run("dec", "d", 0.5), run("dec", "d", 0.7), run("idec", "d", 0.8), run("scan", "d", 0.9),
+        run("scan", "m", 0.6, train, **many), run("scan", "m", 0.8, train, **many),
+        run("scan", "m", 0.4, "train+test", 70_000),
+    ]  # fmt: skip
+    groups = {"alone": ["dec", "idec"], "from a pretext": ["scan"]}
+    assert comparison.systems(rows, groups, {"d": "D", "m": "M"}).splitlines() == [
+        "|  | method | D | M |",
+        "| --- | --- | --- | --- |",
+        "| alone | idec | .800 (1) |  |",
+        "|  | dec | .600 ± .141 (2) |  |",
+        "| from a pretext | scan | .900 (1) | "
+        ".700 ± .141 (2), 10,000 train → test; .400 (1), 70,000 train+test |",
+    ]
+    with pytest.raises(ValueError, match=r"groups must hold every method; got none with \['dec'\]"):
+        comparison.systems(rows, {"some": ["idec", "scan"]}, {"d": "D"})

@@ -55,7 +55,7 @@ def agreeing_groups(labelings: Tensor, sure: Tensor, k: int, low: int, high: int
     return found[number]
 
 
-def common_numbering(labelings: Tensor, k: int) -> Tensor:
+def shared_numbering(labelings: Tensor, k: int) -> Tensor:
     """Which cluster of the last of labelings (M,N) each cluster of each is most like: (M,k) int64.
 
     One to one (Hungarian); clusters without images take the numbers that are left.

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcl.algorithm import Run, algorithm
-from dcl.cluster.agreement import agreeing_groups, common_numbering
+from dcl.cluster.agreement import agreeing_groups, shared_numbering
 from dcl.cluster.ensemble import align
 from dcl.config import TrainConfig, check_config
 from dcl.nets.autoencoders import Scale
@@ -129,7 +129,7 @@ class Kingdra(Objective):
             return
         p = extract(self.members, self.images)  # (N,M,K)
         labelings, sure = p.argmax(2).T, (p.amax(2) > c.sure).all(1)
-        self.numbering.copy_(common_numbering(labelings, k))
+        self.numbering.copy_(shared_numbering(labelings, k))
         groups = agreeing_groups(labelings, sure, k, c.low, c.high)
         inside = groups >= 0
         sizes = groups[inside].bincount(minlength=k)
@@ -172,7 +172,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Ki
     kingdra = Kingdra(images, config, encoder)
     train(kingdra, images, config.train, **run)
     last = extract(kingdra.members, images).argmax(2).T
-    kingdra.numbering.copy_(common_numbering(last, config.n_clusters))
+    kingdra.numbering.copy_(shared_numbering(last, config.n_clusters))
     return kingdra
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from dcl.cluster.agreement import agreeing_groups, common_numbering
+from dcl.cluster.agreement import agreeing_groups, shared_numbering
 from dcl.train import seeded
 
 
@@ -107,19 +107,19 @@ def test_seventy_thousand_images_take_seconds():
     assert (together.amax(1) / together.sum(1)).min() > 0.99
 
 
-def test_common_numbering_is_that_of_the_last():
+def test_shared_numbering_is_that_of_the_last():
     with seeded(3):
         last = torch.randint(4, (200,))
         numbers = torch.stack([torch.randperm(4) for _ in range(3)])
     labelings = torch.cat([numbers.argsort(1)[:, last], last[None]])  # numbers undoes it
     labelings[0, :20] = 0  # some noise
-    found = common_numbering(labelings, 4)
+    found = shared_numbering(labelings, 4)
     assert torch.equal(found, torch.cat([numbers, torch.arange(4)[None]]))
 
 
 def test_a_cluster_without_images_takes_the_number_that_is_left():
     labelings = torch.tensor([[3, 3, 1, 1], [0, 0, 2, 2]])
-    found = common_numbering(labelings, 4)
+    found = shared_numbering(labelings, 4)
     assert found[0, 3] == 0 and found[0, 1] == 2
     assert all(sorted(row) == [0, 1, 2, 3] for row in found.tolist())
     assert found[1].tolist() == [0, 1, 2, 3]

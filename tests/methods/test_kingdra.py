@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcl.cluster.agreement import common_numbering
+from dcl.cluster.agreement import shared_numbering
 from dcl.config import TrainConfig
 from dcl.data import load
 from dcl.methods.kingdra import (
@@ -275,7 +275,7 @@ def test_groups_begin_with_sure_images_and_fewer_than_k_leave_the_labels_of_befo
 def test_the_mean_is_taken_in_common_numbers():
     objective = told(torch.stack([MOVED, LAST]), TINY)
     x = torch.arange(12).float()[:, None]
-    objective.numbering.copy_(common_numbering(torch.stack([MOVED, LAST]), 3))
+    objective.numbering.copy_(shared_numbering(torch.stack([MOVED, LAST]), 3))
     p = objective.predict_proba(x)
     assert torch.equal(p[LAST == 0][:3].argmax(1), torch.tensor([0, 0, 0]))
     assert p[0].tolist() == [1, 0, 0] and p[3].tolist() == [0.5, 0, 0.5]
@@ -319,7 +319,7 @@ def test_fit_ends_with_the_numbering_of_the_last_network():
     images = load("digits").subset(200).images
     found = fit(images, replace(recipe("kingdra", "smoke"), train=TrainConfig(1, 64, "adam", 5e-3)))
     labelings = extract(found.members, images).argmax(2).T
-    assert torch.equal(found.numbering, common_numbering(labelings, 10))
+    assert torch.equal(found.numbering, shared_numbering(labelings, 10))
     assert not torch.equal(found.numbering[0], found.numbering[2])  # there was no vote
     both = torch.stack([found.numbering[m][labelings[m]] for m in range(3)])
     one = torch.nn.functional.one_hot(both, 10).sum(0)

@@ -272,7 +272,7 @@ def test_groups_begin_with_sure_images_and_fewer_than_k_leave_the_labels_of_befo
     assert not never.weights.any()
 
 
-def test_the_mean_is_taken_in_common_numbers():
+def test_the_mean_is_taken_in_shared_numbers():
     objective = told(torch.stack([MOVED, LAST]), TINY)
     x = torch.arange(12).float()[:, None]
     objective.numbering.copy_(shared_numbering(torch.stack([MOVED, LAST]), 3))

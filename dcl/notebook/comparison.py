@@ -77,7 +77,7 @@ def systems(
             mine = [r for r in found if r["split"] == split]
             text = f"{cell(mine, metric)} ({len(mine)})"
             seen = mine[0].get("training", mine[0])["images"]
-            how = f", {seen:,} {split}".replace("->", "→")
+            how = f", {seen:,} {split}".replace("train -> ", "→ ")
             texts.append(text + ("" if split == "all" else how))
         return "; ".join(texts)
 

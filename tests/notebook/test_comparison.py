@@ -58,7 +58,7 @@ def test_systems_by_hand():
         "| alone | idec | .800 (1) |  |",
         "|  | dec | .600 ± .141 (2) |  |",
         "| from a pretext | scan | .900 (1) | "
-        ".700 ± .141 (2), 10,000 train → test; .400 (1), 70,000 train+test |",
+        ".700 ± .141 (2), 10,000 → test; .400 (1), 70,000 train+test |",
     ]
     with pytest.raises(ValueError, match=r"groups must hold every method; got none with \['dec'\]"):
         comparison.systems(rows, {"some": ["idec", "scan"]}, {"d": "D"})

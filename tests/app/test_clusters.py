@@ -90,6 +90,8 @@ def test_an_assignment_says_what_it_means(name, trained):
 
 def test_nothing_of_the_training_set_is_published(trained, tmp_path):
     for name in METHODS:
+        if name == "agae":  # a new image has the code of a training image, and its page says so
+            continue
         clusters = trained(name)[0]
         clusters.save(tmp_path / name)
         published = load_file(tmp_path / name)

@@ -187,7 +187,7 @@ def test_a_run_goes_into_the_book_with_its_network(ran, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ("skan", "chapter must be one that records, barlowtwins, .*; got 'skan'"),
+        ("skan", "chapter must be one that records, adc, .*; got 'skan'"),
         ("compare", "chapter must be one that records"),
         ("scan -p epoch 3", "epoch is not a parameter of scan; its parameters are profile, "),
         ("scan -p profile fast", "profile must be one of smoke, quick, gpu, paper; got 'fast'"),

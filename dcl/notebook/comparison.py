@@ -84,9 +84,10 @@ def systems(
     lines = []
     for ground, methods in groups.items():
         first = {m: over_seeds(runs(m, next(iter(sets))), metric)[0] for m in methods}
-        for k, name in enumerate(sorted(methods, key=lambda m: -first[m])):
-            lines.append([ground * (k == 0), name, *(told(runs(name, d)) for d in sets)])
-    return markdown(["", "method", *sets.values()], lines)
+        lines.append([f"*{ground}*", *("" for _ in sets)])
+        for name in sorted(methods, key=lambda m: -first[m]):
+            lines.append([name, *(told(runs(name, d)) for d in sets)])
+    return markdown(["method", *sets.values()], lines)
 
 
 def seed_by_seed(runs: Mapping[str, Sequence[float]], against: Sequence[str]) -> str:

@@ -53,12 +53,13 @@ def test_systems_by_hand():
     ]  # fmt: skip
     groups = {"alone": ["dec", "idec"], "from a pretext": ["scan"]}
     assert comparison.systems(rows, groups, {"d": "D", "m": "M"}).splitlines() == [
-        "|  | method | D | M |",
-        "| --- | --- | --- | --- |",
-        "| alone | idec | .800 (1) |  |",
-        "|  | dec | .600 ± .141 (2) |  |",
-        "| from a pretext | scan | .900 (1) | "
-        ".700 ± .141 (2), 10,000 → test; .400 (1), 70,000 train+test |",
+        "| method | D | M |",
+        "| --- | --- | --- |",
+        "| *alone* |  |  |",
+        "| idec | .800 (1) |  |",
+        "| dec | .600 ± .141 (2) |  |",
+        "| *from a pretext* |  |  |",
+        "| scan | .900 (1) | .700 ± .141 (2), 10,000 → test; .400 (1), 70,000 train+test |",
     ]
     with pytest.raises(ValueError, match=r"groups must hold every method; got none with \['dec'\]"):
         comparison.systems(rows, {"some": ["idec", "scan"]}, {"d": "D"})

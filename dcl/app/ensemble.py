@@ -135,7 +135,8 @@ def read(
         got = ", ".join(str(p) for p in places) or "none"
         raise ValueError(f"members must be two or more different clusterings; got {got}")
     tables = [table_of(place) for place in places]
-    runs = [settings(p) for p in places if (Path(p) / "config.json").is_file()]
+    own = [settings(p) if (Path(p) / "config.json").is_file() else None for p in places]
+    runs = [s for s in own if s is not None]
     files = [file for (file,) in read_csv(tables[0], "file")]
     found = [assigned(tables[0], files)[0]]  # refuses a file that occurs twice
     found += [assigned(t, files, of=str(places[0]))[0] for t in tables[1:]]
@@ -146,8 +147,8 @@ def read(
             "assignments.csv of each"
         )
     counts = [
-        settings(p).config.n_clusters if (Path(p) / "config.json").is_file() else len(row.unique())
-        for p, row in zip(places, found, strict=True)
+        len(row.unique()) if s is None else s.config.n_clusters
+        for s, row in zip(own, found, strict=True)
     ]
     source = Source(data, split, SHOWN if side(data, 0, False) else 0) if data else None
     source = source or next((s.source for s in runs if s.source.data), None)

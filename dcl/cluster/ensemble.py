@@ -75,6 +75,7 @@ def average_linkage(distance: np.ndarray, counts: np.ndarray, k: int) -> np.ndar
     point's nearest is the next of the chain, until two are each other's nearest and merge.
     Sources: Sokal & Michener 1958; Murtagh 1983. Chapter: agae.
     """
+    # SciPy's cannot begin with points that stand for several
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

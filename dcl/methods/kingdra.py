@@ -27,6 +27,7 @@ The cluster of an image: the largest mean of p over networks, in common numbers.
   all have learned the pseudo-labels, and nonsense before)
 - BatchNorm predicts with running statistics (released: those of the batch that an image is in)
 - groups are weighted (released: a second batch is drawn evenly from them)
+- logits have no BatchNorm (released: nor for MNIST, but for the features of CIFAR-10 and STL-10)
 - fewer than K groups: the last K stay (released: those of the round whose smallest was largest)
 """
 

@@ -16,7 +16,7 @@ smoke = Config(
 
 # Fourteen steps are an epoch, of the paper's MNIST a thousand: hence a high learning rate, a weight
 # of information as published for photographs, and long training before the first vote. Every image
-# may begin a group: when only sure ones may, some class has none of them.
+# may begin a group: when only very sure ones may, some groups are missing.
 digits = Config(
     models=6,
     dims=(256, 256),

@@ -7,7 +7,7 @@ from typing import Any
 
 from dcl.data.arrays import is_vectors
 
-EMBEDDED = ("digits", "shapes", "people")
+EMBEDDED = ("digits", "shapes", "people", "photographs")
 GRAY = ("digits", "mnist", "fashion-mnist")
 """Data sets of one channel; for a folder or tensor this is unknown until it is read."""
 

@@ -9,6 +9,7 @@ of the 20 nearest neighbours are left and, with labels, which only report, what 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -22,6 +23,7 @@ from dcl.data.download import data_root
 from dcl.data.photographs import FILE, packed, photographs
 from dcl.measure import metrics
 from dcl.nets.features import features
+from dcl.nets.pretrained import spec_of
 from dcl.runtime.files import write_atomic
 from dcl.train import seeded
 
@@ -62,10 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--encoder", required=True)
     asked = parser.parse_args(arguments)
     data = load(f"folder:{asked.folder}")
-    network, spec = run.encoder_of(asked.encoder, data)
-    assert network is not None and data.labels is not None
+    network: Any = run.encoder_of(asked.encoder, data)[0]
+    assert network and data.labels is not None
+    network.reduced = False  # float32
     z = features(network, data.images, cache=data_root() / "features")
-    write(data, z, spec)
+    write(data, z, spec_of(network))
     small, x = photographs().vectors, z.double() - z.double().mean(0)
     kept = small.double().var(0).sum() / x.var(0).sum()
     before, after = mine(x.float(), K), mine(small, K)

@@ -20,8 +20,8 @@ BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
     "digits": ("all",),
     "shapes": ("all",),
-    "people": BOTH,
     "photographs": ("all",),
+    "people": BOTH,
     "mnist": BOTH,
     "fashion-mnist": BOTH,
     "cifar10": BOTH,

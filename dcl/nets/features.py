@@ -45,10 +45,12 @@ def features(
         return images.cpu()
     if isinstance(encoder, SideBySide):
         with _known(data):
-            return torch.cat([features(e, images, cache=cache) for e in encoder.encoders], 1)
+            each = [features(e, images, cache=cache) for e in encoder.encoders]
+        return torch.cat(each, 1)
     more = ""
     if isinstance(encoder, Pretrained):
-        cache, more = data_root() / "features", f"-{encoder.precision}"
+        cache = data_root() / "features"
+        more = f"-{encoder.precision_on(encoder.mean.device)}"
     if cache is None:
         return _compute(encoder, images, batch_size)
     path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}{more}.safetensors"

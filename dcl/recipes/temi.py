@@ -38,7 +38,7 @@ photographs = Config(
     hidden=128,
     dim=64,
     ema_decay=0.9,
-    train=TrainConfig(20, 256, "adam", 2e-3),
+    train=TrainConfig(10, 256, "adam", 4e-3),
 )
 
 frozen = replace(digits, pretext=simclr.photos)

@@ -17,8 +17,8 @@ smoke = Config(
     train=TrainConfig(2, 10, "adam", 1e-2),
 )
 
-# Features behind a ReLU are all positive: unless they are centred, a new head sees one direction.
-# Hundreds of steps instead of thousands: a faster rate, quicker teachers, smaller heads.
+# Hundreds of steps instead of thousands: quick teachers, a high rate, small heads. Features behind
+# a ReLU are all positive: unless they are centred, a new head sees a single direction.
 digits = Config(
     n_neighbors=20,
     standardize=True,
@@ -32,14 +32,7 @@ digits = Config(
 
 shapes = replace(digits, n_clusters=6, pretext=simclr.shapes)
 
-photographs = Config(
-    n_neighbors=20,
-    heads=10,
-    hidden=128,
-    dim=64,
-    ema_decay=0.9,
-    train=TrainConfig(20, 256, "adam", 2e-3),
-)
+photographs = replace(digits, heads=6, train=TrainConfig(16, 256, "adam", 2e-3))
 
 frozen = replace(digits, pretext=simclr.photos)
 

@@ -32,9 +32,9 @@ digits = Config(
 
 shapes = replace(digits, n_clusters=6, pretext=simclr.shapes)
 
-photographs = replace(digits, heads=6, train=TrainConfig(16, 256, "adam", 2e-3))
-
 frozen = replace(digits, pretext=simclr.photos)
+
+photographs = replace(frozen, heads=6, train=TrainConfig(16, 256, "adam", 2e-3))
 
 photos = frozen
 

@@ -1,8 +1,8 @@
 """Features of 10,000 photographs: what lives on features needs neither images nor a network.
 
 The test images of CIFAR-10, from JPEG files, through EfficientNet-Lite0 at 224 pixels, which was
-trained with the labels of ImageNet; their first principal components, a byte each. No image can be
-made from them. Made by book/photographs.py; sources and licences: data/README.md.
+trained with the labels of ImageNet; the space of their first principal components, a byte a number.
+No image can be made from them. Made by book/photographs.py; sources, licences: data/README.md.
 """
 
 from pathlib import Path
@@ -23,16 +23,19 @@ class Photographs(NamedTuple):
 
 
 def packed(features: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The first `dim` principal components of features (N,D): int8 (N,dim), and what a 1 means.
+    """Features (N,D) in the space of their `dim` principal components: int8 (N,dim), and a step.
 
-    The components are not rescaled, so that distances are those between the features; the second
-    tensor is float32 (dim,). The sign of a component makes its largest value positive.
+    In it the axes are turned at random, so that all columns are about equally wide: methods divide
+    each by its deviation, which would make the last components as large as the first. Distances
+    are those between the features. The second tensor, float32 (dim,), is what a 1 means.
     """
     x = features.double() - features.double().mean(0)
     axes = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, :dim]  # (D,dim), the widest first
     x = x @ axes
     x = x * x.gather(0, x.abs().argmax(0, keepdim=True)).sign()
-    step = (x.amax(0) / 127).float()
+    draw = torch.Generator().manual_seed(0)
+    x = x @ torch.linalg.qr(torch.randn(dim, dim, generator=draw, dtype=torch.float64))[0]
+    step = (x.abs().amax(0) / 127).float()
     return (x / step).round().to(torch.int8), step
 
 

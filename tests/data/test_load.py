@@ -133,7 +133,7 @@ def test_data_refuses(change, error, message):
         (
             "digit",
             None,
-            "name must be one of digits, shapes, people, photographs, mnist.*got 'digit'",
+            "name must be one of digits, shapes, photographs, .*got 'digit'",
         ),
         ("digit:all", None, "name must be one of .*; got 'digit'"),
         ("digits", "train", "split must be all; got 'train'"),
@@ -219,9 +219,9 @@ def test_photographs_are_vectors_by_name():
     assert found.images.shape == (10_000, 96) and found.images.dtype == torch.float32
     assert found.vectors and found.labels.bincount().tolist() == [1000] * 10
     assert found.classes[3] == "cat" and found.split == "all"
-    assert found.checksum == "b63757f942abaeb9"  # as data/README.md states
+    assert found.checksum == "64ab3226703e6992"  # as data/README.md states
     spread = found.images.std(0)
-    assert (spread[:-1] > spread[1:] * 0.99).all()  # principal components, the widest first
+    assert spread.max() < 2 * spread.min()  # no column is much wider than another
     with pytest.raises(ValueError, match="size is for images; photographs holds vectors"):
         load("photographs", size=32)
     with pytest.raises(ValueError, match="split must be all; got 'test'"):
@@ -236,7 +236,9 @@ def test_components_keep_distances_by_hand():
             @ torch.linalg.qr(torch.randn(3, 3))[0]
         )
     components, step = packed(x + 7, 2)
-    assert components.dtype == torch.int8 and components.amax(0).tolist() == [127, 127]
+    assert components.dtype == torch.int8 and components.abs().amax(0).tolist() == [127, 127]
     z = components * step
-    assert (torch.cdist(z, z) - torch.cdist(x, x)).abs().max() < 0.1
-    assert (z.T @ z)[0, 1].abs() < 0.5 and z.std(0)[0] > z.std(0)[1]
+    assert (torch.cdist(z, z) - torch.cdist(x, x)).abs().max() < 0.2
+    axes = torch.linalg.svd(x - x.mean(0)).Vh[:2]
+    assert (torch.cdist(z, z) - torch.cdist(x @ axes.T, x @ axes.T)).abs().max() < 0.15
+    assert z.mean(0).abs().max() < 0.1

@@ -32,9 +32,16 @@ digits = Config(
 
 shapes = replace(digits, n_clusters=6, pretext=simclr.shapes)
 
-frozen = replace(digits, pretext=simclr.photos)
+photographs = Config(
+    n_neighbors=20,
+    heads=10,
+    hidden=128,
+    dim=64,
+    ema_decay=0.9,
+    train=TrainConfig(10, 256, "adam", 4e-3),
+)
 
-photographs = replace(frozen, heads=6, train=TrainConfig(16, 256, "adam", 2e-3))
+frozen = replace(digits, pretext=simclr.photos)
 
 photos = frozen
 

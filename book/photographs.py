@@ -57,7 +57,8 @@ def lite0() -> Any:
     with TemporaryDirectory() as place:
         file = Path(place, "lite0.safetensors")
         # both list them in the order of the layers
-        file.write_bytes(save(dict(zip(names, weights.values(), strict=True))))
+        named = {k: v.contiguous() for k, v in zip(names, weights.values(), strict=True)}
+        file.write_bytes(save(named))
         return pretrained(f"timm/tf_efficientnet_lite0:{file}")
 
 

@@ -14,11 +14,11 @@ smoke = Config(
     dim=32,
     ema_decay=0.5,
     pretext=simclr.smoke,
-    train=TrainConfig(2, 10, "adam", 1e-2),
+    train=TrainConfig(2, 5, "adam", 1e-2),
 )
 
-# Features behind a ReLU are all positive: unless they are centred, a new head sees one direction.
-# Hundreds of steps instead of thousands: a faster rate, quicker teachers, smaller heads.
+# Hundreds of steps instead of thousands: quick teachers, a high rate, small heads. Features behind
+# a ReLU are all positive: unless they are centred, a new head sees a single direction.
 digits = Config(
     n_neighbors=20,
     standardize=True,
@@ -49,6 +49,6 @@ mnist = replace(digits, pretext=simclr.mnist, train=replace(digits.train, epochs
 
 mnist_10k = replace(mnist, pretext=simclr.mnist_10k, train=replace(digits.train, epochs=5))
 
-cifar10 = Config(pretext=simclr.cifar10, train=replace(Config().train, lr=1e-3))
+cifar10 = Config(standardize=True, pretext=simclr.cifar10)
 
 paper = Config()

@@ -23,7 +23,7 @@ def evenly_spaced(images: Any) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Subtract a data set's means and divide by its deviations: of channels, or vectors' columns."""
+    """Subtract a set's means and divide by its deviations: of channels, or of vectors' columns."""
 
     def __init__(self, images: Any):
         super().__init__()

@@ -93,7 +93,7 @@ def unpacked(z: Tensor) -> Tensor:
 
 
 def compare(spaces: dict[str, Tensor], labels: Tensor, seeds: int = 3) -> None:
-    """ACC and NMI of k-means and of the methods of the chapter, with their recipes, in each space."""
+    """What k-means and the methods of the chapter, with their recipes, find in each space."""
     k, rows = len(labels.unique()), []
     stems = [s for s, m in methods().items() if chapter_of(s) == "photographs"]
     for space, z in spaces.items():
@@ -107,12 +107,11 @@ def compare(spaces: dict[str, Tensor], labels: Tensor, seeds: int = 3) -> None:
                 else:
                     plan = replace(recipe(stem, "photographs"), n_clusters=k, seed=seed)
                     found = predict(method(stem).fit(z, plan), z)
-                row = {"space": space, "neighbours": round(agreement(near, labels), 4)}
-                row |= {"method": stem, "seed": seed, **metrics.scores(labels, found)}
-                row["seconds"] = round(time.process_time() - began, 1)
-                rows.append(
-                    {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
-                )
+                said = metrics.scores(labels, found) | {"neighbours": agreement(near, labels)}
+                said = {name: round(value, 4) for name, value in said.items()}
+                seconds = round(time.process_time() - began, 1)
+                row = {"space": space, "method": stem, "seed": seed, "seconds": seconds}
+                rows.append({**row, **said})
                 print(rows[-1], flush=True)
     about = {"command": "python book/photographs.py cifar10-jpeg/test --compare"}
     told = about | {"machine": machine("cpu"), "versions": versions(), "runs": rows}

@@ -154,6 +154,13 @@ def test_a_method_is_its_own_files(stem):
     assert [path for path in wanted if not (ROOT / path).exists()] == []
 
 
+def test_the_chapter_of_a_method_is_named_in_its_docstring(monkeypatch):
+    assert [chapter_of(stem) for stem in ("scan", "idec", "temi")] == ["scan", "dec", "photographs"]
+    monkeypatch.setattr(dcl.methods.methods()["scan"], "__doc__", "SCAN.")
+    with pytest.raises(ValueError, match="docstring of dcl/methods/scan.py must name its chapter"):
+        chapter_of("scan")
+
+
 def test_a_file_with_fit_is_a_method_and_no_other_has_settings():
     """What later methods build on, such as self-labelling, stands in dcl/methods, too."""
     parts = {path.stem: names_defined(ast.parse(path.read_text())) for path in METHODS}

@@ -9,9 +9,9 @@ import pytest
 import dcl.methods
 import dcl.recipes
 from dcl.app.cli import OK, WARNING, main
+from dcl.methods import chapter_of
 from dcl.recipes import choose, recipes
 from sabotage import METHODS as STEMS
-from sabotage import chapter_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dcl"
@@ -152,6 +152,13 @@ def test_a_method_is_its_own_files(stem):
         f"tests/methods/sabotage_{chapter_of(stem)}.json",
     ]
     assert [path for path in wanted if not (ROOT / path).exists()] == []
+
+
+def test_the_chapter_of_a_method_is_named_in_its_docstring(monkeypatch):
+    assert [chapter_of(stem) for stem in ("scan", "idec", "temi")] == ["scan", "dec", "photographs"]
+    monkeypatch.setattr(dcl.methods.methods()["scan"], "__doc__", "SCAN.")
+    with pytest.raises(ValueError, match="docstring of dcl/methods/scan.py must name its chapter"):
+        chapter_of("scan")
 
 
 def test_a_file_with_fit_is_a_method_and_no_other_has_settings():

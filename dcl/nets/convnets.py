@@ -23,16 +23,17 @@ def evenly_spaced(images: Any) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Subtract a data set's channel means and divide by its standard deviations."""
+    """Subtract a set's means and divide by its deviations: of channels, or of vectors' columns."""
 
     def __init__(self, images: Any):
         super().__init__()
-        std, mean = torch.std_mean(unit(evenly_spaced(images)), dim=(0, 2, 3))
-        self.mean = nn.Buffer(mean[:, None, None])
-        self.std = nn.Buffer(std.clamp(min=1e-3)[:, None, None])
+        across, shape = (0, *range(2, images.ndim)), (-1, *[1] * (images.ndim - 2))
+        std, mean = torch.std_mean(unit(evenly_spaced(images)), dim=across)
+        self.mean = nn.Buffer(mean.view(shape))
+        self.std = nn.Buffer(std.clamp(min=1e-3).view(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) in [0,1] -> (B,C,H,W), about zero mean and unit deviation."""
+        """(B,C,H,W) in [0,1] or (B,d), to about zero mean and unit deviation."""
         return (x - self.mean) / self.std
 
 
@@ -54,10 +55,10 @@ class Sobel(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
 
 
-def identity(encoder: Encoder) -> Encoder:
-    """The identity, as an encoder for features that `encoder` has already computed."""
+def identity(out_dim: int) -> Encoder:
+    """The identity, as an encoder of vectors (B,out_dim): features that are there already."""
     same: Any = nn.Identity()
-    same.out_dim = encoder.out_dim
+    same.out_dim = out_dim
     return same
 
 

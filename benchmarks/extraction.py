@@ -85,6 +85,6 @@ def run(rounds: int) -> Outcome:
                 ratio("one by one / dcl", wall["one by one"], wall["dcl"], at_least=1.5, group=name)
             )
             apart = float((a - b).abs().max() / b.abs().max())
-            claims.append(Claim("largest difference", apart, at_most=1e-2, group=name))
+            claims.append(Claim("largest difference", apart, at_most=1e-4, group=name))
     settings = {"photographs": PHOTOGRAPHS, "size": SIZE, "threads": THREADS}
     return Outcome(found, claims, settings, remarks, f"{WALL}, {PHOTOGRAPHS} photographs")

@@ -113,18 +113,19 @@ def test_a_function_of_your_own(lite0, photos, tmp_path, monkeypatch):
 
 def test_a_file_of_torchvisions(photos, tmp_path):
     """Random weights in torchvision's layout: its own cannot be had without a network."""
-    from torchvision.models import efficientnet_b0, get_model_weights
+    from torchvision.models import get_model_weights, swin_t
 
-    direct = efficientnet_b0().eval()
-    torch.save(direct.state_dict(), tmp_path / "b0.pth")
-    own = get_model_weights("efficientnet_b0").DEFAULT.transforms()
-    direct.classifier = nn.Identity()
-    large = [image.resize((256, 256)) for image in photos[:4]]  # the size to which it resizes
+    direct = swin_t().eval()
+    torch.save(direct.state_dict(), tmp_path / "swin.pth")
+    own = get_model_weights("swin_t").DEFAULT.transforms()
+    direct.head = nn.Identity()
+    large = [image.resize((232, 232)) for image in photos[::6]]  # the size to which it resizes
     with torch.no_grad():
         expected = direct(torch.stack([own(image) for image in large]))
-    net = pretrained(f"efficientnet_b0:{tmp_path / 'b0.pth'}")
-    middle = [image.crop((16, 16, 240, 240)) for image in large]
+    net = pretrained(f"swin_t:{tmp_path / 'swin.pth'}")
+    middle = [image.crop((4, 4, 228, 228)) for image in large]
     torch.testing.assert_close(features(net, tensor(middle)), expected, **CLOSE)
+    assert (expected[0] - expected[1]).abs().max() > 0.1  # which is not all zeros, or all the same
 
 
 def test_features_are_computed_once_for_all_commands(file, photos, tmp_path, monkeypatch):

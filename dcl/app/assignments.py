@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -65,16 +65,8 @@ def assigned(
     if len(rows) < len(pairs):
         twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{path} must have one row per image; {twice!r} has several")
-    lacking = [f for f in files if f not in rows]
-    known = {*files}
-    strange = [f for f in rows if f not in known]
-    if lacking or strange:
-        said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
-        said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
-        raise ValueError(
-            f"{path} must have a row for each of the {len(files)} images of {of}, and no other; "
-            f"got {len(rows)}: {', '.join(said)}"
-        )
+    if differ := difference(rows, files, of):
+        raise ValueError(f"{path} must have a row for {differ}")
     for file, cluster in rows.items():
         if not cluster.isdecimal() or (k and int(cluster) >= k):
             range_ = f"0 to {k - 1}" if k else "0 or more"
@@ -90,6 +82,21 @@ def assigned(
             raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
     labels = torch.tensor([int(rows[file]) for file in files])
     return labels, torch.tensor([float(sure[file]) for file in files])
+
+
+def difference(found: Collection[str], wanted: Collection[str], of: str) -> str:
+    """How the files that were found differ from those of `of`, to end a sentence; "" if not."""
+    here, known = {*found}, {*wanted}
+    lacking = [f for f in wanted if f not in here]
+    strange = [f for f in found if f not in known]
+    said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
+    said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
+    if not said:
+        return ""
+    return (
+        f"each of the {len(wanted)} images of {of}, and no other; got {len(found)}: "
+        f"{', '.join(said)}"
+    )
 
 
 def _fraction(text: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -129,17 +129,21 @@ def filled(template: str, **values: Any) -> bytes:
     """The page of a template beside this module, with the look and the script of all."""
     here = Path(__file__).parent
     script = (here / "report.js").read_text("utf-8")
-    page = Template(
-        (here / template).read_text("utf-8"),
-        autoescape=True,
-        finalize=printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    ).render(
-        style=Markup((here / "report.css").read_text("utf-8")),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        **values,
+    page = (
+        Environment(
+            loader=FileSystemLoader(here),
+            autoescape=True,
+            finalize=printable,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        .get_template(template)
+        .render(
+            style=Markup((here / "report.css").read_text("utf-8")),
+            script=Markup(script),
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+            **values,
+        )
     )
     return page.encode()
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from dcl.cluster.neighbors import nearest
 
-NEAR = 0.25
+NEAR = 0.4
 """Closer than this share of the usual distance are near-duplicates."""
 
-FAR = 2.0
+FAR = 1.5
 """An image is an outlier when its neighbours are farther than this many times the usual."""
 
 NEIGHBOURS = 5

@@ -9,7 +9,6 @@ from dcl.app import run
 from dcl.app.source import Source, side
 from dcl.config import changed, check_whole, with_rows
 from dcl.data.arrays import is_vectors
-from dcl.data.download import data_root
 from dcl.data.files import named
 from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
@@ -27,7 +26,7 @@ def choose(
 ) -> Choice:  # fmt: skip
     """How many clusters are in a folder, a data set, vectors, or the embeddings of a run folder.
 
-    encoder: as in `dcl.app.run.fit`, its features being computed once and cached in `data_root`;
+    encoder: as in `dcl.app.run.fit`, its features being computed once and kept;
     "pixels"; or empty: then SimCLR is trained twice, on at most 4,000 images, and both embeddings
     count. Vectors are used as they are. tell: as in `Source.load`. Raises as `choose_k`. Chapter:
     your-images.
@@ -44,13 +43,15 @@ def choose(
     if learned:
         check_name(encoder)
     most_images = limit or (0 if encoder or is_vectors(data) else 4000)
-    images = Source(data, split, side(data, size, learned), most_images).load(tell=tell)
+    images = Source(data, split, side(data, size, encoder if learned else ""), most_images).load(
+        tell=tell
+    )
     if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
         raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
     if learned:
         network, _ = run.encoder_of(encoder, images)
         assert network is not None
-        z = features(network.to(place), images.images, cache=data_root() / "features")
+        z = features(network.to(place), images.images)
     elif encoder or images.vectors:
         z = unit(images.images).flatten(1)
     else:

@@ -11,6 +11,7 @@
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
     dcl list                                        the methods
+    dcl encoders dinov2                             pretrained networks, by a word in their names
     dcl fit dec --data vectors.npy --clusters 10 --out runs/v
 
 vectors.npy holds floats (N,d); a .npy file may also hold images, such as uint8 (N,H,W,C).
@@ -34,6 +35,7 @@ import dcl
 from dcl import methods
 from dcl.app import assignments, run
 from dcl.app.choose import choose
+from dcl.app.cli_encoders import encoders
 from dcl.app.cli_ensemble import ensemble
 from dcl.app.cli_export import export_folders
 from dcl.app.cli_fit import (
@@ -110,7 +112,7 @@ def choose_k(
 
     Args:
         data: A folder of images, a data set's name, a .npy file, or a run folder (its features).
-        encoder: resnet50 or the like, or pixels; empty: two small networks are trained (minutes).
+        encoder: A network of dcl encoders, or pixels; empty: two small ones are trained (minutes).
         size: Images are resized to this many pixels a side.
         split: Of a data set that has several: train, test, train+test.
         limit: Use at most this many images, chosen at random; 0: all.
@@ -144,6 +146,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "resume": resume,
     "choose-k": choose_k,
+    "encoders": encoders,
 }
 
 

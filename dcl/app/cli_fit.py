@@ -42,9 +42,10 @@ class Fit:
     most similar one; with an encoder "frozen", where the method has it; for photographs "cifar10"
     on a GPU and "photos", a small network, on a CPU."""
     encoder: str = ""
-    """A pretrained network, such as resnet50 or resnet50:weights.pth. A few hundred or thousand
-    photographs are too few to train from scratch. It is fine-tuned, unless the recipe is frozen:
-    then only heads are trained, on its features."""
+    """A pretrained network: resnet50, timm/NAME (dcl encoders lists them), either with weights in a
+    file, resnet50:weights.pth, or your own module:function; several with commas between them. A few
+    hundred or thousand photographs are too few to train from scratch. It is fine-tuned, unless the
+    recipe is frozen: then only heads are trained, on its features."""
     size: int = 0
     """Images are resized to this many pixels a side. 0: 224 with an encoder, else 32; a named data
     set keeps its own size."""
@@ -92,7 +93,7 @@ def fit(args: Sequence[str]) -> int:
         check_name(asked.encoder)
     if config.n_clusters < 2:
         raise ValueError(f"clusters must be at least 2; got {config.n_clusters}")
-    size = side(asked.data, asked.size, bool(asked.encoder))
+    size = side(asked.data, asked.size, asked.encoder)
     source = Source(asked.data, asked.split, size, asked.limit)
     data = source.load(Reading(), tell=say)
     if len(data) < max(2, config.n_clusters):

@@ -18,6 +18,8 @@ from dcl.data.arrays import with_channels
 from dcl.data.files import named
 from dcl.data.vectors import check_vectors
 from dcl.measure import baselines
+from dcl.nets.features import on_features
+from dcl.nets.names import parts
 from dcl.nets.pretrained import architecture
 from dcl.objective import Objective
 from dcl.runtime.files import write_atomic
@@ -49,8 +51,8 @@ class Clusters:
     shape: tuple[int, ...]
     """(C,H,W) of the images it was trained on, and can assign; (d,) for vectors."""
     encoder: str = ""
-    """Empty: the method's own; else the architecture of `dcl.nets.pretrained`, as name@size;
-    "module" for a torch module of your own."""
+    """Empty: the method's own; else the architecture of `dcl.nets.pretrained`, as name@size, or
+    several; module:function for a network that your function returns; "module" for another."""
     prototypes: Tensor = torch.empty(0)
     """(K,D), unit vectors: the embedding of each cluster's prototype, which is an image."""
     scale: tuple[float, float] | None = None
@@ -85,9 +87,9 @@ class Clusters:
             )
         if self.vectors:
             check_vectors(images)
-        p, z = (
-            extract(f, images).float().cpu() for f in (self.model.predict_proba, self.model.embed)
-        )
+        with on_features(self.model, images) as seen:
+            both = self.model.predict_proba, self.model.embed
+            p, z = (extract(f, seen).float().cpu() for f in both)
         confidence, clusters = p.max(1)
         own = self.prototypes[clusters] if len(self.prototypes) else torch.zeros_like(z)
         distance = 1 - (F.normalize(z, dim=1) * own).sum(1)
@@ -115,13 +117,19 @@ class Clusters:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, encoder: nn.Module | None = None, checksum: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        encoder: nn.Module | None = None,
+        checksum: str | None = None,
+        functions: bool = False,
     ) -> "Clusters":
         """Read what `save` wrote, a run folder, or a network in the package by name (`shipped`).
 
-        Runs no code. `encoder`: the network that was passed to `fit`, if it was your own;
-        checksum: the sha256 that the file must have, such as the "weights" of a recorded result.
-        Raises FileNotFoundError, and ValueError for a file that is damaged or of another kind.
+        Runs no code, unless `functions` lets it call module:function where the file names one.
+        `encoder`: the network that was passed to `fit`, if it was your own; checksum: the sha256
+        that the file must have, such as the "weights" of a recorded result. Raises
+        FileNotFoundError, and ValueError for a file that is damaged or of another kind.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -150,12 +158,14 @@ class Clusters:
         module = methods.method(about["method"])
         config = unflat(module.Config, json.loads(about["config"]))
         shape = tuple(json.loads(about["shape"]))
-        if about["encoder"] == "module" and encoder is None:
-            raise ValueError(f"encoder must be given: {path} was made with a network of your own")
-        if about["encoder"] not in ("", "module"):
-            name, size = about["encoder"].rsplit("@", 1)
-            encoder = architecture(name, int(size))
         like = torch.zeros(1, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
+        spec = about["encoder"]
+        own = spec if spec == "module" else ",".join(str(n) for n in parts(spec) if n.function)
+        if own and encoder is None and (own == "module" or not functions):
+            whose = "a network of your own" if own == "module" else own
+            raise ValueError(f"encoder must be given: {path} was made with {whose}")
+        if encoder is None and spec:
+            encoder = architecture(spec, images=like)
         model: Objective = module.model(like, config, copy.deepcopy(encoder))
         prototypes = tensors.pop(PROTOTYPES)
         own = {k for k, v in model.state_dict().items() if isinstance(v, Tensor)} - {

@@ -180,7 +180,7 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
                 apart(self.run_dir, "run_dir", path)
             if is_vectors(path):
                 return Source(path).load()
-            return Source(path, size=size or side(path, 0, bool(self.encoder))).load(scale=scale)
+            return Source(path, size=size or side(path, 0, self.encoder)).load(scale=scale)
         if not isinstance(X, Tensor) and (issparse(X) or array_of(X).ndim == 2):
             X = check_array(X, ensure_all_finite=False, ensure_min_samples=least, estimator=self)
             trained = getattr(self, "n_features_in_", d := X.shape[1])

@@ -81,7 +81,7 @@ def read(
         return Given(images, s.source, a.clusters, sure, k, name, found, s.encoder)
     if not data:
         raise ValueError(f"data must say where the images of {path} are; got nothing")
-    source = Source(data, split, side(data, size, bool(encoder)))
+    source = Source(data, split, side(data, size, encoder))
     images = source.load(progress, tell=tell)
     if images.vectors:
         raise ValueError(f"data must be images; got vectors (N,d), {data!r}")

@@ -16,7 +16,6 @@ same folder, adds the rest. Nothing here uses labels, but for a comparison that 
 """
 
 import json
-import os
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,8 @@ from dcl.data.arrays import is_vectors
 from dcl.data.files import named
 from dcl.measure.health import health
 from dcl.nets.labelled import Labelled
-from dcl.nets.pretrained import Pretrained, as_encoder, pretrained
+from dcl.nets.names import absolute, sized
+from dcl.nets.pretrained import Pretrained, SideBySide, as_encoder, pretrained, spec_of
 from dcl.objective import Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.runtime.device import pick_device
@@ -85,8 +85,7 @@ def fit(
         clusters, assignment = fitted(model, method, images, spec)
         return replace(clusters, scale=data.scale), assignment
     name = encoder if isinstance(encoder, str) else ""
-    name, colon, file = name.partition(":")  # a file of weights is found from any folder
-    name += colon and colon + os.path.abspath(Path(file).expanduser())
+    name = absolute(name) if name else ""
     if isinstance(encoder, Labelled):
         name = f"{LABELS}{encoder.name}"
     where, kept = (source or Source("")).absolute(), out / "images.csv"
@@ -109,8 +108,8 @@ def fit(
 
 def encoder_of(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, str]:
     """The module of an `encoder` as in `fit`, and how `Clusters` names it."""
-    if isinstance(encoder, Pretrained):
-        return encoder, f"{encoder.spec}@{encoder.size}"
+    if isinstance(encoder, Pretrained | SideBySide):
+        return encoder, spec_of(encoder)
     if isinstance(encoder, Labelled):
         return encoder, encoder.spec
     if isinstance(encoder, nn.Module):
@@ -119,9 +118,8 @@ def encoder_of(encoder: str | nn.Module, data: Data) -> tuple[nn.Module | None, 
         return None, ""
     if data.vectors:
         raise ValueError(f"encoder must be a torch module for vectors; {encoder!r} takes images")
-    small = 64  # smaller images are enlarged: the network was trained on 224 px
-    found = pretrained(encoder, size=data.size if data.size >= small else 224)
-    return found, f"{found.spec}@{found.size}"
+    found = pretrained(sized(encoder, data.size), images=data.images)
+    return found, spec_of(found)
 
 
 def write(out: Path, data: Data, assignment: Assignment) -> None:
@@ -190,7 +188,7 @@ def clusters(out: str | Path, *, device: str = "auto") -> Clusters:
         raise FileNotFoundError(
             f"{str(out)!r} must hold a finished run; there is no {absent}{hint}"
         )
-    found = Clusters.load(path)
+    found = Clusters.load(path, functions=True)
     found.model.to(pick_device(device))
     return found
 

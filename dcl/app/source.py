@@ -10,21 +10,26 @@ from dcl.data import SPLITS, Data, load
 from dcl.data.arrays import is_array
 from dcl.data.files import named
 from dcl.data.pixels import Scale
+from dcl.nets.names import own_size
 from dcl.runtime import dist
 
 SMALLEST = 8
 """Pixels a side: the networks would downsample fewer to nothing."""
 
 
-def side(data: str, size: int, encoder: bool) -> int:
-    """`size` if given; else for a folder 224 with an encoder and 32 without, for all others 0.
+def side(data: str, size: int, encoder: object = "") -> int:
+    """`size` if given; else for a folder what the encoder wants to see, and 32 without one.
 
-    Raises ValueError for a size that is too small.
+    encoder: names, or a module: 224. 0 for all other data: their own. Raises ValueError for a size
+    that is too small.
     """
-    folder = _place(data).is_dir()
     if size and size < SMALLEST:
         raise ValueError(f"size must be at least {SMALLEST}; got {size}")
-    return size or (0 if not folder else 224 if encoder else 32)
+    if size or not _place(data).is_dir():
+        return size
+    if isinstance(encoder, str) and encoder:
+        return own_size(encoder)
+    return 224 if encoder else 32
 
 
 def apart(out: str | os.PathLike, name: str, data: str) -> None:

@@ -2,14 +2,21 @@
 
 import hashlib
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcl.data import Data
+from dcl.data.download import data_root
+from dcl.nets.pretrained import Pretrained, SideBySide
+from dcl.runtime import dist
 from dcl.runtime.files import write_atomic
 from dcl.train import extract
 
@@ -33,14 +40,48 @@ def features(
         data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if isinstance(encoder, SideBySide):
+        with _known(data):
+            return torch.cat([features(e, images, cache=cache) for e in encoder.encoders], 1)
+    more = ""
+    if isinstance(encoder, Pretrained):
+        cache, more = data_root() / "features", f"-{encoder.precision}"
     if cache is None:
         return _compute(encoder, images, batch_size)
-    path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}.safetensors"
+    path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}{more}.safetensors"
     found = _read(path, len(images))
     if found is None:
         found = _compute(encoder, images, batch_size)
         _write(path, found)
     return found
+
+
+@contextmanager
+def _known(data: Data) -> Iterator[None]:
+    token = under_way.set(data)
+    try:
+        yield
+    finally:
+        under_way.reset(token)
+
+
+@contextmanager
+def on_features(model: Any, images: Tensor) -> Iterator[Tensor]:
+    """Within it a fitted `model` whose pretrained encoder is frozen takes features for images.
+
+    Yields the features of the images, which pass through the encoder once, if at all; the images
+    themselves if the encoder was trained, too (the method then does not take vectors).
+    """
+    encoder, heads = model.encoder, getattr(model.config, "takes_vectors", False)
+    if not heads or not isinstance(encoder, Pretrained | SideBySide):
+        yield images
+        return
+    seen = features(encoder, images).to(images.device)
+    model.encoder = nn.Identity()
+    try:
+        yield seen
+    finally:
+        model.encoder = encoder
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -56,19 +97,29 @@ def fingerprint(encoder: nn.Module) -> str:
 
 
 class _Features(nn.Module):
-    """The encoder, run on its own device, with its output on the CPU."""
+    """The encoder, run on its own device, with its output on the CPU; tells how far it is."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, bar: Any):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.bar = encoder, bar
 
     def forward(self, x: Tensor) -> Tensor:
         place = next(self.encoder.parameters(), x).device
-        return self.encoder(x.to(place)).float().cpu()
+        z = self.encoder(x.to(place)).float().cpu()
+        self.bar.update(len(x))
+        return z
 
 
 def _compute(encoder: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    z = extract(_Features(encoder), images, batch_size)
+    """In blocks, so that images may lie in a file larger than memory."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty() or dist.rank() > 0
+    share = len(images) // dist.world_size()
+    with tqdm(
+        total=share, unit="image", desc="features", disable=hidden, delay=1, leave=False
+    ) as bar:
+        z = extract(_Features(encoder, bar), images, batch_size)
     if z.ndim != 2 or len(z) != len(images) or not z.shape[1]:
         raise ValueError(f"encoder must return features ({len(images)}, D); got {tuple(z.shape)}")
     if not (good := torch.isfinite(z).all(1)).all():

@@ -1,13 +1,10 @@
-"""Pretrained encoders: ImageNet weights by name or from a local file, or your own module.
+"""Pretrained encoders: networks of torchvision and timm by name or file, or your own module.
 
 A few hundred photographs are too few to train from scratch. `pretrained` returns a network trained
-on a million labelled photographs, without its classifier; `as_encoder` checks that another module
-can take its place. Pass either to a method as ``encoder=``.
+on a million and more, without its classifier (`dcl.nets.names` says how networks are named);
+`as_encoder` checks that another module can take its place. Pass either to a method as ``encoder=``.
 """
 
-import contextlib
-import sys
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +12,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcl.data.download import answered_within
-from dcl.nets.state_dict import fitting, read
+from dcl.nets.libraries import TORCHVISION, Input, build, settings
+from dcl.nets.names import Name, check_name, own_module, parts
 from dcl.objective import Objective
+from dcl.runtime.device import autocast, precision_of_features
 from dcl.train import extract
 
-PRETRAINED = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "convnext_tiny",
-    "efficientnet_b0",
-    "mobilenet_v3_large",
-    "swin_t",
-    "vit_b_16",
-)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in torchvision
+PRETRAINED = TORCHVISION
 BLOCK = 64  # images at once without gradients: 512 at 224 px would take gigabytes
 
 
 class Pretrained(nn.Module):
-    """A torchvision network without its classifier, after the preprocessing it was trained with.
+    """A network without its classifier, after the preprocessing that it was trained with.
 
     Images float (B,C,H,W) in [0,1], C 1 or 3, sides of 16 or more, to features (B,out_dim).
     """
 
     mean: Tensor
     std: Tensor
+    reduced: bool = True
+    """False: features in float32, whatever the processor is fast at."""
 
-    def __init__(self, network: nn.Module, spec: str, size: int, out_dim: int):
+    def __init__(self, network: nn.Module, spec: str, size: int, out_dim: int, own: Input):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
-        self.spec, self.size, self.out_dim = spec, size, out_dim
-        for name, value in (("mean", MEAN), ("std", STD)):
+        self.spec, self.size, self.out_dim, self.own = spec, size, out_dim, own
+        for name, value in (("mean", own.mean), ("std", own.std)):
             self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
+
+    @property
+    def precision(self) -> str:
+        """Of its features, unless it is being trained: see `precision_of_features`."""
+        return precision_of_features(self.mean.device) if self.reduced else "float32"
 
     def extra_repr(self) -> str:
         """What the weights do not show."""
-        return f"{self.spec}, size={self.size}, out_dim={self.out_dim}"
+        said = f"{self.spec}, size={self.size}, out_dim={self.out_dim}"
+        usual = Input()
+        more = (f"{k}={getattr(self.own, k)}" for k in ("mean", "std", "interpolation")
+                if getattr(self.own, k) != getattr(usual, k))  # fmt: skip
+        return ", ".join([said, *more])
 
     def forward(self, x: Tensor) -> Tensor:
         """Repeat a grey channel, resize with antialiasing, normalise, apply the network."""
@@ -63,60 +62,91 @@ class Pretrained(nn.Module):
             )
         if min(x.shape[2:]) < 16:
             raise ValueError(f"images must have sides of at least 16 px; got {tuple(x.shape)}")
-        learning = self.training or torch.is_grad_enabled()
-        return torch.cat([self._see(part) for part in x.split(len(x) if learning else BLOCK)])
+        if self.training or torch.is_grad_enabled():  # it learns: the loop has its own precision
+            return self._see(x)
+        with autocast(x.device, self.precision)[0]:
+            return torch.cat([self._see(part) for part in x.split(BLOCK)]).float()
 
     def _see(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
         if x.shape[2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            x = F.interpolate(
+                x, (self.size, self.size), mode=self.own.interpolation, antialias=True
+            )
+            x = x.clamp(0, 1) if self.own.interpolation == "bicubic" else x  # which overshoots
         x = (x - self.mean) / self.std
         return self.network(x.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
-def architecture(name: str, size: int = 224) -> Pretrained:
+class SideBySide(nn.Module):
+    """Several encoders, each with its own preprocessing; their features stand side by side.
+
+    Images float (B,C,H,W) in [0,1] to (B,out_dim), `out_dim` being the sum of `widths`.
+    """
+
+    def __init__(self, encoders: list[nn.Module]):
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.widths: tuple[int, ...] = tuple(getattr(e, "out_dim") for e in encoders)  # noqa: B009
+        self.out_dim = sum(self.widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) -> (B,out_dim)."""
+        return torch.cat([encoder(x) for encoder in self.encoders], 1)
+
+
+def architecture(spec: str, size: int | None = None, images: Tensor | None = None) -> Any:
     """The module that `pretrained` returns, untrained: for weights loaded from elsewhere.
 
-    Raises ValueError for a name that is not in `PRETRAINED` or a size it cannot take.
+    Raises ValueError for an unknown name or a size it cannot take.
     """
-    return _build(name, size)[0].eval()
+    return _joined([_one(name, size, None, images) for name in parts(spec)])
 
 
-def pretrained(name_or_path: str, *, size: int = 224) -> Pretrained:
-    """A network trained on ImageNet, by name or, with ``resnet50:PATH``, from a local file.
+def pretrained(names: str, *, size: int | None = None, images: Tensor | None = None) -> Any:
+    """A network by name, see `dcl.nets.names`: `Pretrained`, `SideBySide`, or your own module.
 
-    ``name`` is one of `PRETRAINED`; its weights are torchvision's, downloaded once into the cache
-    of torch.hub. ``name:PATH`` takes a state dict (.pth, or .safetensors) of that architecture,
-    with or without its classifier, with or without the prefixes of wrappers such as
-    ``module.encoder_q.``. No code is ever unpickled. size: the side to which images are resized.
+    Weights come from a local file, ``NAME:PATH``: a state dict (.pth, or .safetensors) of that
+    architecture, with or without its classifier, with or without the prefixes of wrappers such as
+    ``module.encoder_q.``; no code is ever unpickled. Without a file they are the library's,
+    downloaded once into its cache. Mean, deviation and interpolation are the network's own, and so
+    is the side to which images are resized, unless `size` or ``NAME@SIZE`` says another.
+    images: a few uint8 (N,C,H,W) on which a network of your own is checked (`as_encoder`).
 
     Images float (B,C,H,W) in [0,1], C 1 or 3, any side from 16 px, to features (B,out_dim).
-    `spec` names the architecture, so that ``architecture(spec, size)`` rebuilds the module.
     Raises ValueError: unknown name, size, weights that do not fit. FileNotFoundError: no such
     file, or weights that cannot be downloaded. Chapter: your-images.
     """
-    name, colon, place = check_name(name_or_path)
-    module, classifier = _build(name, size)
-    if not colon:
-        state, source = _download(name)
-    else:
-        source = Path(place).expanduser()
-        state = read(source)
-    module.network.load_state_dict(fitting(state, module.network, classifier, name, source))
-    return module.eval()
+    return _joined([_one(name, size, name.file, images) for name in check_name(names)])
 
 
-def check_name(name_or_path: str) -> tuple[str, str, str]:
-    """The parts of a name for `pretrained`, whose errors it raises; without work."""
-    name, colon, place = name_or_path.partition(":")
-    if name not in PRETRAINED:
-        raise ValueError(
-            f"encoder must be one of {', '.join(PRETRAINED)}, or one of these with a local file, "
-            f"resnet50:PATH; got {name_or_path!r}"
-        )
-    if colon and not Path(place).expanduser().is_file():
-        raise FileNotFoundError(f"{name}:PATH must name an existing file; got {place!r}")
-    return name, colon, place
+def _joined(encoders: list[nn.Module]) -> nn.Module:
+    return encoders[0] if len(encoders) == 1 else SideBySide(encoders).eval()
+
+
+def _one(name: Name, size: int | None, weights: str | None, images: Tensor | None) -> nn.Module:
+    if name.function:
+        few = torch.zeros(2, 3, 224, 224, dtype=torch.uint8) if images is None else images
+        found: Any = as_encoder(own_module(name), few).eval()
+        found.spec = str(name)
+        return found
+    own = settings(name.network)
+    side = name.size or (own.size if size is None else size)
+    if not isinstance(side, int) or side < 32:
+        raise ValueError(f"size must be an integer of at least 32; got {side!r}")
+    place = str(Path(weights).expanduser()) if weights else weights
+    network, width = build(name.network, side, place)
+    return Pretrained(network, name.network, side, width, own).eval()
+
+
+def spec_of(encoder: Any) -> str:
+    """The name from which `architecture` makes such a module again; "module" if there is none."""
+    if isinstance(encoder, SideBySide):
+        each = [spec_of(e) for e in encoder.encoders]
+        return "module" if "module" in each else ",".join(each)
+    if isinstance(encoder, Pretrained):
+        return f"{encoder.spec}@{encoder.size}"
+    return getattr(encoder, "spec", "module")
 
 
 def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:
@@ -147,46 +177,3 @@ def as_encoder(module: nn.Module, images: Tensor) -> nn.Module:
         module = nn.Sequential(module)  # a vision transformer's `encoder` is not all of it
         module.out_dim = z.shape[1]  # type: ignore[assignment]
     return module
-
-
-def _build(name: str, size: int) -> tuple[Pretrained, str]:
-    """An untrained module, and where in its network the classifier was."""
-    if name not in PRETRAINED:
-        raise ValueError(f"encoder must be one of {', '.join(PRETRAINED)}; got {name!r}")
-    if not isinstance(size, int) or size < 32:
-        raise ValueError(f"size must be an integer of at least 32; got {size!r}")
-    if name == "vit_b_16" and size != 224:
-        raise ValueError(
-            f"size must be 224 for vit_b_16, whose position embeddings are fixed; got {size}"
-        )
-    from torchvision.models import get_model
-
-    with torch.random.fork_rng(devices=[]):  # the weights are replaced: leave the caller's state
-        network = get_model(name, weights=None)
-    last = [key for key, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-    width = network.get_submodule(last).in_features
-    parent, _, child = last.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
-    return Pretrained(network, name, size, width), last
-
-
-def _download(name: str) -> tuple[Any, Path]:
-    """The state dict of torchvision's weights, and its file in the cache of torch.hub."""
-    from torchvision.models import get_model_weights
-
-    url = get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            known = url.rpartition("-")[2].removesuffix(".pth")  # the start of the file's sha256
-            # stdout is for the caller's output
-            with answered_within(30), contextlib.redirect_stdout(sys.stderr):
-                torch.hub.download_url_to_file(url, str(path), known, sys.stderr.isatty())
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise FileNotFoundError(
-            f"the ImageNet weights of {name} are not on this machine and could not be downloaded: "
-            f"{error}. On a connected machine download {url} and copy it to {path} (the variable "
-            f"TORCH_HOME moves that folder), or name the file: {name}:PATH"
-        ) from error
-    return read(path), path

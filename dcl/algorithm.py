@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dcl.config import check_rows
 from dcl.data import Data
-from dcl.nets.features import fingerprint, under_way
-from dcl.objective import Monitor
+from dcl.nets.convnets import identity
+from dcl.nets.features import features, fingerprint, under_way
+from dcl.objective import Encoder, Monitor
 from dcl.runtime import checkpoint, dist
 from dcl.train import seeded
 
@@ -125,30 +126,59 @@ def pretrain(method: ModuleType, images: Tensor, config: Any, run: Run, given: A
     """Step 1 of a method that begins with a pretext: the one given, else its `fit` on the images.
 
     config: the method's own; its `pretext` is trained with its `seed` and checkpointed in
-    `<run_dir>/pretext`.
+    `<run_dir>/pretext`. Vectors that the pretext does not take are features themselves: it is the
+    identity then.
     """
-    if given is not None:
-        return given
+    if not trains_pretext(config, images.ndim == 2, given is not None):
+        return untrained(method, images, config, given)
     folder = run["run_dir"] and Path(run["run_dir"]) / "pretext"
     recipe = replace(config.pretext, seed=config.seed)
     return method.fit(images, recipe, monitor=run["monitor"], run_dir=folder)
 
 
+def trains_pretext(config: Any, vectors: bool, given: bool) -> bool:
+    """Whether a fit to images, or to vectors, with an encoder `given` or not, trains a pretext."""
+    takes_vectors = getattr(getattr(config, "pretext", None), "takes_vectors", False)
+    return not given and (takes_vectors or not vectors)
+
+
+def untrained(method: ModuleType, images: Tensor, config: Any, given: Any = None) -> Any:
+    """What `pretrain` returns, with fresh weights."""
+    if trains_pretext(config, images.ndim == 2, given is not None):
+        return method.model(images, config.pretext)
+    return identity(images.shape[1]) if given is None else given
+
+
+def frozen(
+    method: ModuleType, images: Tensor, config: Any, run: Run, given: Any = None
+) -> tuple[Encoder, Tensor]:
+    """Step 1 of a method on features: the pretext's encoder, and its features (N,D) of the images.
+
+    Computed once and kept in the run folder; vectors without a network are their own features.
+    """
+    pretext = pretrain(method, images, config, run, given)
+    encoder = getattr(pretext, "encoder", pretext)
+    return encoder, features(encoder, images, cache=run["run_dir"]).to(images.device)
+
+
 def check_fit(images: Any, config: Any, encoder: nn.Module | None = None) -> Data:
     """Refuse what cannot be trained on, before any work; return the images as `Data`.
 
-    Raises TypeError or ValueError naming the argument, what came and what was expected. With an
-    `encoder` no pretext is trained, so its settings are not checked. Vectors (N,d) are only for
-    methods whose Config has ``takes_vectors = True``. The largest values that the number of images
-    allows are in the ``most(n)`` of a Config, see `dcl.config.with_rows`.
+    Raises TypeError or ValueError naming the argument, what came and what was expected. Where no
+    pretext is trained its settings are not checked. Vectors (N,d) are only for methods whose Config
+    has ``takes_vectors = True``, or a property that tells with which settings. The largest values
+    that the number of images allows are in the ``most(n)`` of a Config, see `dcl.config.with_rows`.
     """
     data = Data(images, None, None, name="images", split="all")  # holds dtype and shape
     if data.vectors and not getattr(config, "takes_vectors", False):
         method = type(config).__module__.rpartition(".")[2]
-        raise ValueError(f"{method} needs images (N,C,H,W); got vectors {tuple(images.shape)}")
+        often = ' (recipe "frozen" takes vectors)' if hasattr(type(config), "takes_vectors") else ""
+        got = tuple(images.shape)
+        raise ValueError(f"{method} needs images (N,C,H,W){often}; got vectors {got}")
     n, k = len(data), getattr(config, "n_clusters", None)
     if k is not None and not 2 <= k <= n:
         number = f"number of {data.noun}s, {n}"
         raise ValueError(f"n_clusters must be between 2 and the {number}; got {k}")
-    check_rows(config, n, data.noun, pretext=encoder is None)
+    learns = trains_pretext(config, data.vectors, encoder is not None)
+    check_rows(config, n, data.noun, pretext=learns)
     return data

@@ -70,6 +70,19 @@ class Objective(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
+class Classifier(Objective):
+    """An encoder that stays as it is and a trained head: features (B,out_dim) to logits (B,K)."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module, config: Any):
+        super().__init__()
+        self.encoder, self.head, self.config = encoder, head, config
+        self.requires_grad_(False).eval()
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Cluster probabilities (B,K)."""
+        return self.head(self.encoder(x)).float().softmax(1)
+
+
 class Embedding(Encoder):
     """What an objective embeds as the features of an encoder, for images like `images`."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcl import methods
+from dcl.algorithm import trains_pretext
 from dcl.app import run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
 from dcl.app.source import Source, apart, side
@@ -103,7 +104,8 @@ def fit(args: Sequence[str]) -> int:
         )
     n, before = len(data), config
     config = with_rows(config, n, typed := _typed(rest))
-    check_rows(config, n, data.noun, pretext=not asked.encoder, typed=typed)
+    learns = trains_pretext(config, data.vectors, bool(asked.encoder))
+    check_rows(config, n, data.noun, pretext=learns, typed=typed)
     board = tensorboard(out / "tensorboard") if asked.tensorboard else None
     say(f"{name}, recipe {chosen}")
     if less := changed(before, config):
@@ -114,7 +116,7 @@ def fit(args: Sequence[str]) -> int:
     return follow(
         out,
         config,
-        not asked.encoder,
+        learns,
         lambda bar: run.fit(
             name,
             data,

@@ -18,6 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 from torch import Tensor, nn
 
+from dcl.algorithm import trains_pretext
 from dcl.app import run
 from dcl.app.clusters import Assignment, Clusters
 from dcl.app.parameters import check_parameters, chosen_by_hand
@@ -99,7 +100,8 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
         asked = replace(asked, n_clusters=int(self.n_clusters), seed=seed)
         typed = chosen_by_hand(self)
         config = with_rows(asked, n, typed)
-        check_rows(config, n, data.noun, pretext=not self.encoder, typed=typed)
+        learns = trains_pretext(config, data.vectors, bool(self.encoder))
+        check_rows(config, n, data.noun, pretext=learns, typed=typed)
         if less := changed(asked, config):
             warnings.warn(f"to fit {n} {data.noun}s: {less}", stacklevel=2)
         self.clusters_, found = run.fit(

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from dcl.algorithm import Run, algorithm, pretrain
+from dcl.algorithm import Run, algorithm, pretrain, untrained
 from dcl.cluster.balance import mean_entropy
 from dcl.cluster.neighbors import draw, mine
 from dcl.config import TrainConfig, check_config
@@ -76,6 +76,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_config(self, n_neighbors=1, heads=1, threshold=(0, 1), ema_decay=(0, 1))
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether nothing but heads is trained, on features that are there already."""
+        return self.freeze_encoder and self.scan_view == View() and not self.selflabel.epochs
 
     def most(self, n: int) -> dict[str, int]:
         """What n images allow: each has n - 1 neighbours."""
@@ -143,8 +148,8 @@ class Scan(Objective):
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> SelfLabel:
-    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    pretext = simclr.model(images, config.pretext) if encoder is None else encoder
+    """What `fit` returns, with fresh weights, for images (N,C,H,W) or vectors (N,d)."""
+    pretext = untrained(simclr, images, config, encoder)
     trunk: Any = getattr(pretext, "encoder", pretext)
     head = linear_head(trunk, config.n_clusters, config.normalize)
     return SelfLabel(trunk, head.to(images.device), config)
@@ -152,7 +157,7 @@ def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> S
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> SelfLabel:
-    """Cluster images uint8 (N,C,H,W) without labels: the paper's Algorithm 1.
+    """Cluster images uint8 (N,C,H,W) without labels, or vectors (N,d) if all but heads is frozen.
 
     `encoder`: a trained pretext, a `simclr.SimCLR` (mined in its embedding) or any module with
     `out_dim` (mined in its features); a copy is trained. Chapter: scan.
@@ -164,7 +169,7 @@ def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> Se
     z = seen if frozen and embed is trunk else extract(embed, images)  # 2. mining
     neighbors = mine(z, config.n_neighbors)
 
-    scan = Scan(identity(trunk) if frozen else trunk, seen, neighbors, config)  # 3. clustering
+    scan = Scan(identity(trunk.out_dim) if frozen else trunk, seen, neighbors, config)  # 3.
     train(scan, seen, config.scan, stage="scan", **run)
     log_p = extract(scan.log_proba, seen)  # 4. the head with the lowest loss
     best = int(head_losses(log_p, neighbors, config.entropy_weight).argmin())

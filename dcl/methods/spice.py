@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcl.algorithm import Run, algorithm, pretrain
+from dcl.algorithm import Run, algorithm, pretrain, untrained
 from dcl.cluster.pseudolabels import even, prototype_labels, reliable
 from dcl.config import TrainConfig, check_config
 from dcl.methods import simclr
@@ -81,6 +81,9 @@ class Config:
     def __post_init__(self) -> None:
         check_config(self, "share", heads=1, passes=1, n_neighbors=1, labelled=1, pool=2)
         check_config(self, agree=0, sure=(0, 1), threshold=(0, 1), ema_decay=(0, 1))
+
+    # nothing but heads is trained
+    takes_vectors = property(lambda self: self.view == View() and not self.fixmatch.epochs)
 
     def most(self, n: int) -> dict[str, int]:
         """What n images allow: an image is its own first neighbour."""
@@ -151,21 +154,20 @@ def embedding(pretext: Any, images: Tensor, config: Config) -> Encoder:
 
 
 def model(images: Tensor, config: Config, encoder: nn.Module | None = None) -> FixMatch:
-    """What `fit` returns, with fresh weights, for images like `images` (N,C,H,W)."""
-    pretext = simclr.model(images, config.pretext) if encoder is None else encoder
-    net = embedding(pretext, images, config)
+    """What `fit` returns, with fresh weights, for images or vectors like these."""
+    net = embedding(untrained(simclr, images, config, encoder), images, config)
     head = mlp((net.out_dim, net.out_dim, config.n_clusters), batch_norm=False)
     return FixMatch(net, head.to(images.device), images, config)
 
 
 @algorithm
 def fit(images: Tensor, config: Config, encoder: Encoder | None, run: Run) -> FixMatch:
-    """Cluster images uint8 (N,C,H,W) without labels; `encoder` as in SCAN."""
+    """Cluster images uint8 (N,C,H,W), or vectors (N,d); no labels; `encoder` as in SCAN."""
     net = embedding(pretrain(simclr, images, config, run, encoder), images, config)  # 1.
-    raw = features(net, images, cache=run["run_dir"]).to(images.device)
-    z, still = F.normalize(raw, dim=1), config.view == View()
-    first = Prototypes(identity(net) if still else net, raw if still else images, z, config)  # 2.
-    train(first, first.seen, config.spice, stage="spice", **run)
+    x = features(net, images, cache=run["run_dir"]).to(images.device)
+    z, still = F.normalize(x, dim=1), config.view == View()
+    first = Prototypes(identity(net.out_dim) if still else net, x if still else images, z, config)
+    train(first, first.seen, config.spice, stage="spice", **run)  # 2.
     p = extract(first.proba, first.seen)
     best = int(self_loss(p, first.labels(p, z)).argmin())
     found = reliable(z, p[:, best], config.n_neighbors, config.agree, config.sure)  # 3.

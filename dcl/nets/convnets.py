@@ -54,10 +54,10 @@ class Sobel(nn.Module):
         return F.conv2d(x.mean(1, keepdim=True), self.kernel, padding=1)
 
 
-def identity(encoder: Encoder) -> Encoder:
-    """The identity, as an encoder for features that `encoder` has already computed."""
+def identity(out_dim: int) -> Encoder:
+    """The identity, as an encoder of vectors (B,out_dim): features that are there already."""
     same: Any = nn.Identity()
-    same.out_dim = encoder.out_dim
+    same.out_dim = out_dim
     return same
 
 

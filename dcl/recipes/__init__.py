@@ -7,7 +7,7 @@ from typing import Any
 
 from dcl.data.arrays import is_vectors
 
-EMBEDDED = ("digits", "shapes", "people")
+EMBEDDED = ("digits", "shapes", "people", "photographs")
 GRAY = ("digits", "mnist", "fashion-mnist")
 """Data sets of one channel; for a folder or tensor this is unknown until it is read."""
 
@@ -48,15 +48,16 @@ def choose(
     which a method may have a recipe of its own, mnist_10k), gpu all of them; "" is the command
     line, with the whole data set. For photographs that is frozen, heads on the features of
     `encoder`, or cifar10 with an `encoder`; cifar10 on a GPU; photos, a small network, on a CPU.
+    Vectors are features: frozen where the method has it, else digits.
     """
     own = data.split(":")[0]
     gray = own in GRAY if gray is None else gray
     if profile in ("smoke", "paper"):
         wanted = [profile]
     elif own in EMBEDDED and profile != "gpu":
-        wanted = [own]
+        wanted = [own] + ["frozen"] * (own == "photographs")
     elif vectors or is_vectors(data):
-        wanted = ["digits"]
+        wanted = ["frozen"]
     elif profile == "quick":
         wanted = [f"{own}_10k", "digits" if gray else "photos"]
     elif gray and not encoder:

@@ -43,6 +43,9 @@ digits = Config(
     fixmatch=TrainConfig(12, 128, "adam", 3e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
+# heads on the features of an encoder, or on vectors, without FixMatch: in seconds
+frozen = replace(digits, projected=False, fixmatch=replace(digits.fixmatch, epochs=0))
+
 photos = replace(
     digits,
     weak=CROP_FLIP,

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -360,6 +360,20 @@ def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):
     assert clusters.shape == (LENGTH,) and clusters.vectors and len(clusters.prototypes) == GROUPS
     # the row that stands for a cluster lies at distance 0
     assert clusters.assign(vectors_of(x)).distance.min() < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:to fit 180 vectors")
+@pytest.mark.parametrize("method", ["scan", "spice"])
+def test_vectors_are_features_for_heads_alone(method, x, tmp_path):
+    made = DeepClusterer(method, GROUPS, epochs=2, run_dir=tmp_path / "run").fit(x)
+    assert not list((tmp_path / "run").glob("features-*"))  # the vectors are there already
+    assert np.array_equal(made.transform(x), x.astype(np.float32))
+    made.save(tmp_path / "m.safetensors")
+    again = DeepClusterer.load(tmp_path / "m.safetensors")
+    assert np.array_equal(again.predict_proba(x), made.probabilities_)
+    # no pretext is trained, so what it would need is not asked for
+    pretext = replace(made.clusters_.config.pretext, train=TrainConfig(1, 10**6))
+    check_fit(vectors_of(x), replace(made.clusters_.config, pretext=pretext))
 
 
 @pytest.mark.parametrize(

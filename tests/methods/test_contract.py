@@ -175,13 +175,15 @@ def test_vectors_are_taken_or_refused_as_the_config_says(stem):
     with seeded(0):
         truth = torch.arange(150) % 3
         vectors = (20 * torch.randn(3, 12))[truth] + torch.randn(150, 12)
-    config = tiny(stem)
+    config = schooled(stem)
     if not getattr(config, "takes_vectors", False):
         with pytest.raises(ValueError, match=f"{stem} needs images"):
             module(stem).fit(vectors, config)
-        return
+        if not hasattr(type(config), "takes_vectors"):
+            return
+        config = with_rows(with_epochs(recipe(stem, "frozen"), 20), 150)
     if stem in CLUSTERING:
-        config = replace(schooled(stem), n_clusters=3)
+        config = replace(config, n_clusters=3)
     objective = module(stem).fit(vectors, config)
     if stem in CLUSTERING:
         assert accuracy(truth, predict(objective, vectors)) == 1

@@ -108,7 +108,7 @@ def make(config=TINY, n=11, cached=False):
         net, x = Flat().eval(), images(n).float() / 255
         raw = net(x).detach()
         z = F.normalize(raw, dim=1)
-        seen = (identity(net), raw) if cached else (net, images(n))
+        seen = (identity(net.out_dim), raw) if cached else (net, images(n))
         return Prototypes(*seen, z, config)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcl.app.clusters import Assignment
 from dcl.data import Data
+from dcl.measure.cleaning import Cleaning
 from dcl.measure.metrics import purity, scores
 
 
@@ -27,6 +28,21 @@ def table(files: Sequence[str], a: Assignment) -> bytes:
         ("file", "cluster", "confidence", "distance"),
         ((f, c, f"{p:.4f}", f"{d:.4f}") for f, c, p, d in columns),
     )
+
+
+def duplicates(files: Sequence[str], found: Cleaning) -> bytes:
+    """As CSV: file, other, kind, distance, share of the usual distance. The same pixels first."""
+    same = [(files[r], files[g[0]], "same", "0", "0") for g in found.same for r in g[1:]]
+    near = [
+        (files[p.b], files[p.a], "near", f"{p.distance:.5f}", f"{p.distance / found.usual:.3f}")
+        for p in found.near
+    ]
+    return csv_bytes(("file", "other", "kind", "distance", "share"), same + near)
+
+
+def outliers(files: Sequence[str], found: Cleaning) -> bytes:
+    """As CSV: file, and how many times the usual distance its neighbours are away."""
+    return csv_bytes(("file", "times"), ((files[row], f"{t:.3f}") for row, t in found.far))
 
 
 def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

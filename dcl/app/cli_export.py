@@ -24,7 +24,7 @@ def export_folders(
     export.csv, also has near-duplicates and outliers.
 
     Args:
-        folder: The run folder; or, with --data, a consensus or a CSV file, as dcl predict writes it.
+        folder: The run folder; or, with --data, a consensus or a CSV file, such as predict writes.
         to: The folder in which they are put.
         data: Where the images are: of a run, only if they were moved.
         copy: Copies in place of links.

@@ -17,7 +17,7 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,7 +53,6 @@ def export(
     copies: bool = False,
     cluster_names: str | Path | None = None,
     also: Sequence[str] = (),
-    tell: Callable[[int, int], object] | None = None,
 ) -> Exported:
     """Put the images of a run into a folder for each cluster, as links, and write a table.
 
@@ -61,7 +60,7 @@ def export(
     with data, the folder of a consensus or a CSV file with file and cluster, as `dcl predict`
     writes it. data: where the images are, if they were moved. copies: in place of links.
     cluster_names: a CSV file with cluster and name, as the report saves it. also: fiftyone,
-    parquet. tell: called with the images done, and of all. Raises FileNotFoundError and ValueError
+    parquet. Raises FileNotFoundError and ValueError
     before anything is written: no such images, a folder that holds another export or, under a name
     that is needed, a file of somebody else. Chapter: your-images.
     """
@@ -92,10 +91,8 @@ def export(
     every = [*({row["file"]: row for row in rows} | {f: r for f, r in kept.items()
              if f not in paths}).values()]  # fmt: skip
     write_atomic(to / TABLE, csv_bytes(HEAD, ([row[key] for key in HEAD] for row in every)))
-    for done, (source, target) in enumerate(todo, 1):
+    for source, target in todo:
         _put(source, target, copies)
-        if tell:
-            tell(done, len(todo))
     if "fiftyone" in also:
         write_atomic(to / LABELS, fiftyone(every))
     if "parquet" in also:
@@ -133,7 +130,7 @@ def _rows(
     """A row of the table for each file; "exported" is its folder yet."""
     clusters, confidence = assigned(table, files)
     away = _column(table, "distance")
-    called = dict(read_csv(cluster_names, "cluster", "name")) if cluster_names else {}
+    called = {k: n for k, n in read_csv(cluster_names, "cluster", "name")} if cluster_names else {}  # noqa: C416
     if strange := [k for k in called if not k.isdecimal()]:
         raise ValueError(f"{cluster_names}: cluster must be a whole number; got {strange[0]!r}")
     twins = _column(table.with_name("duplicates.csv"), "other")
@@ -158,7 +155,7 @@ def _rows(
 def _column(path: Path, name: str) -> dict[str, str]:
     """A column of a CSV file by its column file; empty if there is no such file or column."""
     try:
-        return dict(read_csv(path, "file", name)[::-1])  # of several rows the first counts
+        return {f: v for f, v in read_csv(path, "file", name)[::-1]}  # noqa: C416  the first counts
     except (FileNotFoundError, ValueError):
         return {}
 

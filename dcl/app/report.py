@@ -70,9 +70,9 @@ def report(
     or vectors, float32 (N,d), shown in tables instead of pictures; probabilities (N,K) with rows
     that sum to 1; features (N,D); files: N names, else images go by number; log: one mapping per
     epoch; about: facts for a table; own_advice: what the method adds to
-    `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found; found: by
-    `dcl.measure.cleaning`, else it is computed here. Every text is escaped. Raises ValueError for other shapes and lengths, TypeError for other vectors. Chapter:
-    your-images.
+    `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found; found: what
+    `dcl.measure.cleaning` did, else it is computed here. Every text is escaped. Raises ValueError
+    for other shapes and lengths, TypeError for other vectors. Chapter: your-images.
     """
     n, noun = len(images), "vector" if images.ndim == 2 else "image"
     if noun == "vector":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,11 +1,13 @@
 """What people clean first: identical images, near-duplicates, and images that are like no other.
 
 All by distance in the features, 1 minus the cosine, and measured with the set's own rule: the usual
-distance, that of the median image to its nearest other. Networks differ by an order of magnitude in
-what they call near, so a fixed distance would mean nothing. Chapter: your-images.
+distance, that of the median image to its nearest other. What is near differs from network to
+network and from set to set, so a fixed distance would mean little. The two limits were tried on
+photographs with altered copies and oddities among them (book/tried.md). Chapter: your-images.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,14 +16,15 @@ from torch.nn import functional as F
 
 from dcl.cluster.neighbors import nearest
 
-NEAR = 0.4
+NEAR = 0.35
 """Closer than this share of the usual distance are near-duplicates."""
 
 FAR = 1.5
 """An image is an outlier when its neighbours are farther than this many times the usual."""
 
 NEIGHBOURS = 5
-"""Of each image so many neighbours are looked at: a few near-duplicates hide no outlier."""
+"""Of each image so many neighbours are looked at, so that two odd images that are alike are still
+outliers."""
 
 WORK = 2**39
 """Rows squared times columns. A larger set is thinned out evenly, or it would take minutes."""
@@ -52,7 +55,7 @@ class Cleaning(NamedTuple):
     """Every row was compared (1), every second, third, ..."""
 
 
-def cleaning(images: Tensor, z: Tensor, most: int = 8) -> Cleaning:
+def cleaning(images: Tensor, z: Tensor, most: int = 12) -> Cleaning:
     """Identical rows, near-duplicates and outliers of a set.
 
     images uint8 (N,C,H,W), or vectors (N,d), read block by block; features z (N,D), finite; most:
@@ -72,24 +75,34 @@ def cleaning(images: Tensor, z: Tensor, most: int = 8) -> Cleaning:
     away, other = distances(z[rows], k)
     usual = float(away[:, 0].median())
     order = away[:, 0].argsort(stable=True).tolist()
-    both = {tuple(sorted((i, int(other[i, 0])))): float(away[i, 0]) for i in order}
+    closest: list[Pair] = []
     shown: set[int] = set()
-    closest = []
-    for (i, j), distance in both.items():
-        if len(closest) < most and not shown & {i, j}:
-            shown |= {i, j}
-            closest.append(Pair(int(rows[i]), int(rows[j]), distance))
+    for pair in (_pair(rows, i, other[i, 0], away[i, 0]) for i in order):
+        if len(closest) < most and not shown & {pair.a, pair.b}:
+            shown |= {pair.a, pair.b}
+            closest.append(pair)
     close = (away < NEAR * usual).nonzero().tolist()
-    found = {tuple(sorted((i, int(other[i, n])))): float(away[i, n]) for i, n in close}
-    near = [Pair(int(rows[i]), int(rows[j]), d) for (i, j), d in found.items()]
+    near = {_pair(rows, i, other[i, n], away[i, n]) for i, n in close}
     reach = away.mean(1)
-    limit = FAR * usual
     far = [
         (int(rows[i]), float(reach[i]) / usual)
         for i in reach.argsort(descending=True, stable=True).tolist()
-        if reach[i] > limit > 0
+        if reach[i] > FAR * usual > 0
     ]
-    return Cleaning(same, sorted(near, key=lambda p: p.distance), closest, far, usual, step)
+    return Cleaning(same, _once(near), closest, far, usual, step)
+
+
+def _pair(rows: Tensor, i: int, j: Tensor, distance: Tensor) -> Pair:
+    a, b = sorted((int(rows[i]), int(rows[j])))
+    return Pair(a, b, float(distance))
+
+
+def _once(pairs: Iterable[Pair]) -> list[Pair]:
+    """Each two rows once, though both may have found the other, closest first."""
+    first: dict[tuple[int, int], Pair] = {}
+    for pair in sorted(pairs, key=lambda p: (p.distance, p)):
+        first.setdefault((pair.a, pair.b), pair)
+    return [*first.values()]
 
 
 def distances(z: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -101,12 +101,13 @@ def fit(args: Sequence[str]) -> int:
     size = side(asked.data, asked.size, asked.encoder)
     source = Source(asked.data, asked.split, size, asked.limit)
     data = source.load(Reading(), tell=say)
-    if len(data) < max(2, config.n_clusters):
+    counts = unnamed and not asked.clusters
+    if len(data) < (2 if counts else max(2, config.n_clusters)):
         raise ValueError(
             f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
             f"got {len(data)}"
         )
-    if unnamed and not asked.clusters:
+    if counts:
         k = defaults.clusters(
             data, asked.encoder, with_rows(config, len(data)), out, asked.device, say
         )

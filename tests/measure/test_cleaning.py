@@ -12,11 +12,11 @@ from dcl.train import seeded
 def case(n=80, d=32):
     """Rows in four heaps; 11, 30 and 31 are one image, 50 and 51 nearly, 7 and 8 like no other."""
     with seeded(0):
-        z = F.one_hot(torch.arange(n) % 4, d).float() + 0.3 * torch.randn(n, d)
+        z = F.one_hot(torch.arange(n) % 4, d).float() + 0.12 * torch.randn(n, d)
         images = torch.randint(0, 256, (n, 3, 5, 4), dtype=torch.uint8)
     z[30] = z[31] = z[11]
     images[30] = images[31] = images[11]
-    z[51] = 3 * (z[50] + 0.01)
+    z[51] = 3 * (z[50] + 0.003)
     z[7], z[8] = -torch.eye(d)[6] - 0.3, -torch.eye(d)[6] - 0.4
     return images, z
 

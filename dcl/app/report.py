@@ -71,8 +71,9 @@ def report(
     that sum to 1; features (N,D); files: N names, else images go by number; log: one mapping per
     epoch; about: facts for a table; own_advice: what the method adds to
     `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found; found: what
-    `dcl.measure.cleaning` did, else it is computed here. Every text is escaped. Raises ValueError
-    for other shapes and lengths, TypeError for other vectors. Chapter: your-images.
+    `dcl.measure.cleaning` found, else it is called, without looking for equal images. Every text
+    is escaped. Raises ValueError for other shapes and lengths, TypeError for other vectors.
+    Chapter: your-images.
     """
     n, noun = len(images), "vector" if images.ndim == 2 else "image"
     if noun == "vector":
@@ -96,7 +97,7 @@ def report(
         about_map |= at | {"names": [printable(names[row]) for row in at["rows"]]}
         if noun == "image":
             thumbs, about_map["thumbs"] = thumbnails(images, at["rows"])
-    found = cleaning(images, z) if found is None else found
+    found = found or cleaning(z)
     photographs = noun == "image" and min(images.shape[2:]) >= LARGE
     about_map["pictures"] = photographs
     folder = Path(path).parent

@@ -132,7 +132,7 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
     write_atomic(out / "health.json", json.dumps(asdict(state), indent=1).encode())
     write_atomic(out / "assignments.csv", table(files, assignment))
     z = assignment.vectors
-    found = cleaning(data.images, z if z.isfinite().all() else z.nan_to_num())
+    found = cleaning(z if z.isfinite().all() else z.nan_to_num(), data.images)
     write_atomic(out / "duplicates.csv", duplicates(files, found))
     write_atomic(out / "outliers.csv", outliers(files, found))
     if data.skipped:

@@ -55,18 +55,18 @@ class Cleaning(NamedTuple):
     """Every row was compared (1), every second, third, ..."""
 
 
-def cleaning(images: Tensor, z: Tensor, most: int = 12) -> Cleaning:
-    """Identical rows, near-duplicates and outliers of a set.
+def cleaning(z: Tensor, images: Tensor | None = None, most: int = 12) -> Cleaning:
+    """Near-duplicates and outliers of a set, and rows that are the same, if the images are given.
 
-    images uint8 (N,C,H,W), or vectors (N,d), read block by block; features z (N,D), finite; most:
-    how many `closest` pairs. Raises ValueError for other lengths. Chapter: your-images.
+    features z (N,D), finite; images uint8 (N,C,H,W), or vectors (N,d), read row by row; most: how
+    many `closest` pairs. Raises ValueError for other lengths. Chapter: your-images.
     """
-    if len(images) != len(z):
+    if images is not None and len(images) != len(z):
         raise ValueError(f"z must have a row for each of the {len(images)} rows; got {len(z)}")
     step = 1
     while (len(z) // step) ** 2 * z.shape[1] > WORK:
         step += 1
-    same = identical(images)
+    same = [] if images is None else identical(images)
     later = {row for group in same for row in group[1:]}
     rows = torch.tensor([row for row in range(0, len(z), step) if row not in later])
     k = min(NEIGHBOURS, len(rows) - 1)

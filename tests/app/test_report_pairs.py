@@ -59,12 +59,12 @@ def test_a_thumbnail_is_that_of_its_row():
     rows = list(range(1, 50, 2))
     sheet, where = thumbnails(images, rows)
     pixels = np.asarray(Image.open(io.BytesIO(b64decode(sheet.uri.split(",")[1]))))
-    assert (where["width"], where["height"]) == (29, 48)
+    assert (where["width"], where["height"]) == (38, 64)
     for i, row in enumerate(rows):
         x = i % where["columns"] * (where["width"] + where["gap"])
         y = i // where["columns"] * (where["height"] + where["gap"])
         tile = pixels[y : y + where["height"], x : x + where["width"]]
-        assert tile.shape == (48, 29) and (tile == row).all()
+        assert tile.shape == (64, 38) and (tile == row).all()
 
 
 def test_the_map_draws_some_of_many_and_none_of_equal_features():

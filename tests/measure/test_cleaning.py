@@ -41,7 +41,7 @@ def slow(images, z):
 def test_as_a_loop_finds_them():
     images, z = case()
     near, far, usual = slow(images, z)
-    found = cleaning(images, z)
+    found = cleaning(z, images)
     assert found.same == [[11, 30, 31]] and found.step == 1
     assert found.usual == pytest.approx(usual, rel=1e-4)
     assert {(p.a, p.b): p.distance for p in found.near} == pytest.approx(near, abs=1e-6)
@@ -57,15 +57,15 @@ def test_as_a_loop_finds_them():
 def test_of_many_rows_some_are_compared(monkeypatch):
     images, z = case()
     monkeypatch.setattr(module, "WORK", 40**2 * 32)
-    found = cleaning(images, z)
+    found = cleaning(z, images)
     assert found.step == 2 and found.same == [[11, 30, 31]]
     assert all(p.a % 2 == p.b % 2 == 0 for p in found.near + found.closest)
 
 
 @pytest.mark.parametrize("z", [torch.ones(1, 3), torch.ones(9, 3), torch.zeros(9, 3)])
 def test_nothing_stands_out_among_equals(z):
-    found = cleaning(torch.arange(len(z), dtype=torch.float32)[:, None], z)
+    found = cleaning(z, torch.arange(len(z), dtype=torch.float32)[:, None])
     assert found.same == found.near == found.far == [] and found.usual == 0
     assert cleaning(z, z).same == ([[*range(9)]] if len(z) > 1 else [])
     with pytest.raises(ValueError, match="z must have a row for each of the 2 rows"):
-        cleaning(torch.ones(2, 1), z)
+        cleaning(z, torch.ones(2, 1))

@@ -52,13 +52,13 @@ def method(
         return s.method, [*flags, "--clusters", str(s.config.n_clusters)]
     if encoder or not Path(data.removeprefix("folder:")).expanduser().is_dir():
         on = f"on the features of {encoder}" if encoder else "from scratch"
-        tell(f"no method was named: {METHOD}{', on vectors' if is_vectors(data) else f' {on}'}")
+        tell(f"no method was named: {METHOD}, {'on vectors' if is_vectors(data) else on}")
         return METHOD, []
     found, why = pretrained_one(tell)
     if not found:
-        tell(f"no method was named: {METHOD} from scratch, since {why}")
+        tell(f"no method was named: {METHOD}, from scratch, since {why}")
         return METHOD, []
-    tell(f"no method was named: {METHOD} on the features of {found} ({why})")
+    tell(f"no method was named: {METHOD}, on the features of {found} ({why})")
     return METHOD, ["--encoder", found]
 
 

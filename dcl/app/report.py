@@ -25,7 +25,7 @@ from dcl.app.report_pairs import cluster_pairs
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
 from dcl.measure.calibration import reliability_figure
-from dcl.measure.cleaning import FAR, NEAR, Cleaning, cleaning
+from dcl.measure.cleaning import NEAR, Cleaning, cleaning
 from dcl.measure.health import advice, health
 from dcl.measure.losses import Row, stages
 from dcl.runtime.files import write_atomic
@@ -122,7 +122,6 @@ def report(
         odd=found.far[:OUTLIERS],
         usual=max(found.usual, 1e-9),
         near=NEAR,
-        far=FAR,
         large=photographs and len(shown) <= MANY,
         photographs=photographs,
         assigned=p.argmax(1).tolist(),

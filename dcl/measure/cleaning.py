@@ -19,8 +19,9 @@ from dcl.cluster.neighbors import nearest
 NEAR = 0.35
 """Closer than this share of the usual distance are near-duplicates."""
 
-FAR = 1.5
-"""An image is an outlier when its neighbours are farther than this many times the usual."""
+FENCE = 1.5
+"""Above the upper quartile by more than so many quartile distances are outliers, as beyond the
+whiskers of a box plot (Tukey 1977): some spread of the distances is every set's own."""
 
 NEIGHBOURS = 5
 """Of each image so many neighbours are looked at, so that two odd images that are alike are still
@@ -84,10 +85,12 @@ def cleaning(z: Tensor, images: Tensor | None = None, most: int = 12) -> Cleanin
     close = (away < NEAR * usual).nonzero().tolist()
     near = {_pair(rows, i, other[i, n], away[i, n]) for i, n in close}
     reach = away.mean(1)
+    low, high = reach.quantile(torch.tensor([0.25, 0.75])).tolist()
+    high += FENCE * (high - low)
     far = [
-        (int(rows[i]), float(reach[i]) / usual)
+        (int(rows[i]), float(reach[i]) / max(usual, 1e-12))
         for i in reach.argsort(descending=True, stable=True).tolist()
-        if reach[i] > FAR * usual > 0
+        if reach[i] > high > 0
     ]
     return Cleaning(same, _once(near), closest, far, usual, step)
 

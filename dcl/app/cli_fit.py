@@ -23,8 +23,6 @@ from dcl.runtime.device import pick_device
 from dcl.runtime.files import check_writable
 
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
-FEW = 10
-"""With fewer images a cluster there is a line that says so."""
 
 
 @dataclass
@@ -122,7 +120,7 @@ def fit(args: Sequence[str]) -> int:
     say(f"{name}, recipe {chosen}")
     if less := changed(before, config):
         say(f"to fit {n} {data.noun}s: {less}")
-    if n < FEW * config.n_clusters:
+    if n < defaults.FEW * config.n_clusters:
         hint = "" if data.vectors or asked.encoder else ", and try --encoder resnet50"
         say(f"{n} {data.noun}s are few for {config.n_clusters} clusters: expect little{hint}")
     return follow(

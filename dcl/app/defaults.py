@@ -33,6 +33,9 @@ ENCODERS = {
 }
 """The first whose weights are on this machine, else the first that can be downloaded."""
 
+FEW = 10
+"""With fewer images a cluster there is a line that says so; no such number is chosen."""
+
 VARIABLE = "DCL_ENCODER"
 """Names another, as `--encoder` does: with weights in a file, where nothing can be downloaded."""
 
@@ -65,14 +68,21 @@ def method(
 def clusters(
     data: Data, encoder: str, config: Any, out: Path, device: str, tell: Callable[[str], object]
 ) -> int:
-    """The number of clusters that `for_fit` proposes, which is said with how sure it is."""
+    """The number of clusters that `for_fit` proposes; the recipe's if it finds no structure.
+
+    tell: called with the number and how sure it is.
+    """
     learns = not encoder and not data.vectors
     bar = Bar(epochs_of(config.pretext)) if learns else None
     found = for_fit(data, encoder, config, out, device, bar)
     if bar:
         bar.close()
-    tell(f"{found.best} clusters: {found.sentence}")
-    return found.best
+    if found.sure != "no structure":
+        tell(f"{found.best} clusters: {found.sentence}")
+        return found.best
+    k = max(2, min(config.n_clusters, len(data) // FEW))
+    tell(f"{k} clusters, for a start: {found.sentence} (Too many is the safer mistake.)")
+    return k
 
 
 def pretrained_one(tell: Callable[[str], object]) -> tuple[str, str]:

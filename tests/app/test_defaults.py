@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dcl.app import defaults
 from dcl.app.cli import IMPOSSIBLE, OK, WARNING, main
 from dcl.app.run import settings
+from dcl.data import Data
+from dcl.measure.n_clusters import Choice
+from dcl.recipes import recipe
 from photos import photos_in
 
 DONE = (OK, WARNING)
@@ -99,7 +103,7 @@ def test_the_command_that_is_printed_does_the_same(encoder, machine, tmp_path, m
     (command,) = [line.partition("same: ")[2] for line in lines if "same: " in line]
     words = shlex.split(command)
     assert words[:3] == ["dcl", "fit", "scan"] and (encoder in words) == bool(encoder)
-    assert any(f"dcl: {words[words.index('--clusters') + 1]} clusters: " in line for line in lines)
+    assert any(f"dcl: {words[words.index('--clusters') + 1]} clusters" in line for line in lines)
     words[words.index("one")] = "two"
     assert main(words[1:]) in DONE
     one, two = (tmp_path / out / "assignments.csv" for out in ("one", "two"))
@@ -110,6 +114,18 @@ def test_the_command_that_is_printed_does_the_same(encoder, machine, tmp_path, m
     more = ["--encoder", encoder] * bool(encoder) + words[words.index("--clusters") :][:2]
     assert defaults.method("photos", "", Path("one"), said.append) == ("scan", more)
     assert said == ["no method was named: scan, as the run in one was begun"]
+
+
+@pytest.mark.parametrize(
+    ("sure", "n", "k"),
+    [("clear", 90, 7), ("weak", 90, 7), ("no structure", 90, 9), ("no structure", 500, 10)],
+)
+def test_where_nothing_is_to_count_the_recipe_says_how_many(sure, n, k, monkeypatch):
+    found = Choice(7, [7, 8], [], sure, "So it is.", [])
+    monkeypatch.setattr(defaults, "for_fit", lambda *asked: found)
+    data, said = Data(torch.zeros(n, 2), None, None, name="x", split="all"), []
+    assert defaults.clusters(data, "", recipe("scan", "frozen"), Path(), "cpu", said.append) == k
+    assert said[0].startswith(f"{k} clusters") and "So it is." in said[0]
 
 
 def test_a_mistake_is_found_before_any_work(machine, tmp_path, monkeypatch, capfd):

@@ -23,16 +23,18 @@ def evenly_spaced(images: Any) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Subtract a data set's channel means and divide by its standard deviations."""
+    """Subtract a data set's means and divide by its deviations: of channels, or vectors' columns."""
 
     def __init__(self, images: Any):
         super().__init__()
-        std, mean = torch.std_mean(unit(evenly_spaced(images)), dim=(0, 2, 3))
-        self.mean = nn.Buffer(mean[:, None, None])
-        self.std = nn.Buffer(std.clamp(min=1e-3)[:, None, None])
+        across = (0, *range(2, images.ndim))
+        std, mean = torch.std_mean(unit(evenly_spaced(images)), dim=across)
+        shape = (-1, *[1] * (images.ndim - 2))
+        self.mean = nn.Buffer(mean.view(shape))
+        self.std = nn.Buffer(std.clamp(min=1e-3).view(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) in [0,1] -> (B,C,H,W), about zero mean and unit deviation."""
+        """(B,C,H,W) in [0,1] or (B,d), to about zero mean and unit deviation."""
         return (x - self.mean) / self.std
 
 

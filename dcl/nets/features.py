@@ -45,7 +45,8 @@ def features(
         return images.cpu()
     if isinstance(encoder, SideBySide):
         with _known(data):
-            return torch.cat([features(e, images, cache=cache) for e in encoder.encoders], 1)
+            each = [features(e, images, cache=cache) for e in encoder.encoders]
+        return torch.cat(each, 1)
     more = ""
     if isinstance(encoder, Pretrained):
         cache, more = data_root() / "features", f"-{encoder.precision}"

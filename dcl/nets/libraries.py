@@ -111,22 +111,24 @@ def _timm(name: str, size: int, weights: str | None) -> tuple[nn.Module, int]:
     cfg = timm_settings(name)
     import timm
 
-    own, more = name.removeprefix(TIMM), {}
-    if cfg.fixed_input_size and size != cfg.input_size[-1]:
-        more = {"img_size": size}
-    try:
-        # where weights are to come, first without memory: only to see whether the size fits
-        with torch.device("meta") if weights == "" else contextlib.nullcontext():
-            network = timm.create_model(own, num_classes=0, **more)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"size must be one that {name} takes; got {size} ({error})") from error
-    if weights == "":
+    own, more = name.removeprefix(TIMM), {"num_classes": 0}
+    if size != cfg.input_size[-1]:
+        if cfg.fixed_input_size:
+            more["img_size"] = size
+        try:
+            with torch.device("meta"):  # without memory for weights
+                timm.create_model(own, **more).eval()(torch.empty(1, 3, size, size))
+        except Exception as error:  # each network has its own
+            raise ValueError(f"size must be one that {name} takes; got {size} ({error})") from error
+    if weights != "":
+        network = timm.create_model(own, **more)
+    else:
         try:
             with answered_within(30), contextlib.redirect_stdout(sys.stderr):
-                network = timm.create_model(own, pretrained=True, num_classes=0, **more)
+                network = timm.create_model(own, pretrained=True, **more)
         except Exception as error:  # of the hub, of the network, of the disk
             raise FileNotFoundError(_bring(name, cfg, error)) from error
-    elif weights:
+    if weights:
         state, place = read(Path(weights)), Path(weights)
         head = cfg.classifier if isinstance(cfg.classifier, str) else "head"
         network.load_state_dict(_timm_state(state, network, head, name, place))

@@ -49,7 +49,8 @@ def features(
         return torch.cat(each, 1)
     more = ""
     if isinstance(encoder, Pretrained):
-        cache, more = data_root() / "features", f"-{encoder.precision}"
+        cache = data_root() / "features"
+        more = f"-{encoder.precision_on(encoder.mean.device)}"
     if cache is None:
         return _compute(encoder, images, batch_size)
     path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}{more}.safetensors"

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from dcl.nets.libraries import TORCHVISION, Input, build, settings
 from dcl.nets.names import Name, check_name, own_module, parts
 from dcl.objective import Objective
-from dcl.runtime.device import autocast, precision_of_features
 from dcl.train import extract
 
 PRETRAINED = TORCHVISION
-BLOCK = 64  # images at once without gradients: 512 at 224 px would take gigabytes
+BLOCK = 2**18
+"""Pixels at once on a CPU without gradients, 5 images of 224 px: their maps stay in its cache."""
 
 
 class Pretrained(nn.Module):
@@ -30,8 +30,13 @@ class Pretrained(nn.Module):
 
     mean: Tensor
     std: Tensor
-    reduced: bool = True
-    """False: features in float32, whatever the processor is fast at."""
+    precision: str = ""
+    """Of its features: float32, float16 or bfloat16. Empty: float16 on a GPU, float32 on a CPU.
+
+    Measured with EfficientNet-Lite0, CIFAR-10 (JPEG) at 224 px: of the 20 nearest neighbours in
+    float32 float16 finds .99 (160 images), bfloat16 .94 (160) and .89 (1,500). A CPU that has
+    bfloat16 takes three fifths of the time for it.
+    """
 
     def __init__(self, network: nn.Module, spec: str, size: int, out_dim: int, own: Input):
         super().__init__()
@@ -39,11 +44,6 @@ class Pretrained(nn.Module):
         self.spec, self.size, self.out_dim, self.own = spec, size, out_dim, own
         for name, value in (("mean", own.mean), ("std", own.std)):
             self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
-
-    @property
-    def precision(self) -> str:
-        """Of its features, unless it is being trained: see `precision_of_features`."""
-        return precision_of_features(self.mean.device) if self.reduced else "float32"
 
     def extra_repr(self) -> str:
         """What the weights do not show."""
@@ -62,10 +62,20 @@ class Pretrained(nn.Module):
             )
         if min(x.shape[2:]) < 16:
             raise ValueError(f"images must have sides of at least 16 px; got {tuple(x.shape)}")
-        if self.training or torch.is_grad_enabled():  # it learns: the loop has its own precision
+        if self.training or torch.is_grad_enabled():  # it learns, in the precision of the loop
             return self._see(x)
-        with autocast(x.device, self.precision)[0]:
-            return torch.cat([self._see(part) for part in x.split(BLOCK)]).float()
+        exact = self.precision_on(x.device) == "float32"
+        parts = x.split(max(1, BLOCK // self.size**2) if x.device.type == "cpu" else 256)
+        return torch.cat([self._see(part) if exact else self._fast(part) for part in parts])
+
+    def precision_on(self, device: torch.device) -> str:
+        """`precision`, chosen."""
+        return self.precision or ("float32" if device.type == "cpu" else "float16")
+
+    def _fast(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, getattr(torch, self.precision_on(x.device))):
+            z = self._see(x).float()
+        return z if z.isfinite().all() else self._see(x)  # float16 ends at 65,504
 
     def _see(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)

@@ -34,18 +34,6 @@ def autocast(device: torch.device, precision: str) -> tuple[torch.autocast, torc
     return context, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def precision_of_features(device: torch.device) -> str:
-    """The fastest precision in which a frozen network gives the same neighbours.
-
-    On a GPU as `autocast`; on a CPU bfloat16 if it has instructions for it, else float32.
-    """
-    if device.type != "cpu":
-        found = autocast(device, "auto")[0]
-        return str(found.fast_dtype).removeprefix("torch.") if found._enabled else "float32"
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return "bfloat16" if has else "float32"
-
-
 @contextmanager
 def memory_kept() -> Iterator[None]:
     """Within it, memory that a step frees on a CPU stays with the process for the next step.

@@ -1,11 +1,16 @@
+import re
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dcl.data import memmap
 from dcl.nets import convnets
 from dcl.nets.features import features, fingerprint
+from dcl.nets.pretrained import Pretrained, SideBySide, architecture
 from dcl.train import seeded
 
 
@@ -21,6 +26,15 @@ class Counting(nn.Module):
     def forward(self, x):
         self.seen += len(x)
         return self.norm(x.mean((2, 3)) + self.shift)
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
 
 
 def images(n=10, seed=0):
@@ -141,6 +155,59 @@ def test_what_was_read_does_not_hang_on_the_file(tmp_path):
     with open(file, "r+b") as f:
         f.write(bytes(file.stat().st_size))
     assert torch.equal(z, kept)
+
+
+def test_a_set_larger_than_memory_streams(tmp_path):
+    """64 MB of images in a mapped file: what is resident beside the file grows by a few blocks."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc: the resident memory cannot be read")
+
+    def resident():
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status.read_text())[1]) / 1024
+
+    class Watching(Counting):
+        most = 0
+
+        def forward(self, x):
+            self.most = max(self.most, resident())
+            return super().forward(x)
+
+    n, shape = 1365, (3, 128, 128)
+    block = np.full((5, *shape), 7, np.uint8)
+    blocks = ((block, {}) for _ in range(n // 5))
+    images, _ = memmap.stored(tmp_path, "k", n * block[0].size, shape, blocks)
+    net, before = Watching(), resident()
+    z = features(net, images, cache=tmp_path, batch_size=8)
+    assert len(z) == n and net.most - before < 16, net.most - before
+
+
+def test_a_folders_precision_and_parts_have_their_own_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCL_DATA", str(tmp_path))
+    small, large = architecture("resnet18", 32), architecture("resnet18", 64)
+    both = features(SideBySide([small, large]), images())
+    kept = tmp_path / "features"
+    assert both.shape == (10, 1024) and len(list(kept.iterdir())) == 2
+    monkeypatch.setattr(Pretrained, "forward", lambda self, x: pytest.fail("computed again"))
+    assert torch.equal(features(large, images(), cache=tmp_path / "x"), both[:, 512:])
+    monkeypatch.undo()
+    monkeypatch.setenv("DCL_DATA", str(tmp_path))
+    large.precision = "bfloat16"
+    rough = features(large, images())
+    assert len(list(kept.iterdir())) == 3 and not torch.equal(rough, both[:, 512:])
+    torch.testing.assert_close(rough, both[:, 512:], rtol=0.1, atol=0.1)
+
+
+def test_what_half_precision_cannot_hold_is_computed_in_full():
+    net = architecture("resnet18", 32)
+    net.precision = "float16"
+    net.network.fc = Times(1e6)
+    x = images().float() / 255
+    with torch.no_grad():
+        assert torch.isfinite(net(x)).all() and net(x).max() > 65504
+        net.precision = "float32"
+        exact = net(x)
+    assert torch.isfinite(exact).all()
 
 
 def test_bad_input(tmp_path):

@@ -9,13 +9,8 @@ from torch import nn
 
 from dcl.methods import simclr
 from dcl.nets import convnets
-from dcl.nets.pretrained import PRETRAINED, Pretrained, architecture, as_encoder, pretrained
+from dcl.nets.pretrained import PRETRAINED, architecture, as_encoder, pretrained
 from dcl.train import seeded
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    monkeypatch.setattr(Pretrained, "reduced", False)
 
 
 @pytest.fixture(scope="module")

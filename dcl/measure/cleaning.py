@@ -7,7 +7,6 @@ photographs with altered copies and oddities among them (book/tried.md). Chapter
 """
 
 import hashlib
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -83,7 +82,7 @@ def cleaning(z: Tensor, images: Tensor | None = None, most: int = 12) -> Cleanin
             shown |= {pair.a, pair.b}
             closest.append(pair)
     close = (away < NEAR * usual).nonzero().tolist()
-    near = {_pair(rows, i, other[i, n], away[i, n]) for i, n in close}
+    near = {_pair(rows, i, other[i, n], away[i, n]) for i, n in close}  # from either side: once
     reach = away.mean(1)
     low, high = reach.quantile(torch.tensor([0.25, 0.75])).tolist()
     high += FENCE * (high - low)
@@ -92,20 +91,12 @@ def cleaning(z: Tensor, images: Tensor | None = None, most: int = 12) -> Cleanin
         for i in reach.argsort(descending=True, stable=True).tolist()
         if reach[i] > high > 0
     ]
-    return Cleaning(same, _once(near), closest, far, usual, step)
+    return Cleaning(same, sorted(near, key=lambda p: (p.distance, p)), closest, far, usual, step)
 
 
 def _pair(rows: Tensor, i: int, j: Tensor, distance: Tensor) -> Pair:
     a, b = sorted((int(rows[i]), int(rows[j])))
     return Pair(a, b, float(distance))
-
-
-def _once(pairs: Iterable[Pair]) -> list[Pair]:
-    """Each two rows once, though both may have found the other, closest first."""
-    first: dict[tuple[int, int], Pair] = {}
-    for pair in sorted(pairs, key=lambda p: (p.distance, p)):
-        first.setdefault((pair.a, pair.b), pair)
-    return [*first.values()]
 
 
 def distances(z: Tensor, k: int) -> tuple[Tensor, Tensor]:

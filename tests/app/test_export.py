@@ -53,6 +53,7 @@ def test_every_image_has_a_link_of_its_own(given):
     stems = [place.rpartition(".")[0].casefold() for place in made]
     assert len({*stems}) == 8 and max(len(os.fsencode(p)) for p in made) < 220
     assert "01/IMG_1.jpg" in made, "alone in its cluster it keeps its name"
+    assert made["00/phone__IMG_1.jpg"] == str(photos / "phone/IMG_1.jpg")
     rows = [*csv.DictReader((to / "export.csv").open(newline=""))]
     assert [r["exported"] for r in rows if r["file"] == "scans/IMG_1.jpg"] == ["01/IMG_1.jpg"]
     labels = json.loads((to / "fiftyone.json").read_text())["labels"]

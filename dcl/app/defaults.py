@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 
@@ -97,7 +99,7 @@ def pretrained_one(tell: Callable[[str], object]) -> tuple[str, str]:
     with dist.main_process_first():
         for name in filter(kept, known):
             return name, f"{ENCODERS[name]}; its weights are on this machine"
-        for name in known:
+        for name in filter(_answers, known):
             tell(f"downloading the weights of {name}, which are not on this machine")
             try:
                 pretrained(name)
@@ -115,6 +117,21 @@ def _known(name: str) -> bool:
         return bool(check_name(name))
     except ValueError:  # without timm, or with one that is too old
         return False
+
+
+def _answers(name: str) -> bool:
+    """Whether the place of a network's weights answers: timm's tries it ten times, for a minute."""
+    if not name.startswith(TIMM):
+        return True  # torchvision's says at once that it cannot be reached
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=10).close()
+    except HTTPError:  # an answer
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def kept(name: str) -> bool:

@@ -31,8 +31,7 @@ from dcl.data.files import listed, named, printable
 from dcl.runtime.files import check_writable, write_atomic
 
 TABLE, LABELS, PARQUET = "export.csv", "fiftyone.json", "export.parquet"
-LONGEST = 200
-"""Bytes of a file name, of which most systems allow 255."""
+LONGEST = 200  # bytes of a file name, of which most systems allow 255
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Exported:
 
     images: int
     clusters: int
-    made: int
-    """Links or copies that were not there before."""
+    made: int  # links or copies that were not there before
 
 
 def export(
@@ -70,11 +68,8 @@ def export(
         raise ValueError("pyarrow must be installed for parquet: pip install pyarrow")
     table, top, files = _images(place, data)
     apart(to, "to", str(top))
-    if top.resolve() in to.resolve().parents:
-        raise ValueError(
-            f"to must lie outside the images' folder, {str(top)!r}, or the next run would read "
-            f"its links as images; got {str(to)!r}"
-        )
+    if top.resolve() in to.resolve().parents:  # the next run would read its links as images
+        raise ValueError(f"to must lie outside the images' folder, {str(top)!r}; got {str(to)!r}")
     rows = _rows(table, files, cluster_names)
     kept = _kept(to)
     _name(rows, kept)
@@ -88,8 +83,7 @@ def export(
                 f"to must have no other file where {str(source)!r} is to be put; there is "
                 f"{str(target)!r}"
             )
-    every = [*({row["file"]: row for row in rows} | {f: r for f, r in kept.items()
-             if f not in paths}).values()]  # fmt: skip
+    every = [*rows, *(row for file, row in kept.items() if file not in paths)]
     write_atomic(to / TABLE, csv_bytes(HEAD, ([row[key] for key in HEAD] for row in every)))
     for source, target in todo:
         _put(source, target, copies)
@@ -130,11 +124,13 @@ def _rows(
     """A row of the table for each file; "exported" is its folder yet."""
     clusters, confidence = assigned(table, files)
     away = _column(table, "distance")
-    called = {k: n for k, n in read_csv(cluster_names, "cluster", "name")} if cluster_names else {}  # noqa: C416
+    pairs = read_csv(cluster_names, "cluster", "name") if cluster_names else []
+    called = {cluster: name for cluster, name in pairs}  # noqa: C416
     if strange := [k for k in called if not k.isdecimal()]:
         raise ValueError(f"{cluster_names}: cluster must be a whole number; got {strange[0]!r}")
-    twins = _column(table.with_name("duplicates.csv"), "other")
-    odd = _column(table.with_name("outliers.csv"), "times")
+    own = table.name == "assignments.csv"  # in a run folder; predictions may lie there, too
+    twins = _column(table.with_name("duplicates.csv"), "other") if own else {}
+    odd = _column(table.with_name("outliers.csv"), "times") if own else {}
     rows = []
     for file, k, sure in zip(files, clusters.tolist(), confidence.tolist(), strict=True):
         name = called.get(str(k), "").strip()
@@ -153,9 +149,9 @@ def _rows(
 
 
 def _column(path: Path, name: str) -> dict[str, str]:
-    """A column of a CSV file by its column file; empty if there is no such file or column."""
+    """A column of a CSV file, by file; of several rows the first. Empty if it is not there."""
     try:
-        return {f: v for f, v in read_csv(path, "file", name)[::-1]}  # noqa: C416  the first counts
+        return {f: v for f, v in reversed(read_csv(path, "file", name))}  # noqa: C416
     except (FileNotFoundError, ValueError):
         return {}
 

@@ -145,7 +145,7 @@ def _default(args: list[str]) -> tuple[str, list[str]]:
     name = defaults.METHOD  # for a mistake in the arguments to be found before any work
     asked, _ = _settings(name, methods.method(name), choose(name, peek(args, "--data")), args)
     check_writable(out := asked.out.expanduser(), "out")
-    name, more = defaults.method(asked.data, asked.encoder, out, say)
+    name, more = defaults.method(asked.data, asked.encoder, asked.clusters, out, say)
     return name, args + more
 
 

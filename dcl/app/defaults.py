@@ -43,18 +43,18 @@ VARIABLE = "DCL_ENCODER"
 
 
 def method(
-    data: str, encoder: str, out: Path, tell: Callable[[str], object]
+    data: str, encoder: str, clusters: int, out: Path, tell: Callable[[str], object]
 ) -> tuple[str, list[str]]:
     """The method for a place of images or vectors, and further flags: an encoder, if one is found.
 
-    encoder: the one asked for, if any; out: if a run was begun there, it is the one to go on with;
-    tell: called with what is chosen, and why. Raises as `check_name` for a name in $DCL_ENCODER.
+    encoder, clusters: what was asked for, "" and 0: nothing; out: if a run was begun there, it is
+    the one to go on with; tell: called with what is chosen, and why. Raises as `check_name` for a name in $DCL_ENCODER.
     """
     if (out / "config.json").is_file():
         s = settings(out)
         tell(f"no method was named: {s.method}, as the run in {out} was begun")
         flags = ["--encoder", s.encoder] if s.encoder and not encoder else []
-        return s.method, [*flags, "--clusters", str(s.config.n_clusters)]
+        return s.method, flags + ([] if clusters else ["--clusters", str(s.config.n_clusters)])
     if encoder or not Path(data.removeprefix("folder:")).expanduser().is_dir():
         on = f"on the features of {encoder}" if encoder else "from scratch"
         tell(f"no method was named: {METHOD}, {'on vectors' if is_vectors(data) else on}")

@@ -55,23 +55,23 @@ def test_an_encoder_is_taken_if_one_can_be_had(there, name, why, machine, tmp_pa
     machine(**there)
     said = []
     flags = ["--encoder", name] if name else []
-    assert defaults.method(str(tmp_path), "", tmp_path / "out", said.append) == ("scan", flags)
+    assert defaults.method(str(tmp_path), "", 0, tmp_path / "out", said.append) == ("scan", flags)
     assert why in said[-1] and ("from scratch" in said[-1]) == (not name)
 
 
 def test_what_is_named_is_taken(machine, tmp_path, monkeypatch):
     machine(kept=[DINO])
     said = []
-    assert defaults.method(str(tmp_path), "resnet18", tmp_path, said.append) == ("scan", [])
-    assert defaults.method("digits", "", tmp_path, said.append) == ("scan", [])
+    assert defaults.method(str(tmp_path), "resnet18", 0, tmp_path, said.append) == ("scan", [])
+    assert defaults.method("digits", "", 0, tmp_path, said.append) == ("scan", [])
     np.save(tmp_path / "x.npy", np.zeros((9, 2), np.float32))
-    assert defaults.method(str(tmp_path / "x.npy"), "", tmp_path, said.append) == ("scan", [])
+    assert defaults.method(str(tmp_path / "x.npy"), "", 0, tmp_path, said.append) == ("scan", [])
     assert [line.partition(": ")[2] for line in said] == [
         "scan, on the features of resnet18", "scan, from scratch", "scan, on vectors",
     ]  # fmt: skip
     monkeypatch.setenv(defaults.VARIABLE, "resnet99")
     with pytest.raises(ValueError, match="encoder must be one of"):
-        defaults.method(str(tmp_path), "", tmp_path, said.append)
+        defaults.method(str(tmp_path), "", 0, tmp_path, said.append)
 
 
 @pytest.mark.parametrize("encoder", ["", "tiny:build"])
@@ -113,8 +113,9 @@ def test_the_command_that_is_printed_does_the_same(encoder, machine, tmp_path, m
     said = []  # what was begun is gone on with, whatever can be had by then
     monkeypatch.setenv(defaults.VARIABLE, "resnet50")
     more = ["--encoder", encoder] * bool(encoder) + words[words.index("--clusters") :][:2]
-    assert defaults.method("photos", "", Path("one"), said.append) == ("scan", more)
-    assert said == ["no method was named: scan, as the run in one was begun"]
+    assert defaults.method("photos", "", 0, Path("one"), said.append) == ("scan", more)
+    assert defaults.method("photos", "tiny:build", 3, Path("one"), said.append) == ("scan", [])
+    assert said[:1] == ["no method was named: scan, as the run in one was begun"]
 
 
 @pytest.mark.parametrize(

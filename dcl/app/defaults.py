@@ -48,7 +48,8 @@ def method(
     """The method for a place of images or vectors, and further flags: an encoder, if one is found.
 
     encoder, clusters: what was asked for, "" and 0: nothing; out: if a run was begun there, it is
-    the one to go on with; tell: called with what is chosen, and why. Raises as `check_name` for a name in $DCL_ENCODER.
+    the one to go on with; tell: called with what is chosen, and why. Raises as `check_name` for a
+    name in $DCL_ENCODER.
     """
     if (out / "config.json").is_file():
         s = settings(out)

@@ -36,7 +36,7 @@ class Fit:
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
-    """The number of clusters; 0: the recipe's. Unsure? dcl choose-k."""
+    """The number of clusters; 0: the recipe's, or, without a method, what dcl choose-k proposes."""
     recipe: str = "auto"
     """The recipe from which the settings below start. auto: the one for the data set, or for the
     most similar one; with an encoder "frozen", where the method has it; for photographs "cifar10"

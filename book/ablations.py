@@ -41,7 +41,7 @@ from dcl.cluster.centroids import Centroids, Representation
 from dcl.cluster.consensus import former
 from dcl.cluster.ensemble import agreement, evidence_accumulation, majority, spectral
 from dcl.cluster.kmeans import kmeans
-from dcl.config import flat, unflat
+from dcl.config import flat, unflat, with_epochs, with_rows
 from dcl.data import Data, load
 from dcl.data.people import people
 from dcl.measure import metrics
@@ -64,6 +64,7 @@ from dcl.methods import (
     tsuc,
 )
 from dcl.nets.convnets import encoder as network
+from dcl.nets.convnets import identity
 from dcl.nets.labelled import Labelled
 from dcl.notebook import results
 from dcl.objective import Encoder, Objective
@@ -339,6 +340,46 @@ def consensus_instead(consensus: Any) -> Any:
     return agreed
 
 
+class Centres(Representation):
+    """k-means on vectors as they are."""
+
+    def __init__(self, vectors: Tensor, config: Any):
+        super().__init__()
+        self.config, self.encoder = config, identity(vectors.shape[1])
+        self.clusters = Centroids(config.n_clusters, vectors.shape[1])
+        self.fit_clusters(vectors)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The vectors (B,d)."""
+        return x
+
+
+def of_few(method: str, n: int) -> Any:
+    """A `fit` of a method, or k-means, to n of the photographs: its recipe, in as many steps.
+
+    The neighbours of an image are the same share of all images.
+    """
+
+    @algorithm
+    def few(images: Tensor, config: Any, encoder: Any, run: dict[str, Any]) -> Objective:
+        whole, seen = len(images), images[torch.randperm(len(images))[:n]]
+        if method == "k-means":
+            return Centres(seen, config)
+        own = replace(recipe(method, "photographs"), seed=config.seed)
+        if hasattr(own, "n_neighbors"):
+            own = replace(own, n_neighbors=max(2, own.n_neighbors * n // whole))
+        if not hasattr(own, "steps"):  # whose number does not depend on the images
+            own = with_epochs(own, lambda epochs: epochs * whole // n)
+        model: Any = methods.method(method).fit(seen, with_rows(own, n), **run)
+        model.config = config  # the study's
+        return model
+
+    return few
+
+
+SIZES_OF_FEW = (500, 2000, 5000, 10_000)
+LEARNERS = ("k-means", "scan", "temi", "turtle")
+
 FITS = {
     "official_indexing": released_sampler,
     "official_orientation": released_targets,
@@ -358,6 +399,7 @@ FITS = {
     "evidence_instead": consensus_instead(lambda m, k: evidence_accumulation(m.labelings, k)),
     "spectral_instead": consensus_instead(lambda m, k: spectral(m.labelings, k)),
     "averages_instead": consensus_instead(two_averages),
+    **{f"{m}_of_{n}": of_few(m, n) for m in LEARNERS for n in SIZES_OF_FEW},
 }
 """Changes that no field of a Config makes, by their names in the files: each is a `fit`."""
 
@@ -425,6 +467,15 @@ _TAUS = {".07": 0.07, ".2": 0.2, "2": 2.0}
 _ROUNDS = "paper: fewer than 3 iterations do not converge"
 
 STUDIES = {
+    "scan-photographs": Study("scan", "photographs", "ACC", {
+        **{f"{m.upper() if m in methods.methods() else m}, {n:,} images":
+           Variant({f"{m}_of_{n}": True}) for m in LEARNERS for n in SIZES_OF_FEW
+           if (m, n) != ("scan", 10_000)},
+        "5 clusters": Variant({"n_clusters": 5}, score="NMI"),
+        "20 clusters": Variant({"n_clusters": 20}, score="NMI"),
+        "20 neighbours": Variant({"n_neighbors": 20}),
+        "entropy weight 1": Variant({"entropy_weight": 1.0}),
+    }, recorded=True),
     "scan-digits": Study("scan", "digits", "ACC", {
         "1 neighbour": Variant({"n_neighbors": 1}),
         "5 neighbours": Variant({"n_neighbors": 5}),

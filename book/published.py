@@ -27,6 +27,7 @@ LOG = "last epoch of the author's log"
 README = "README of the release"
 PROPOS = "the paper, in a table of ProPos"
 TABLE = "in a table of TSUC's paper"
+PAGE = "its page on Papers with Code; learned from train, scored on test"
 
 PUBLISHED = [
     Published("dec", "mnist", {"ACC": ".912 ± .047"}, "DEC-keras, 10 seeds", "paper"),
@@ -213,5 +214,30 @@ PUBLISHED = [
         PROPOS,
         "gpu",
     ),
+    Published(
+        "temi",
+        "cifar10",
+        {"ACC": ".969", "NMI": ".926", "ARI": ".932"},
+        f"CLIP ViT-L/14, {PAGE}",
+    ),
+    Published(
+        "temi",
+        "CIFAR-100",
+        {"ACC": ".737", "NMI": ".799", "ARI": ".612"},
+        f"CLIP ViT-L/14, 100 classes, {PAGE}",
+    ),
+    Published(
+        "temi",
+        "ImageNet",
+        {"ACC": ".616", "NMI": ".825", "ARI": ".484"},
+        f"MSN ViT-L, {PAGE}",
+    ),
+    Published(
+        "turtle",
+        "cifar10",
+        {"ACC": ".995", "NMI": ".985", "ARI": ".989"},
+        f"CLIP ViT-L/14 and DINOv2 ViT-g/14, {PAGE}",
+    ),
+    Published("turtle", "Caltech-101", {"ACC": ".898"}, f"the same two networks, {PAGE}"),
 ]
 """In the order of the chapters; of a method, what it is best known for comes first."""

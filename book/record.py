@@ -58,8 +58,8 @@ SMALL = 2**20  # bytes of a network that travels with the book
 
 
 def chapters() -> list[str]:
-    """The chapters that record a result: those of the methods."""
-    return [name for name in methods.methods() if (CHAPTERS / f"{name}.ipynb").exists()]
+    """The chapters that record a result: those that explain a method."""
+    return sorted({methods.chapter_of(name) for name in methods.methods()})
 
 
 def defaults(chapter: str) -> Parameters:

@@ -10,11 +10,9 @@ tests/methods/sabotage_<stem>.json, next to the method's tests:
 """
 
 import copy
-import importlib
 import json
 import os
 import pkgutil
-import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -33,15 +31,6 @@ METHODS = [found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)]
 
 def tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
-
-
-def chapter_of(method: str) -> str:
-    """The chapter that explains a method: the first one that its docstring names."""
-    doc = importlib.import_module(f"dcl.methods.{method}").__doc__ or ""
-    found = re.search(r"\b[Cc]hapter:? ([\w-]+)", doc)
-    if not found:
-        raise ValueError(f"the docstring of dcl/methods/{method}.py must name its chapter")
-    return found[1]
 
 
 def sabotages(chapter: str) -> dict[str, dict]:

@@ -26,7 +26,7 @@ import dcl.recipes
 from dcl import train as loop
 from dcl.cluster import kmeans, neighbors
 from dcl.config import TrainConfig, with_stages
-from dcl.methods import scan, simclr
+from dcl.methods import scan, simclr, temi
 from dcl.objective import Objective
 from dcl.optim import make_optimizer
 from dcl.recipes import recipe
@@ -67,7 +67,7 @@ def like(t):
 
 def epoch(monkeypatch, objective, config, channels=3, steps=1, capability=(9, 0)):
     """An epoch on a fake GPU; returns the line of `train` that first read a number."""
-    shape = (64 * steps, channels, 32, 32)
+    shape = (64 * steps, channels, 32, 32) if channels else (64 * steps, 12)  # or vectors
     trained, served = [], 0
 
     def remember(groups, config):
@@ -99,7 +99,8 @@ def epoch(monkeypatch, objective, config, channels=3, steps=1, capability=(9, 0)
     monkeypatch.setattr(objective, "length", lambda n: n)
     monkeypatch.setattr(objective, "order", lambda n: torch.arange(n))
     with FakeTensorMode(), Watch() as watch:
-        images = torch.empty(shape, dtype=torch.uint8, device="cuda")
+        kind = torch.uint8 if channels else torch.float32
+        images = torch.empty(shape, dtype=kind, device="cuda")
         for m in objective.modules():  # what `.to` does to a real module
             for name, p in m._parameters.items():
                 if p is not None:
@@ -107,8 +108,8 @@ def epoch(monkeypatch, objective, config, channels=3, steps=1, capability=(9, 0)
             for name, b in m._buffers.items():
                 if b is not None:
                     m._buffers[name] = like(b)
-        if hasattr(objective, "images"):
-            objective.images = images
+        for name in {"images", "z"} & vars(objective).keys():
+            setattr(objective, name, images)
         with pytest.raises(DataDependentOutputException) as caught:
             train(objective, images, replace(config, epochs=1, batch_size=64))
         assert served == steps
@@ -126,7 +127,9 @@ def pictures(channels=3):
 
 
 SHARP = replace(SCAN_STRONG, size=32)
-STEMS = [found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)]
+ON_FEATURES = ("temi",)  # of which no more than a network and a head is left
+NAMES = {found.name for found in pkgutil.iter_modules(dcl.recipes.__path__)}
+STEMS = sorted(NAMES - {*ON_FEATURES})
 MULTI_CROP = (replace(SWAV_VIEW, size=32),) * 2 + (replace(SWAV_VIEW, size=16),) * 3
 MORE = {  # what the smoke recipes do not go through
     "simclr": {"photos": {}, "smoke": {"symmetric": False}},
@@ -160,6 +163,13 @@ def test_nor_in_a_step_of_scan(monkeypatch, change):
     encoder = simclr.model(images, config.pretext).encoder
     objective = scan.Scan(encoder, images, torch.zeros(64, 20, dtype=torch.int64), config)
     assert epoch(monkeypatch, objective, config.scan).startswith(READ)
+
+
+def test_nor_in_a_step_of_temi(monkeypatch):
+    config = replace(recipe("temi", "smoke"), n_neighbors=5)
+    z, neighbors = torch.randn(64, 12), torch.zeros(64, 5, dtype=torch.int64)
+    objective = temi.Temi(z, neighbors, config)
+    assert epoch(monkeypatch, objective, config.train, channels=0).startswith(READ)
 
 
 class Small(Objective):

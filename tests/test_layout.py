@@ -9,9 +9,9 @@ import pytest
 import dcl.methods
 import dcl.recipes
 from dcl.app.cli import OK, WARNING, main
+from dcl.methods import chapter_of
 from dcl.recipes import choose, recipes
 from sabotage import METHODS as STEMS
-from sabotage import chapter_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dcl"

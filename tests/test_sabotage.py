@@ -4,8 +4,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from dcl.methods import chapter_of
 from dcl.notebook.chapter import NOT_HELD
-from sabotage import CHAPTERS, METHODS, chapter_of, outcome, run, sabotaged, sabotages
+from sabotage import CHAPTERS, METHODS, outcome, run, sabotaged, sabotages
 
 EXPLAIN = sorted({chapter_of(method) for method in METHODS})
 # one of each chapter, the shortest; all of them, with several seeds, are in the files of claims.py

@@ -113,10 +113,12 @@ def is_array(data: str) -> bool:
 
 
 def is_vectors(data: str) -> bool:
-    """Whether `data` names a file of vectors: a .npy file that is there and holds (N,d), or (N,).
+    """Whether `data` names vectors: photographs, or a .npy file that is there and holds (N,d).
 
-    Only the head of the file is read.
+    Also one of (N,), which `read_array` refuses. Only the head of the file is read.
     """
+    if data.partition(":")[0] == "photographs":
+        return True
     if not is_array(data) or not Path(data).expanduser().is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Data sets by name or folder, as uint8 tensors; vectors from a .npy file, as float32."""
+"""Data sets by name or folder, as uint8 tensors; vectors, such as a .npy file's, as float32."""
 
 import pickle
 from pathlib import Path
@@ -20,6 +20,7 @@ BOTH = ("train", "test", "train+test")
 SPLITS = {  # the first is the default
     "digits": ("all",),
     "shapes": ("all",),
+    "photographs": ("all",),
     "people": BOTH,
     "mnist": BOTH,
     "fashion-mnist": BOTH,
@@ -90,18 +91,20 @@ def load(
         return Data(found.images, found.labels, found.classes, shown, split, *found[3:])
     if is_array(name):
         split, path = _split(split, splits(name)), Path(name).expanduser()
-        images = read_array(path)
-        if size is not None and images.ndim == 2:
-            raise ValueError(f"size is for images; {name} holds vectors")
-        images = images if size is None else _resize(images, size)
+        images = _resize(read_array(path), size, name)
         return Data(images, None, None, printable(path.stem), split)
     split, name = _split(split, splits(name)), name.partition(":")[0]
     if name in TORCHVISION:
         sets = [_torchvision(name, part, data_root(root)) for part in split.split("+")]
     else:
-        drawn = {"digits": _digits, "shapes": _shapes, "people": _people}[name]
-        sets = [drawn(part) for part in split.split("+")]
-    images = _resize(_joined([x for x, _, _ in sets]), size)
+        drawn = {
+            "digits": _digits,
+            "shapes": _shapes,
+            "people": _people,
+            "photographs": _photographs,
+        }
+        sets = [drawn[name](part) for part in split.split("+")]
+    images = _resize(_joined([x for x, _, _ in sets]), size, name)
     known = [y for _, y, _ in sets if y is not None]
     labels = _joined(known) if len(known) == len(sets) else None
     return Data(images, labels, sets[0][2], name, split)
@@ -147,7 +150,9 @@ def _split(split: str | None, known: tuple[str, ...]) -> str:
     return split or known[0]
 
 
-def _resize(images: Tensor, size: int | None) -> Tensor:
+def _resize(images: Tensor, size: int | None, name: str) -> Tensor:
+    if size is not None and images.ndim == 2:
+        raise ValueError(f"size is for images; {name} holds vectors")
     if size is None or images.shape[2:] == (size, size):
         return images
     out = images.new_empty((*images.shape[:2], size, size))
@@ -179,6 +184,12 @@ def _people(split: str) -> Part:
 
     found, names = people(split), [f"person {k}" for k in range(sum(PEOPLE.values()))]
     return torch.from_numpy(found.images), torch.from_numpy(found.person), names
+
+
+def _photographs(split: str) -> Part:
+    from dcl.data.photographs import photographs
+
+    return photographs()
 
 
 def _torchvision(name: str, split: str, root: Path) -> Part:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from types import ModuleType
 
 
@@ -18,6 +19,15 @@ def method(name: str) -> ModuleType:
     if name not in known:
         raise ValueError(f"method must be one of {', '.join(known)}; got {name!r}")
     return known[name]
+
+
+def chapter_of(name: str) -> str:
+    """The chapter that explains a file of `dcl/methods`: the first one that its docstring names."""
+    doc = importlib.import_module(f"dcl.methods.{name}").__doc__ or ""
+    found = re.search(r"\b[Cc]hapter:? ([\w-]+)", doc)
+    if not found:
+        raise ValueError(f"the docstring of dcl/methods/{name}.py must name its chapter")
+    return found[1]
 
 
 def for_vectors(name: str) -> None:

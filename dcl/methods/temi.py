@@ -128,8 +128,8 @@ class Temi(Objective):
 
     def __init__(self, z: Tensor, neighbors: Tensor, config: Config):
         super().__init__()
-        self.config, self.encoder = config, identity(z.shape[1])
-        self.z, self.neighbors = (nn.Buffer(x, persistent=False) for x in (z, neighbors))
+        self.config, self.encoder, self.z = config, identity(z.shape[1]), z
+        self.neighbors = nn.Buffer(neighbors)
         self.student = CosineHeads(z, config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.marginal = nn.Buffer(torch.ones(config.heads, config.n_clusters) / config.n_clusters)

@@ -23,13 +23,12 @@ def evenly_spaced(images: Any) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """Subtract a data set's means and divide by its deviations: of channels, or vectors' columns."""
+    """Subtract a set's means and divide by its deviations: of channels, or of vectors' columns."""
 
     def __init__(self, images: Any):
         super().__init__()
-        across = (0, *range(2, images.ndim))
+        across, shape = (0, *range(2, images.ndim)), (-1, *[1] * (images.ndim - 2))
         std, mean = torch.std_mean(unit(evenly_spaced(images)), dim=across)
-        shape = (-1, *[1] * (images.ndim - 2))
         self.mean = nn.Buffer(mean.view(shape))
         self.std = nn.Buffer(std.clamp(min=1e-3).view(shape))
 

@@ -9,6 +9,7 @@ import torch
 from dcl import data
 from dcl.config import changed, with_rows
 from dcl.data import Data
+from dcl.data.arrays import is_vectors
 from dcl.data.files import named
 from dcl.data.folder import sizes
 
@@ -44,12 +45,21 @@ def load(name: str, split: str | None = None, *, size: int | None = None) -> Dat
     return whole if kept else replace(whole, labels=None, classes=None)
 
 
-def check_images(dataset: str, *, labels: bool = False, size: int | None = None) -> None:
+def check_images(
+    dataset: str, *, labels: bool = False, size: int | None = None, vectors: bool = False
+) -> None:
     """Refuse a folder in the parameter `dataset` on which a chapter cannot run, see `load`.
 
-    labels: the chapter is about scores, and cannot do without labels. A named set is not loaded.
+    labels: the chapter is about scores, and cannot do without labels; vectors: it is about vectors,
+    and not about images as all others. A named set is not loaded.
     Raises ValueError with what came, what was expected and what can be done.
     """
+    if dataset and is_vectors(dataset) != vectors:
+        nouns = ("vectors", "images") if vectors else ("images", "vectors")
+        raise ValueError(
+            f"dataset must name {nouns[0]} in this chapter; got {dataset!r}, which holds {nouns[1]}"
+            f". `dcl fit` takes them; here, {REMEDY}"
+        )
     if labels and dataset.endswith("unlabeled"):
         raise ValueError(f"dataset must have labels in this chapter; got {dataset!r}")
     if not dataset.startswith("folder:"):

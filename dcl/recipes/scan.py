@@ -54,6 +54,13 @@ frozen = Config(
     selflabel=TrainConfig(0, 128, "adam", 5e-3, weight_decay=1e-4, schedule="cosine"),
 )
 
+# a neighbour is seldom pure there, so many are asked; a few hundred large steps are enough
+photographs = replace(
+    frozen,
+    n_neighbors=50,
+    scan=TrainConfig(20, 512, "adam", 2e-2, weight_decay=1e-4, schedule="cosine"),
+)
+
 photos = frozen  # on a CPU: only the pretext trains on pixels
 
 mnist = Config(

@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 
 from dcl.data import SPLITS, Data, load, splits
 from dcl.data.load import data_root
+from dcl.data.photographs import packed
+from dcl.train import seeded
 
 X = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).view(2, 3, 2, 2)
 Y = torch.tensor([1, 0])
@@ -128,7 +130,11 @@ def test_data_refuses(change, error, message):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digit", None, "name must be one of digits, shapes, people, mnist.*got 'digit'"),
+        (
+            "digit",
+            None,
+            "name must be one of digits, shapes, photographs, .*got 'digit'",
+        ),
         ("digit:all", None, "name must be one of .*; got 'digit'"),
         ("digits", "train", "split must be all; got 'train'"),
         ("digits:train", None, "split must be all; got 'train'"),
@@ -149,7 +155,7 @@ def test_defaults_and_size():
     assert load("digits", "").split == "all"  # empty, as a notebook's parameter: the default
     named = load("digits:all")
     assert (named.name, named.split) == ("digits", "all")
-    assert [splits[0] for splits in SPLITS.values()] == ["all", "all"] + ["train"] * 6
+    assert [splits[0] for splits in SPLITS.values()] == ["all"] * 3 + ["train"] * 6
 
 
 def test_size_averages_what_it_merges():
@@ -206,3 +212,33 @@ def test_a_name_tells_its_splits(tmp_path):
     assert splits(f"folder:{tmp_path}") == ("train", "test", "train+test", "all")
     with pytest.raises(ValueError, match="split must be one of train, test, .*; got 'half'"):
         splits("mnist:half")
+
+
+def test_photographs_are_vectors_by_name():
+    found = load("photographs")
+    assert found.images.shape == (10_000, 96) and found.images.dtype == torch.float32
+    assert found.vectors and found.labels.bincount().tolist() == [1000] * 10
+    assert found.classes[3] == "cat" and found.split == "all"
+    assert found.checksum == "64ab3226703e6992"  # as data/README.md states
+    spread = found.images.std(0)
+    assert spread.max() < 2 * spread.min()  # no column is much wider than another
+    with pytest.raises(ValueError, match="size is for images; photographs holds vectors"):
+        load("photographs", size=32)
+    with pytest.raises(ValueError, match="split must be all; got 'test'"):
+        load("photographs:test")
+
+
+def test_components_keep_distances_by_hand():
+    with seeded(0):
+        x = (
+            torch.randn(40, 3)
+            * torch.tensor([5.0, 2.0, 0.01])
+            @ torch.linalg.qr(torch.randn(3, 3))[0]
+        )
+    components, step = packed(x + 7, 2)
+    assert components.dtype == torch.int8 and components.abs().amax(0).tolist() == [127, 127]
+    z = components * step
+    assert (torch.cdist(z, z) - torch.cdist(x, x)).abs().max() < 0.2
+    axes = torch.linalg.svd(x - x.mean(0)).Vh[:2]
+    assert (torch.cdist(z, z) - torch.cdist(x @ axes.T, x @ axes.T)).abs().max() < 0.15
+    assert z.mean(0).abs().max() < 0.1

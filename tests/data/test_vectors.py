@@ -363,7 +363,7 @@ def test_the_estimator_takes_vectors(fitted, files, done, x, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:to fit 180 vectors")
-@pytest.mark.parametrize("method", ["scan", "spice"])
+@pytest.mark.parametrize("method", ["scan", "spice", "temi"])
 def test_vectors_are_features_for_heads_alone(method, x, tmp_path):
     made = DeepClusterer(method, GROUPS, epochs=2, run_dir=tmp_path / "run").fit(x)
     assert not list((tmp_path / "run").glob("features-*"))  # the vectors are there already

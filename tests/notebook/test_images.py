@@ -216,6 +216,10 @@ def test_images_that_are_all_the_same_are_refused(tmp_path):
 
 def test_named_sets_are_as_they_are():
     check_images(""), check_images("digits", labels=True), check_images("mnist:train+test")
+    check_images("", vectors=True), check_images("photographs", vectors=True)
+    for name, vectors in (("photographs", False), ("digits", True), ("folder:x", True)):
+        with pytest.raises(ValueError, match=f"dataset must name .* in this chapter; got '{name}'"):
+            check_images(name, vectors=vectors)
     assert load("digits").checksum == plain("digits").checksum
 
 

@@ -44,9 +44,9 @@ class DeepClusterer(ClusterMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     Parameters, all checked by fit before any work: method, a module of `dcl.methods`; n_clusters,
     2 or more; recipe, its name: "auto" is frozen with an encoder where the method has it, else
-    cifar10 on a GPU and photos on a CPU; encoder, a name for `dcl.nets.pretrained` or a torch
-    module; size, in pixels, to which a folder's images are resized (None: 224 with an encoder,
-    else 32); epochs of every stage (None: the recipe's); config, a whole Config that replaces
+    cifar10 on a GPU and photos on a CPU; encoder, names as in `dcl.nets.names` or a torch
+    module; size, in pixels, to which a folder's images are resized (None: the encoder's own, 32
+    without one); epochs of every stage (None: the recipe's); config, a whole Config that replaces
     recipe and epochs; device; random_state, an integer, a RandomState, or None: another at each
     fit; run_dir, a run folder, from which an interrupted fit resumes. What a recipe sets too high
     for few images (batches, neighbours) is lowered, with a warning; what no recipe has, and so

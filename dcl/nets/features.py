@@ -51,6 +51,7 @@ def features(
     if isinstance(encoder, Pretrained):
         cache = data_root() / "features"
         more = f"-{encoder.precision_on(encoder.mean.device)}"
+        batch_size = min(batch_size, 32 if encoder.mean.device.type == "cpu" else batch_size)
     if cache is None:
         return _compute(encoder, images, batch_size)
     path = Path(cache) / f"features-{data.checksum}-{fingerprint(encoder)}{more}.safetensors"

@@ -5,7 +5,10 @@ timm is optional, and is imported only when a network is named `timm/NAME`.
 
 import contextlib
 import importlib.util
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
@@ -124,6 +127,7 @@ def _timm(name: str, size: int, weights: str | None) -> tuple[nn.Module, int]:
         network = timm.create_model(own, **more)
     else:
         try:
+            _reached(cfg)
             with answered_within(30), contextlib.redirect_stdout(sys.stderr):
                 network = timm.create_model(own, pretrained=True, **more)
         except Exception as error:  # of the hub, of the network, of the disk
@@ -148,6 +152,19 @@ def _timm_state(
         raise
 
 
+def _reached(cfg: Any) -> None:
+    """Raise OSError at once where there is no network: timm's hub would try again for a minute."""
+    with contextlib.suppress(ImportError):
+        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+        files = {cfg.hf_hub_filename or "model.safetensors", "pytorch_model.bin"}
+        hub = cfg.hf_hub_id
+        here = hub and any(isinstance(try_to_load_from_cache(hub, f), str) for f in files)
+        if hub and not here and not urllib.request.getproxies():
+            host = urllib.parse.urlsplit(hf_hub_url(hub, "x")).hostname
+            socket.getaddrinfo(host, 443)
+
+
 def _bring(name: str, cfg: Any, error: Exception) -> str:
     """Which file timm looked for, and how to bring it."""
     url, hub = cfg.url, cfg.hf_hub_id
@@ -160,7 +177,7 @@ def _bring(name: str, cfg: Any, error: Exception) -> str:
             file = cfg.hf_hub_filename or "model.safetensors"
             kept = Path(HF_HUB_CACHE) / f"models--{hub.replace('/', '--')}"
             where = f"download {hf_hub_url(hub, file)} (timm looks for {file} of {hub} in {kept})"
-    lines = " ".join(str(error).split())
+    lines = " ".join(str(error).split()).rstrip(".")
     return (
         f"the weights of {name} are not on this machine and could not be downloaded: {lines}. "
         f"On a connected machine {where}, copy it here and name the file: {name}:PATH"

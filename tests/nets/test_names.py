@@ -81,16 +81,13 @@ def test_settings_of_timm():
 
 @needs_timm
 def test_offline_it_says_which_file_and_how_to_bring_it(monkeypatch):
-    import timm
+    def offline(*_):
+        raise OSError("no network\nat all")
 
-    whole = timm.create_model
-
-    def offline(name, pretrained=False, **more):
-        if pretrained:
-            raise OSError("no network\nat all")
-        return whole(name, **more)
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(libraries.socket, "getaddrinfo", offline)
+    monkeypatch.setattr(libraries.urllib.request, "getproxies", dict)
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("it goes on"))
     with pytest.raises(FileNotFoundError) as caught:
         pretrained("timm/tf_efficientnet_lite0")
     for words in (

@@ -1,9 +1,11 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -55,6 +57,20 @@ def test_it_is_torchvisions_network_without_its_classifier(resnet, weights, shap
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
     assert (net.out_dim, net.spec, net.training) == (512, "resnet18", False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_images_are_resized_as_the_network_was_trained(name):
+    """Against PIL, which rounds to whole numbers."""
+    by = {"resnet18": Image.Resampling.BILINEAR, "efficientnet_b0": Image.Resampling.BICUBIC}
+    x = F.interpolate(images(1, h=9, w=9), (48, 48), mode="bilinear")[0].mul(255).byte()
+    small = Image.fromarray(x.permute(1, 2, 0).numpy()).resize((32, 32), by[name])
+    net = architecture(name, 32)
+    net.network = nn.Flatten()
+    with torch.no_grad():
+        y = net(x[None] / 255).view(3, 32, 32) * net.std + net.mean
+    expected = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(y, expected, rtol=0, atol=1.5 / 255)
 
 
 def test_many_images_at_once_are_each_their_own(weights):

@@ -82,7 +82,7 @@ def assigned(
         twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{path} must have one row per image; {twice!r} has several")
     if differ := difference(rows, files, of):
-        raise ValueError(f"{path} must have a row for {differ}")
+        raise ValueError(f"{path} must have a row for each of {differ}")
     for file, cluster in rows.items():
         if not cluster.isdecimal() or (k and int(cluster) >= k):
             range_ = f"0 to {k - 1}" if k else "0 or more"
@@ -109,10 +109,7 @@ def difference(found: Collection[str], wanted: Collection[str], of: str) -> str:
     said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
     if not said:
         return ""
-    return (
-        f"each of the {len(wanted)} images of {of}, and no other; got {len(found)}: "
-        f"{', '.join(said)}"
-    )
+    return f"the {len(wanted)} images of {of}, and no other; got {len(found)}: {', '.join(said)}"
 
 
 def _fraction(text: str) -> bool:

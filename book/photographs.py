@@ -13,6 +13,7 @@ report, what each space is worth.
 
 import argparse
 import importlib
+import json
 import sys
 import time
 from dataclasses import replace
@@ -82,8 +83,10 @@ def write(data: Data, z: Tensor, encoder: str, dim: int = DIM, file: Path = FILE
     assert data.labels is not None and data.classes is not None
     components, step = packed(z, dim)
     tensors = {"components": components, "step": step, "labels": data.labels.to(torch.uint8)}
-    about = {"classes": ",".join(data.classes), "encoder": encoder, "images": data.checksum}
-    write_atomic(file, save({k: v.contiguous() for k, v in tensors.items()}, about))
+    about = {"classes": data.classes, "encoder": encoder, "images": data.checksum}
+    # one entry: several come in any order, and the bytes are to be the same
+    told = {"about": json.dumps(about)}
+    write_atomic(file, save({k: v.contiguous() for k, v in tensors.items()}, told))
 
 
 def unpacked(z: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ trained with the labels of ImageNet; the space of their first principal componen
 No image can be made from them. Made by book/photographs.py; sources, licences: data/README.md.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,5 +46,5 @@ def photographs(file: Path = FILE) -> Photographs:
 
     with safe_open(file, "pt") as f:
         parts = {name: f.get_tensor(name) for name in ("components", "step", "labels")}
-        classes = f.metadata()["classes"].split(",")
+        classes = json.loads(f.metadata()["about"])["classes"]
     return Photographs(parts["components"].float() * parts["step"], parts["labels"].long(), classes)

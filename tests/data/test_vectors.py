@@ -401,8 +401,8 @@ def test_baselines_name_vectors(x, files):
 
 
 def words(page):
-    """What is read on a page: no style, no tags, no pictures."""
-    body = re.sub(r"<style>.*?</style>|<head>.*?</head>", "", page, flags=re.S)
+    """What is read on a page: no style, no program, no tags, no pictures."""
+    body = re.sub(r"<style>.*?</style>|<head>.*?</head>|<script>.*?</script>", "", page, flags=re.S)
     return html.unescape(re.sub(r"<[^>]*>", " ", body))
 
 

@@ -239,6 +239,7 @@ def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
     assert names == {
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "train.pt", "health.json", "images.csv", "report.html",
+        "duplicates.csv", "outliers.csv",
     }  # fmt: skip
     found = table(done / "assignments.csv")
     assert [row["file"] for row in found] == [str(k) for k in range(COUNT)]

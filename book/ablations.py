@@ -701,7 +701,8 @@ def run(
             if study.recorded and variant == RECIPE:
                 found["runs"].append(recorded(study, seed))
             else:
-                if hasattr(config, "pretext") and pretext is None and not study.by_fit(variant):
+                begins = hasattr(config, "pretext") and not study.by_fit(variant)
+                if begins and pretext is None and not data.vectors:
                     plan = replace(config.pretext, seed=seed)
                     pretext = stored(data.images, plan) or simclr.fit(data.images, plan)
                 found["runs"].append(one(study, variant, seed, data, pretext))

@@ -116,10 +116,10 @@ def compare(spaces: dict[str, Tensor], labels: Tensor, seeds: int = 3) -> None:
                 row = {"space": space, "method": stem, "seed": seed, "seconds": seconds}
                 rows.append({**row, **said})
                 print(rows[-1], flush=True)
-    about = {"command": "python book/photographs.py cifar10-jpeg/test --compare"}
-    told = about | {"machine": machine("cpu"), "versions": versions(), "runs": rows}
-    COMPARED.parent.mkdir(exist_ok=True)
-    write_atomic(COMPARED, results.dumps(told).encode())
+        about = {"command": "python book/photographs.py cifar10-jpeg/test --compare"}
+        about |= {"machine": machine("cpu"), "versions": versions(), "runs": rows}
+        COMPARED.parent.mkdir(exist_ok=True)
+        write_atomic(COMPARED, results.dumps(about).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     z = features(network, data.images)
     if asked.compare:
         larger = features(lite(2, "bfloat16"), data.images)
-        spaces = {"Lite0, all 1,280": z - z.mean(0), f"Lite2, {DIM}": unpacked(larger)}
+        spaces = {f"Lite2, {DIM}": unpacked(larger), "Lite0, all 1,280": z - z.mean(0)}
         compare(spaces, data.labels)
         return 0
     write(data, z, spec_of(network))

@@ -18,8 +18,9 @@ from dcl.runtime.versions import machine, versions
 
 Result = dict[str, Any]
 COMMITTED = Path(__file__).resolve().parents[2] / "book" / "results"
-TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)"}
-"""Table names for folders whose images are not the published ones."""
+JPEG = "CIFAR-10 (JPEG q75)"
+TITLES = {"cifar10-jpeg": JPEG, "photographs": f"features of {JPEG}, ImageNet's labels seen"}
+"""Table names of what is not the published images, or not images alone."""
 MUST_AGREE = ("config", "checksum", "split", "training")
 
 
@@ -192,9 +193,8 @@ def cell(results: list[Result], metric: str) -> str:
 
 def how(result: Result) -> str:
     """The profile of a result; one made for a GPU runs a smaller recipe on a CPU: says so."""
-    if result["profile"] == "gpu" and "gpu" not in result["machine"]:
-        return "reduced, CPU"
-    return result["profile"]
+    small = result["profile"] == "gpu" and "gpu" not in result["machine"]
+    return "reduced, CPU" if small else result["profile"]
 
 
 def table(

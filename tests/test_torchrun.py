@@ -91,6 +91,7 @@ def test_two_processes_leave_one_run_folder_and_speak_once(whole):
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
         "health.json", "images.csv", "report.html",
+        "duplicates.csv", "outliers.csv",
     }  # fmt: skip
     rows = [(row["stage"], row["epoch"]) for row in log(folder)]
     assert rows == [(stage, epoch) for stage in STAGES for epoch in range(EPOCHS)]

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcl.app.clusters import Assignment
 from dcl.data import Data
+from dcl.measure.cleaning import Cleaning
 from dcl.measure.metrics import purity, scores
 
 
@@ -27,6 +28,21 @@ def table(files: Sequence[str], a: Assignment) -> bytes:
         ("file", "cluster", "confidence", "distance"),
         ((f, c, f"{p:.4f}", f"{d:.4f}") for f, c, p, d in columns),
     )
+
+
+def duplicates(files: Sequence[str], found: Cleaning) -> bytes:
+    """As CSV: file, other, kind, distance, share of the usual distance. The same pixels first."""
+    same = [(files[r], files[g[0]], "same", "0", "0") for g in found.same for r in g[1:]]
+    near = [
+        (files[p.b], files[p.a], "near", f"{p.distance:.5f}", f"{p.distance / found.usual:.3f}")
+        for p in found.near
+    ]
+    return csv_bytes(("file", "other", "kind", "distance", "share"), same + near)
+
+
+def outliers(files: Sequence[str], found: Cleaning) -> bytes:
+    """As CSV: file, and how many times the usual distance its neighbours are away."""
+    return csv_bytes(("file", "times"), ((files[row], f"{t:.3f}") for row, t in found.far))
 
 
 def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -65,16 +81,8 @@ def assigned(
     if len(rows) < len(pairs):
         twice = Counter(file for file, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{path} must have one row per image; {twice!r} has several")
-    lacking = [f for f in files if f not in rows]
-    known = {*files}
-    strange = [f for f in rows if f not in known]
-    if lacking or strange:
-        said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
-        said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
-        raise ValueError(
-            f"{path} must have a row for each of the {len(files)} images of {of}, and no other; "
-            f"got {len(rows)}: {', '.join(said)}"
-        )
+    if differ := difference(rows, files, of):
+        raise ValueError(f"{path} must have a row for each of {differ}")
     for file, cluster in rows.items():
         if not cluster.isdecimal() or (k and int(cluster) >= k):
             range_ = f"0 to {k - 1}" if k else "0 or more"
@@ -90,6 +98,18 @@ def assigned(
             raise ValueError(f"{path}: confidence must be a number in 0..1; got {p!r} for {file!r}")
     labels = torch.tensor([int(rows[file]) for file in files])
     return labels, torch.tensor([float(sure[file]) for file in files])
+
+
+def difference(found: Collection[str], wanted: Collection[str], of: str) -> str:
+    """How the files that were found differ from those of `of`, to end a sentence; "" if not."""
+    here, known = {*found}, {*wanted}
+    lacking = [f for f in wanted if f not in here]
+    strange = [f for f in found if f not in known]
+    said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
+    said += [f"{len(strange)} are not of {of}, such as {strange[0]!r}"] if strange else []
+    if not said:
+        return ""
+    return f"the {len(wanted)} images of {of}, and no other; got {len(found)}: {', '.join(said)}"
 
 
 def _fraction(text: str) -> bool:

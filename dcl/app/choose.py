@@ -3,17 +3,21 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dcl.app import run
+from dcl.app.monitors import Log, all_of
 from dcl.app.source import Source, side
 from dcl.config import changed, check_whole, with_rows
+from dcl.data import Data
 from dcl.data.arrays import is_vectors
 from dcl.data.files import named
 from dcl.measure.n_clusters import Choice, choose_k
 from dcl.methods import simclr
 from dcl.nets.features import features
 from dcl.nets.pretrained import check_name
+from dcl.objective import Monitor
 from dcl.recipes import choose as choose_recipe
 from dcl.recipes import recipe
 from dcl.runtime.device import pick_device
@@ -64,6 +68,32 @@ def choose(
         looks = [simclr.fit(shown, replace(config, seed=seed + k)) for k in range(2)]
         z = [extract(look.embed, shown) for look in looks]
     return _swept(z, len(images), most, seed)
+
+
+def for_fit(
+    images: Data, encoder: str, config: Any, out: Path, device: str, monitor: Monitor | None
+) -> Choice:
+    """How many clusters for the fit that is to follow, on what it begins with.
+
+    That is the features of the encoder, or the vectors themselves, or else the SimCLR of `config`,
+    which is trained in the run folder `out`, where the fit finds it again. Raises as `choose`.
+    """
+    place = pick_device(device)
+    if len(images) < (fewest := 6):
+        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
+    if encoder:
+        network, _ = run.encoder_of(encoder, images)
+        assert network is not None
+        z = features(network.to(place), images.images)
+    elif images.vectors:
+        z = images.images
+    else:
+        first = replace(config.pretext, seed=config.seed)
+        shown, log = images.images.to(place), Log(every=0, run_dir=out)
+        follow = all_of(log, monitor)
+        pretext = simclr.fit(shown, first, monitor=follow, run_dir=out / "pretext")
+        z = extract(pretext.embed, shown)
+    return _swept(z, len(images), 20, config.seed)
 
 
 def _swept(z: Any, n: int, most: int, seed: int) -> Choice:

@@ -1,14 +1,16 @@
 """Cluster your own images, or vectors, from the command line.
 
-    dcl list                                        the methods
+    dcl fit --data ./photos --out runs/photos       the method and the number of clusters chosen
     dcl fit scan --data ./photos --clusters 20 --out runs/photos
     dcl predict runs/photos ./new-photos            which cluster is a new image in?
+    dcl export runs/photos --to sorted              a folder of links for each cluster
     dcl report runs/photos                          write the report again
     dcl refine runs/photos --out runs/refined       honest confidences, from a finished run
     dcl ensemble runs/a runs/b --out runs/both      one clustering of several, and where to look
     dcl evaluate runs/photos --labels labels.csv    against labels that you have after all
     dcl resume runs/photos                          after an interruption
     dcl choose-k ./photos                           how many clusters?
+    dcl list                                        the methods
     dcl encoders dinov2                             pretrained networks, by a word in their names
     dcl fit dec --data vectors.npy --clusters 10 --out runs/v
 
@@ -35,6 +37,7 @@ from dcl.app import assignments, run
 from dcl.app.choose import choose
 from dcl.app.cli_encoders import encoders
 from dcl.app.cli_ensemble import ensemble
+from dcl.app.cli_export import export_folders
 from dcl.app.cli_fit import (
     IMPOSSIBLE,
     INTERRUPTED,
@@ -136,6 +139,7 @@ def list_methods() -> int:
 COMMANDS: dict[str, Callable[..., int]] = {
     "list": list_methods,
     "predict": predict,
+    "export": export_folders,
     "report": report,
     "refine": refine,
     "ensemble": ensemble,
@@ -146,7 +150,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
-PATHS = ("data", "folder", "labels", "members", "out")
+PATHS = ("data", "folder", "labels", "members", "names", "out", "to")
 """The arguments of commands that are paths."""
 
 

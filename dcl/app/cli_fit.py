@@ -1,5 +1,6 @@
-"""`dcl fit METHOD`: the arguments, every setting of the method, and the summary at the end."""
+"""`dcl fit [METHOD]`: the arguments, every setting of the method, and the summary at the end."""
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from dcl import methods
 from dcl.algorithm import trains_pretext
-from dcl.app import run
+from dcl.app import defaults, run
 from dcl.app.monitors import Bar, Reading, all_of, read_log, tensorboard
 from dcl.app.source import Source, apart, side
 from dcl.config import changed, check_rows, check_whole, epochs_of, with_epochs, with_rows
@@ -22,8 +23,6 @@ from dcl.runtime.device import pick_device
 from dcl.runtime.files import check_writable
 
 OK, IMPOSSIBLE, WARNING, INTERRUPTED = 0, 2, 3, 130
-FEW = 10
-"""With fewer images a cluster there is a line that says so."""
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Fit:
     out: Path
     """The run folder: settings, log, checkpoint, weights, assignments, report."""
     clusters: int = 0
-    """The number of clusters; 0: the recipe's. Unsure? dcl choose-k."""
+    """The number of clusters; 0: the recipe's, or, without a method, what dcl choose-k proposes."""
     recipe: str = "auto"
     """The recipe from which the settings below start. auto: the one for the data set, or for the
     most similar one; with an encoder "frozen", where the method has it; for photographs "cifar10"
@@ -70,9 +69,12 @@ def fit(args: Sequence[str]) -> int:
     known = methods.methods()
     if not args or args[0] in ("-h", "--help"):
         print(fit.__doc__, f"\nMETHOD is one of {', '.join(known)}; dcl list describes them,")
-        print("dcl fit METHOD --help shows every setting.")
+        print("dcl fit METHOD --help shows every setting. Without METHOD it is chosen, as are a")
+        print("pretrained encoder and the number of clusters: dcl fit --data ./photos --out runs/p")
         return OK if args else IMPOSSIBLE
     name, rest = args[0], [*args[1:]]
+    if unnamed := name.startswith("-"):
+        name, rest = _default(list(args))
     module = methods.method(name)
     chosen, words = peek(rest, "--recipe", "auto"), peek(rest, "--data")
     if is_vectors(words):
@@ -97,11 +99,19 @@ def fit(args: Sequence[str]) -> int:
     size = side(asked.data, asked.size, asked.encoder)
     source = Source(asked.data, asked.split, size, asked.limit)
     data = source.load(Reading(), tell=say)
-    if len(data) < max(2, config.n_clusters):
+    counts = unnamed and not asked.clusters
+    if len(data) < (2 if counts else max(2, config.n_clusters)):
         raise ValueError(
             f"data must have at least as many {data.noun}s as clusters, {config.n_clusters}; "
             f"got {len(data)}"
         )
+    if counts:
+        k = defaults.clusters(
+            data, asked.encoder, with_rows(config, len(data)), out, asked.device, say
+        )
+        config, rest = replace(config, n_clusters=k), [*rest, "--clusters", str(k)]
+    if unnamed:
+        say(f"the same: {shlex.join(['dcl', 'fit', name, *rest])}")
     n, before = len(data), config
     config = with_rows(config, n, typed := _typed(rest))
     learns = trains_pretext(config, data.vectors, bool(asked.encoder))
@@ -110,7 +120,7 @@ def fit(args: Sequence[str]) -> int:
     say(f"{name}, recipe {chosen}")
     if less := changed(before, config):
         say(f"to fit {n} {data.noun}s: {less}")
-    if n < FEW * config.n_clusters:
+    if n < defaults.FEW * config.n_clusters:
         hint = "" if data.vectors or asked.encoder else ", and try --encoder resnet50"
         say(f"{n} {data.noun}s are few for {config.n_clusters} clusters: expect little{hint}")
     return follow(
@@ -128,6 +138,15 @@ def fit(args: Sequence[str]) -> int:
             monitor=all_of(bar, board),
         ),
     )
+
+
+def _default(args: list[str]) -> tuple[str, list[str]]:
+    """The method for arguments that name none, and these with what else is chosen."""
+    name = defaults.METHOD  # for a mistake in the arguments to be found before any work
+    asked, _ = _settings(name, methods.method(name), choose(name, peek(args, "--data")), args)
+    check_writable(out := asked.out.expanduser(), "out")
+    name, more = defaults.method(asked.data, asked.encoder, asked.clusters, out, say)
+    return name, args + more
 
 
 def peek(args: Sequence[str], flag: str, default: str = "") -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcl.app.assignments import assigned, names, read_csv
+from dcl.app.assignments import assigned, difference, names, read_csv
 from dcl.app.settings import command, settings
 from dcl.app.source import Source, side
 from dcl.cluster.ensemble import align, evidence_accumulation, majority, signatures, spectral
@@ -182,13 +182,7 @@ def table_of(place: str | Path) -> Path:
 
 def placed(wanted: Sequence[str], files: Sequence[str], of: str) -> list[int]:
     """Where each of the `wanted` files stands in `files`. ValueError unless they are the same."""
-    at, there = {file: row for row, file in enumerate(files)}, {*wanted}
-    lacking, strange = [f for f in at if f not in there], [f for f in wanted if f not in at]
-    if lacking or strange:
-        said = [f"{len(lacking)} are missing, such as {lacking[0]!r}"] if lacking else []
-        said += [f"{len(strange)} are others, such as {strange[0]!r}"] if strange else []
-        raise ValueError(
-            f"data must hold the {len(files)} images of {of}, and no other; got {len(wanted)}: "
-            f"{', '.join(said)}"
-        )
+    if differ := difference(wanted, files, of):
+        raise ValueError(f"data must hold {differ}")
+    at = {file: row for row, file in enumerate(files)}
     return [at[file] for file in wanted]

@@ -47,7 +47,7 @@
     const sheet = document.getElementById("thumbs");
     const n = data.rows.length, small = 3, reach = 14;
     const mid = [0, 0], whole = [Math.max(...data.x), Math.max(...data.y)];
-    let zoom = 1, chosen = -1, drag = null;
+    let zoom = 1, chosen = -1, drag = null, pictures = data.pictures && sheet;
     showAll();
 
     function showAll() { zoom = 1; mid[0] = whole[0] / 2; mid[1] = whole[1] / 2; }
@@ -66,7 +66,6 @@
       canvas.width = canvas.clientWidth * density;
       canvas.height = canvas.clientHeight * density;
       pen.scale(density, density);
-      const middles = new Map();
       const clusters = new Map();
       for (let i = 0; i < n; i++) {
         const k = data.cluster[i], [x, y] = place(i);
@@ -81,6 +80,7 @@
         pen.fillStyle = data.colours[k % data.colours.length];
         pen.fill(dots);
       }
+      if (pictures && sheet.complete) drawPictures();
       const median = (a) => a.sort((p, q) => p - q)[a.length >> 1];
       pen.font = "13px system-ui, sans-serif";
       pen.textAlign = "center";
@@ -92,6 +92,28 @@
         pen.fillRect(x - wide / 2, y - 9, wide, 18);
         pen.fillStyle = "#fff";
         pen.fillText(word, x, y);
+      }
+    }
+    function drawPictures() { // in the order of the rows, where no other picture is yet
+      const { columns, width, height, gap } = data.thumbs;
+      const side = Math.min(56, 24 * Math.sqrt(zoom)), shrink = side / Math.max(width, height);
+      const wide = width * shrink, high = height * shrink, cells = new Map();
+      for (let i = 0; i < n; i++) {
+        const [x, y] = place(i), across = Math.floor(x / side), down = Math.floor(y / side);
+        if (x < 0 || y < 0 || x > canvas.clientWidth || y > canvas.clientHeight) continue;
+        let free = true;
+        for (let a = across - 1; free && a <= across + 1; a++) {
+          for (let b = down - 1; free && b <= down + 1; b++) {
+            const other = cells.get(a + " " + b);
+            free = !other || Math.abs(other[0] - x) > side + 3 || Math.abs(other[1] - y) > side + 3;
+          }
+        }
+        if (!free) continue;
+        cells.set(across + " " + down, [x, y]);
+        pen.fillStyle = data.colours[data.cluster[i] % data.colours.length];
+        pen.fillRect(x - wide / 2 - 2, y - high / 2 - 2, wide + 4, high + 4);
+        pen.drawImage(sheet, (i % columns) * (width + gap), Math.floor(i / columns) * (height + gap),
+          width, height, x - wide / 2, y - high / 2, wide, high);
       }
     }
     function nearest(x, y, within) {
@@ -194,6 +216,13 @@
       if (zoom > 1) { centre(here); redraw(); }
       choose(here);
     });
+    const toggle = document.getElementById("pictures");
+    toggle?.addEventListener("click", () => {
+      pictures = !pictures;
+      toggle.setAttribute("aria-pressed", String(Boolean(pictures)));
+      redraw();
+    });
+    if (pictures && !sheet.complete) sheet.addEventListener("load", draw);
     document.querySelectorAll("[data-zoom]").forEach((button) =>
       button.addEventListener("click", () => zoomBy(Number(button.dataset.zoom))));
     document.querySelectorAll("input[data-cluster]").forEach((box) =>

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
 from dcl.app.report_clusters import Picture, clusters, contact_sheet, picture
 from dcl.app.report_map import projected, thumbnails
-from dcl.app.report_pairs import cluster_pairs, near_duplicates
+from dcl.app.report_pairs import cluster_pairs
 from dcl.data.vectors import check_vectors
 from dcl.measure import plots
 from dcl.measure.calibration import reliability_figure
+from dcl.measure.cleaning import NEAR, Cleaning, cleaning
 from dcl.measure.health import advice, health
 from dcl.measure.losses import Row, stages
 from dcl.runtime.files import write_atomic
@@ -38,9 +39,15 @@ VECTOR_WORDS = {
 }
 """Warnings and their advice speak of images; for vectors, these words are replaced."""
 
-FILES = ("assignments.csv", "skipped.csv", "health.json", "model.safetensors", "log.jsonl",
-         "config.json")  # fmt: skip
+FILES = ("assignments.csv", "duplicates.csv", "outliers.csv", "skipped.csv", "health.json",
+         "model.safetensors", "log.jsonl", "config.json")  # fmt: skip
 """What a page links to, where it stands in the same folder."""
+
+OUTLIERS = 12
+"""How many are shown."""
+
+LARGE, MANY = 96, 20
+"""Images of this many pixels a side are photographs, shown large unless there are many clusters."""
 
 
 def report(
@@ -55,6 +62,7 @@ def report(
     about: Mapping[str, Any] | None = None,
     own_advice: Mapping[str, str] | None = None,
     refined: Mapping[str, Any] | None = None,
+    found: Cleaning | None = None,
 ) -> Path:
     """Write one HTML page, atomically, and return its path. It loads nothing else.
 
@@ -62,9 +70,10 @@ def report(
     or vectors, float32 (N,d), shown in tables instead of pictures; probabilities (N,K) with rows
     that sum to 1; features (N,D); files: N names, else images go by number; log: one mapping per
     epoch; about: facts for a table; own_advice: what the method adds to
-    `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found. Every text is escaped.
-    Raises ValueError for other shapes and lengths, TypeError for other vectors. Chapter:
-    your-images.
+    `dcl.measure.health.ADVICE`; refined: what `dcl.app.comparison` found; found: what
+    `dcl.measure.cleaning` found, else it is called, without looking for equal images. Every text
+    is escaped. Raises ValueError for other shapes and lengths, TypeError for other vectors.
+    Chapter: your-images.
     """
     n, noun = len(images), "vector" if images.ndim == 2 else "image"
     if noun == "vector":
@@ -88,7 +97,9 @@ def report(
         about_map |= at | {"names": [printable(names[row]) for row in at["rows"]]}
         if noun == "image":
             thumbs, about_map["thumbs"] = thumbnails(images, at["rows"])
-    twins, usual = near_duplicates(z)
+    found = found or cleaning(z)
+    photographs = noun == "image" and min(images.shape[2:]) >= LARGE
+    about_map["pictures"] = photographs
     folder = Path(path).parent
     page = filled(
         "report.html.jinja",
@@ -104,8 +115,15 @@ def report(
         curves=[_curve(stage, rows) for stage, rows in stages(log).items()],
         clusters=shown,
         pairs=cluster_pairs(shown, z),
-        twins=twins,
-        usual=usual,
+        found=found,
+        copies=sum(len(group) - 1 for group in found.same),
+        twins=[pair for pair in found.closest if pair.distance < NEAR * found.usual]
+        or found.closest[:4],
+        odd=found.far[:OUTLIERS],
+        usual=max(found.usual, 1e-9),
+        near=NEAR,
+        large=photographs and len(shown) <= MANY,
+        photographs=photographs,
         assigned=p.argmax(1).tolist(),
         contact_sheet=partial(contact_sheet, images),
         names=names,
@@ -129,17 +147,21 @@ def filled(template: str, **values: Any) -> bytes:
     """The page of a template beside this module, with the look and the script of all."""
     here = Path(__file__).parent
     script = (here / "report.js").read_text("utf-8")
-    page = Template(
-        (here / template).read_text("utf-8"),
-        autoescape=True,
-        finalize=printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    ).render(
-        style=Markup((here / "report.css").read_text("utf-8")),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        **values,
+    page = (
+        Environment(
+            loader=FileSystemLoader(here),
+            autoescape=True,
+            finalize=printable,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+        )
+        .get_template(template)
+        .render(
+            style=Markup((here / "report.css").read_text("utf-8")),
+            script=Markup(script),
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+            **values,
+        )
     )
     return page.encode()
 

@@ -16,7 +16,7 @@ SECTIONS = 100
 """How many clusters, the largest, get a section; the others are only listed."""
 
 PICTURES, ROWS = 8, 10
-"""How many near images, or vectors, a section shows, and as many far ones."""
+"""How many near images besides the prototype, or vectors, a section shows, and as many far ones."""
 
 APART = 5
 """How many columns of the vectors are named that set a cluster apart."""
@@ -61,8 +61,9 @@ def clusters(images: Tensor, p: Tensor, z: Tensor, h: Health) -> list[Cluster]:
         away[members.index(prototype)] = 0
         others = [members[i] for i in away.argsort(stable=True).tolist()]
         others.remove(prototype)
-        near = [prototype, *others[: most - 1]]
-        far = others[most - 1 :][::-1][:most]
+        beside = most - vectors  # of vectors the prototype is one of the rows
+        near = [prototype, *others[:beside]]
+        far = others[beside:][::-1][:most]
         apart = []
         if vectors:
             # a constant column sets nothing apart

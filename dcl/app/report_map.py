@@ -9,7 +9,7 @@ from torch import Tensor
 from dcl.app.report_clusters import Picture, contact_sheet, tile
 from dcl.measure import plots
 
-POINTS, THUMB = 2000, 48
+POINTS, THUMB = 2000, 64
 """At most how many points are drawn, and the side of a thumbnail in pixels."""
 
 

@@ -6,6 +6,8 @@
     model.safetensors  the trained network (dcl.app.clusters)
     assignments.csv    file, cluster, confidence, distance to the cluster's prototype
     images.csv         the name and CRC-32 of every image, so that a change can be named
+    duplicates.csv     images that are the same as another, or nearly (dcl.measure.cleaning)
+    outliers.csv       images like no other
     skipped.csv        files that could not be read or were left out, and why
     health.json        numbers that need no labels, and the warning lights that are on
     report.html        what is in each cluster, and which warning lights are on
@@ -27,7 +29,7 @@ import dcl
 from dcl import methods
 from dcl.algorithm import claimed, own_pretext
 from dcl.app import contents
-from dcl.app.assignments import csv_bytes, names, read_csv, table
+from dcl.app.assignments import csv_bytes, duplicates, names, outliers, read_csv, table
 from dcl.app.clusters import Assignment, Clusters, fitted, shipped
 from dcl.app.comparison import comparison
 from dcl.app.monitors import Log, all_of, read_log
@@ -37,6 +39,7 @@ from dcl.app.source import Source
 from dcl.data import Data
 from dcl.data.arrays import is_vectors
 from dcl.data.files import named
+from dcl.measure.cleaning import cleaning
 from dcl.measure.health import health
 from dcl.nets.labelled import Labelled
 from dcl.nets.names import absolute, sized
@@ -128,6 +131,10 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
     state = health(assignment.probabilities, assignment.vectors, log=log)
     write_atomic(out / "health.json", json.dumps(asdict(state), indent=1).encode())
     write_atomic(out / "assignments.csv", table(files, assignment))
+    z = assignment.vectors
+    found = cleaning(z if z.isfinite().all() else z.nan_to_num(), data.images)
+    write_atomic(out / "duplicates.csv", duplicates(files, found))
+    write_atomic(out / "outliers.csv", outliers(files, found))
     if data.skipped:
         write_atomic(out / "skipped.csv", csv_bytes(("file", "reason"), data.skipped))
     about = {
@@ -152,6 +159,7 @@ def write(out: Path, data: Data, assignment: Assignment) -> None:
         about=about,
         own_advice=getattr(s.config, "advice", None),
         refined=comparison(out, files, assignment),
+        found=found,
     )
 
 

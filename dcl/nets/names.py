@@ -1,11 +1,11 @@
 """The names of pretrained networks: which library, which size, which file::
 
-resnet50                       torchvision's, with its ImageNet weights
-timm/vit_small_patch14_dinov2  timm's, with its weights (`dcl encoders` lists both)
-NAME@224                       at another size than the network's own
-NAME:weights.pth               with the weights in a local file, .pth or .safetensors
-mynet:build                    what your function returns: images in [0,1] to features (B,D)
-NAME,NAME                      both, their features side by side
+    resnet50                       torchvision's, with its ImageNet weights
+    timm/vit_small_patch14_dinov2  timm's, with its weights (`dcl encoders` lists both)
+    NAME@224                       at another size than the network's own
+    NAME:weights.pth               with the weights in a local file, .pth or .safetensors
+    mynet:build                    what your function returns: images in [0,1] to features (B,D)
+    NAME,NAME                      both, their features side by side
 
 Nothing here builds a network; `dcl.nets.pretrained` does.
 """

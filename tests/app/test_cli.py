@@ -105,7 +105,7 @@ def test_a_reader_that_has_enough_is_no_error():
 def test_help_teaches(capfd):
     assert main(["--help"]) == OK
     text = capfd.readouterr().out
-    for command in ("list", "fit", "predict", "report", "evaluate", "resume", "choose-k"):
+    for command in ("list", "fit", "predict", "export", "evaluate", "resume", "choose-k"):
         assert f"dcl {command}" in text
     assert main(["list"]) == OK
     listed = capfd.readouterr().out

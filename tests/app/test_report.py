@@ -18,6 +18,7 @@ from dcl.app.report import confidence_histogram
 from dcl.app.report_clusters import contact_sheet
 from dcl.app.report_map import POINTS
 from dcl.measure.baselines import prototypes
+from dcl.measure.cleaning import NEAR, cleaning
 from dcl.measure.health import ADVICE, health
 from dcl.train import seeded
 
@@ -80,7 +81,7 @@ def test_the_page_in_order(tmp_path):
             '<section id="c3"',  # 15
             '<section id="c2"',  # 14
             "<h2>Closest clusters</h2>",
-            "<h2>Near-duplicates</h2>",
+            '<h2 id="duplicates">Near-duplicates</h2>',
             "<h2>Map</h2>",
             '<h2 id="health">Health</h2>',
             "<b>scan</b>, 3 epochs",
@@ -92,15 +93,33 @@ def test_the_page_in_order(tmp_path):
     assert at == sorted(at)
     assert "15 images (25.0%), mean confidence" in html
     assert "<td>training</td><td>5 epochs, 4 seconds</td>" in html
-    # each cluster's prototype, nearest, farthest, sheet; pairs of both kinds; thumbnails of the
-    # map; sizes, confidence, two stages
-    assert len(pictures(html)) == 4 * 4 + 3 * 2 + 8 + 1 + 4
+    # each cluster's prototype, nearest, farthest, sheet; pairs of both kinds; outliers; thumbnails
+    # of the map; sizes, confidence, two stages
+    found = cleaning(case()[2])
+    twins = [p for p in found.closest if p.distance < NEAR * found.usual] or found.closest[:4]
+    assert len(pictures(html)) == 4 * 4 + 3 * 2 + len(twins) + bool(found.far) + 1 + 4
     assert "Files beside this page" not in html
     for name in ("config.json", "assignments.csv"):
         (tmp_path / name).write_text("")
     again = page(tmp_path, log=LOG)
     assert re.findall(r'<td><a href="(.*?)">', again) == ["assignments.csv", "config.json"]
     assert list(tmp_path.glob("*.partial")) == list(tmp_path.glob(".*")) == []
+
+
+def test_photographs_are_large_and_copies_and_outliers_shown(tmp_path):
+    images, p, z = case(size=112)
+    z = F.one_hot(torch.arange(60) % 4, 16) + 0.05 * torch.randn(60, 16)
+    images[9], z[9], z[13] = images[5], z[5], -torch.eye(16)[9]
+    names, found = [f"f{row}.jpg" for row in range(60)], cleaning(z, images)
+    html = page(tmp_path, images, p, z, files=names, found=found)
+    sizes = [i.size for i in pictures(html)]
+    assert (112, 112) in sizes and (4 * 112 + 3 * 4, 2 * 112 + 4) in sizes
+    assert "1 image is the same as another, pixel by pixel" in html
+    assert "<bdi>f5.jpg</bdi>, <bdi>f9.jpg</bdi>" in html
+    odd = html[html.index('id="outliers"') : html.index("<h2>Map</h2>")]
+    assert "like no other" in odd and re.findall("<li><bdi>(.*?)</bdi>", odd)[0] == "f13.jpg"
+    assert 'id="pictures" aria-pressed="true"' in html and '"pictures": true' in html
+    assert '"pictures": false' in page(tmp_path)
 
 
 def test_each_reading_stands_once(tmp_path):
@@ -126,8 +145,8 @@ def test_the_pictures_are_the_right_rows(tmp_path):
         others = sorted(members, key=lambda i: -float(unit[i] @ unit[standing[k]]))
         others.remove(standing[k])
         assert rows_of(mine[0], 1, 1, 12) == [standing[k]]
-        assert rows_of(mine[1], 7, 7, 12) == others[:7]
-        far = others[7:][::-1][:8]
+        assert rows_of(mine[1], 8, 8, 12) == others[:8]
+        far = others[8:][::-1][:8]
         assert rows_of(mine[2], len(far), len(far), 12) == far
         assert rows_of(mine[3], len(members), 10, 12) == members
 
@@ -169,7 +188,7 @@ def test_only_what_is_drawn_is_read(tmp_path):
             return torch.Tensor(super().__getitem__(row).numpy()).byte()
 
     page(tmp_path, images.as_subclass(Counted), p, z)
-    assert 200 <= Counted.read <= 2 * (100 + 8 + 8 + 1) + 2 * 8 + 2 * 8 + POINTS
+    assert 200 <= Counted.read <= 2 * (100 + 8 + 8 + 1) + 2 * 8 + 2 * 12 + 12 + POINTS
 
 
 NINE = {"chances": {"loss": math.log(9)}}

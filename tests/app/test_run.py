@@ -46,6 +46,7 @@ def test_a_run_leaves_what_it_promises(done, photos):
         "config.json", "images.csv", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "scan.pt", "scan.previous.pt", "selflabel.pt", "selflabel.previous.pt",
         "skipped.csv", "health.json", "report.html",
+        "duplicates.csv", "outliers.csv",
     }  # fmt: skip
     lines = [json.loads(line) for line in (done / "log.jsonl").read_text().splitlines()]
     stages = [(r["stage"], r["epoch"]) for r in lines]

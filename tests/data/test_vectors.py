@@ -239,6 +239,7 @@ def test_a_run_on_vectors_leaves_what_a_run_leaves(files, done, capfd):
     assert names == {
         "config.json", "log.jsonl", "model.safetensors", "assignments.csv",
         "pretext", "train.pt", "health.json", "images.csv", "report.html",
+        "duplicates.csv", "outliers.csv",
     }  # fmt: skip
     found = table(done / "assignments.csv")
     assert [row["file"] for row in found] == [str(k) for k in range(COUNT)]
@@ -401,8 +402,8 @@ def test_baselines_name_vectors(x, files):
 
 
 def words(page):
-    """What is read on a page: no style, no tags, no pictures."""
-    body = re.sub(r"<style>.*?</style>|<head>.*?</head>", "", page, flags=re.S)
+    """What is read on a page: no style, no program, no tags, no pictures."""
+    body = re.sub(r"<style>.*?</style>|<head>.*?</head>|<script>.*?</script>", "", page, flags=re.S)
     return html.unescape(re.sub(r"<[^>]*>", " ", body))
 
 

@@ -16,7 +16,8 @@ from dcl.notebook.images import LEAST, check_images, fitted, load
 from dcl.recipes import recipe
 from sabotage import CHAPTERS, tags
 
-STEMS = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+OF_VECTORS = "photographs"
+STEMS = sorted(path.stem for path in CHAPTERS.glob("*.ipynb") if path.stem != OF_VECTORS)
 OF_SCORES = ["compare", "metrics", "your-images"]
 """Chapters that cannot do without labels."""
 

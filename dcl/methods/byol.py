@@ -73,6 +73,7 @@ class Config:
     stem: str = "small"
     hidden: int = 4096  #: width of the hidden layer of projector and predictor
     dim: int = 256  #: of the projections, which are clustered
+    standardize: bool = False  #: BatchNorm behind the projector: ours, for short schedules
     view: View = replace(PHOTO_VIEW, scale=(0.08, 1))  #: of both views
     momentum: float = 0.996  #: m_0 of the target; 0: it is the online network of the last step
     rises: bool = True  #: whether m rises to 1
@@ -110,6 +111,8 @@ class BYOL(Representation):
             encoder = convnets.encoder(c.encoder, images, width=c.width, stem=c.stem)
         self.encoder = encoder
         self.head = convnets.mlp((encoder.out_dim, c.hidden, c.dim))
+        if c.standardize:
+            self.head.append(nn.BatchNorm1d(c.dim, affine=False))
         self.predictor = convnets.mlp((c.dim, c.hidden, c.dim))
         for layer in self.predictor:
             if isinstance(layer, nn.Linear):

@@ -159,6 +159,17 @@ def test_the_networks_are_the_papers():
         assert (first.in_features, norm.num_features, last.out_features) == dims
 
 
+def test_projections_may_be_standardised():
+    """The mean over the batch is 0, the variance 1, for the online network and the target."""
+    objective, x = apart(make(standardize=True)), images().float() / 255
+    for net in (objective.online(), objective.target):
+        z = net(x)
+        torch.testing.assert_close(z.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(z.var(0, unbiased=False), torch.ones(4), atol=1e-2, rtol=0)
+    plain = make().online()(x)
+    assert plain.mean(0).abs().max() > 0.01
+
+
 # -- the objective -----------------------------------------------------------------------------
 
 

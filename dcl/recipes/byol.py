@@ -25,12 +25,13 @@ digits = Config(
     encoder="small_cnn",
     width=16,
     hidden=128,
-    dim=64,
+    dim=128,
+    standardize=True,
     view=DIGIT_VIEW,
-    momentum=0.95,
+    momentum=0.9,
     predictor_rate=1,
     starts=50,
-    train=TrainConfig(24, 128, "adam", 3e-3, schedule="cosine"),
+    train=TrainConfig(10, 128, "adam", 3e-3, schedule="cosine"),
 )
 
 shapes = replace(

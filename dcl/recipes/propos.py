@@ -27,14 +27,15 @@ digits = Config(
     encoder="small_cnn",
     width=16,
     hidden=128,
-    dim=64,
+    dim=128,
+    standardize=True,
     view=DIGIT_VIEW,
-    momentum=0.95,
+    momentum=0.9,
     predictor_rate=1,
     starts=50,
-    scattering=0.1,
-    warmup=8,
-    train=TrainConfig(24, 128, "adam", 3e-3, schedule="cosine"),
+    scattering=1.0,
+    warmup=4,
+    train=TrainConfig(10, 128, "adam", 3e-3, schedule="cosine"),
 )
 
 shapes = replace(

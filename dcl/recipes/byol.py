@@ -20,8 +20,8 @@ smoke = Config(
     train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
 )
 
-# An epoch has only 28 steps: so the target follows at once, and BatchNorm behind the projector keeps
-# the projections apart, which a long schedule does by itself. Adam: no faster predictor.
+# An epoch has only 28 steps: so the target follows fast. BatchNorm behind the projector keeps
+# projections from shrinking to a few directions. With Adam the predictor needs no higher rate.
 digits = Config(
     n_clusters=10,
     encoder="small_cnn",

@@ -22,9 +22,8 @@ smoke = Config(
     train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
 )
 
-# As BYOL's. The warm-up is a quarter of the schedule, after which clusters are still wrong: a single
-# start in each E-step finds other ones in each epoch. The best of ten finds the same wrong ones
-# again, and what is scattered stays.
+# As BYOL's. After so short a warm-up some clusters hold two digits. A single start in each E-step
+# merges others in each epoch; the best of ten the same ones again, which scattering then keeps.
 digits = Config(
     n_clusters=10,
     encoder="small_cnn",

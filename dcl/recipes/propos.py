@@ -22,8 +22,8 @@ smoke = Config(
     train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
 )
 
-# As BYOL's. After so short a warm-up some clusters hold two digits. A single start in each E-step
-# merges others in each epoch; the best of ten the same ones again, which scattering then keeps.
+# As BYOL's. After so short a warm-up some clusters hold two digits. A single start in each E-step,
+# which may merge others in the next epoch, does better than the best of ten.
 digits = Config(
     n_clusters=10,
     encoder="small_cnn",

@@ -31,6 +31,7 @@ digits = Config(
     standardize=True,
     view=DIGIT_VIEW,
     momentum=0.9,
+    rises=False,
     predictor_rate=1,
     starts=50,
     train=TrainConfig(8, 64, "adam", 3e-3, schedule="cosine"),

@@ -33,6 +33,7 @@ digits = Config(
     standardize=True,
     view=DIGIT_VIEW,
     momentum=0.9,
+    rises=False,
     predictor_rate=1,
     starts=50,
     scattering=1.0,

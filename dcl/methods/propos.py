@@ -40,7 +40,7 @@ Clusters are made after training, by the k-means of step 2.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,8 @@ class Config(byol.Config):
     temperature: float = 0.5  #: tau
     noise: float = 0.001  #: sigma
     warmup: int = 50  #: epochs before the first E-step
-    restarts: int = 10  #: of k-means in an E-step
+    restarts: int = 10  #: starts of k-means in an E-step, the best of which is taken
+    init: Literal["k-means++", "random"] = "k-means++"  #: what it starts from; random: K images
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,8 +119,8 @@ class ProPos(byol.BYOL):
         """E-step, after the warm-up."""
         c = self.config
         if not self.plain() and c.scattering:
-            z = extract(self.embed, self.images)
-            self.pseudo.copy_(kmeans(z, c.n_clusters, n_init=c.restarts, spherical=True).labels)
+            z, start = extract(self.embed, self.images), {"n_init": c.restarts, "init": c.init}
+            self.pseudo.copy_(kmeans(z, c.n_clusters, spherical=True, **start).labels)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """The M-step's loss, and its two terms, L and S."""

@@ -235,7 +235,7 @@ def test_the_e_step_clusters_the_targets_embeddings_in_evaluation_mode():
 
 @pytest.mark.parametrize(("warmup", "runs"), [(0, 3), (1, 2), (2, 1), (3, 0)])
 def test_every_epoch_after_the_warm_up_clusters_anew(warmup, runs, monkeypatch):
-    config, calls, rows = replace(TINY, warmup=warmup, restarts=4), [], []
+    config, calls, rows = replace(TINY, warmup=warmup, restarts=4, init="random"), [], []
 
     def counted(x, k, **how):
         calls.append((len(x), k, how))
@@ -245,7 +245,7 @@ def test_every_epoch_after_the_warm_up_clusters_anew(warmup, runs, monkeypatch):
     with seeded(2):
         objective = ProPos(images(), config, Flat())
         train(objective, images(), SGD, monitor=lambda s, e, o, losses: rows.append(losses))
-    assert calls == [(12, 3, {"n_init": 4, "spherical": True})] * runs
+    assert calls == [(12, 3, {"n_init": 4, "spherical": True, "init": "random"})] * runs
     assert ["scatter" in losses for losses in rows] == [epoch >= warmup for epoch in range(3)]
     assert objective.pseudo.any() == (runs > 0)
 
@@ -360,6 +360,7 @@ def test_clusters_are_those_of_the_target():
         ({"noise": -0.1}, "noise must be at least 0; got -0.1"),
         ({"warmup": -1}, "warmup must be at least 0; got -1"),
         ({"restarts": 0}, "restarts must be at least 1; got 0"),
+        ({"init": "pca"}, r"init must be one of k-means\+\+, random; got 'pca'"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1; got 1.0"),
     ],
 )
@@ -373,5 +374,6 @@ def test_the_released_settings():
     paper = recipes.paper
     assert (paper.scattering, paper.temperature, paper.noise) == (0.1 / 4, 0.5, 0.001)
     assert (paper.warmup, paper.restarts, paper.starts) == (50, 10, 10)
+    assert paper.init == "k-means++"
     assert (paper.momentum, paper.rises) == (0.996, False)
     assert paper.train == byol.Config().train and paper.view == byol.Config().view

@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dcl.app import run
 from dcl.app.monitors import Log, all_of
 from dcl.app.source import Source, side
@@ -50,12 +53,9 @@ def choose(
     images = Source(data, split, side(data, size, encoder if learned else ""), most_images).load(
         tell=tell
     )
-    if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
-        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
+    _enough(images)
     if learned:
-        network, _ = run.encoder_of(encoder, images)
-        assert network is not None
-        z = features(network.to(place), images.images)
+        z = _seen(encoder, images, place)
     elif encoder or images.vectors:
         z = unit(images.images).flatten(1)
     else:
@@ -79,12 +79,9 @@ def for_fit(
     which is trained in the run folder `out`, where the fit finds it again. Raises as `choose`.
     """
     place = pick_device(device)
-    if len(images) < (fewest := 6):
-        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
+    _enough(images)
     if encoder:
-        network, _ = run.encoder_of(encoder, images)
-        assert network is not None
-        z = features(network.to(place), images.images)
+        z = _seen(encoder, images, place)
     elif images.vectors:
         z = images.images
     else:
@@ -94,6 +91,18 @@ def for_fit(
         pretext = simclr.fit(shown, first, monitor=follow, run_dir=out / "pretext")
         z = extract(pretext.embed, shown)
     return _swept(z, len(images), 20, config.seed)
+
+
+def _enough(images: Data) -> None:
+    if len(images) < (fewest := 6):  # at most half as many clusters: 2 and 3
+        raise ValueError(f"data must have at least {fewest} {images.noun}s; got {len(images)}")
+
+
+def _seen(encoder: str, images: Data, place: torch.device) -> Tensor:
+    """The features of the images by a named encoder, computed once and kept."""
+    network, _ = run.encoder_of(encoder, images)
+    assert network is not None
+    return features(network.to(place), images.images)
 
 
 def _swept(z: Any, n: int, most: int, seed: int) -> Choice:

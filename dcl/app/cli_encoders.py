@@ -1,5 +1,7 @@
 """`dcl encoders [WORD]`: the pretrained networks that `--encoder` knows."""
 
+import importlib.util
+
 import torch
 from tyro.conf import Positional
 
@@ -21,14 +23,15 @@ def encoders(word: Positional[str] = "") -> int:
         word: Only networks with this in their names, such as dinov2, clip or efficientnet.
     """
     shown = [name for name in TORCHVISION if word in name]
-    try:
+    listed = importlib.util.find_spec("timm") is not None
+    if listed:
         import timm
 
         known = [TIMM + name for name in timm.list_models(pretrained=True)]
         said = f"{len(known):,} more of timm, by a word in their names: dcl encoders dinov2"
         found = [name for name in known if word in name]
         shown += found if word else []
-    except ImportError:
+    else:
         said = f"timm is not installed, with some 1,800 more: {INSTALL}"
     each = {name.partition(".")[0] for name in shown}  # what follows the point says which weights
     wide = max(map(len, shown), default=0)
@@ -42,7 +45,7 @@ def encoders(word: Positional[str] = "") -> int:
         print(f"no name contains {word!r}")
     if not rows and shown:
         print(f"more than {MOST}: a longer word also shows how wide and how large they are")
-    if not word or "timm is not" in said:
+    if not word or not listed:
         print(said)
     return 0
 

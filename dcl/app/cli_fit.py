@@ -47,8 +47,8 @@ class Fit:
     hundred or thousand photographs are too few to train from scratch. It is fine-tuned, unless the
     recipe is frozen: then only heads are trained, on its features."""
     size: int = 0
-    """Images are resized to this many pixels a side. 0: 224 with an encoder, else 32; a named data
-    set keeps its own size."""
+    """Images are resized to this many pixels a side. 0: the encoder's own size, 32 without one; a
+    named data set keeps its own size."""
     split: str = ""
     """Of a set or folder that has several: train, test, train+test; all: of a folder, everything
     below it."""

@@ -56,10 +56,15 @@ def mine(z: Tensor, k: int, metric: str = "cosine") -> Tensor:
             f"k must be between 1 and the number of rows less one, {len(z) - 1}; got {k}"
         )
     rows = shard(torch.arange(len(z), device=z.device))
+    return all_gather_rows(others(z, rows, k, metric))
+
+
+def others(z: Tensor, rows: Tensor, k: int, metric: str = "cosine") -> Tensor:
+    """As `mine`, but only for the given rows (R,) of z, and of one process: indices (R,k) int64."""
     found = nearest(z[rows], z, k + 1, metric=metric)
     own = found == rows[:, None]
     own[:, -1] |= ~own.any(1)  # k + 1 or more exact duplicates can push a row out of its own list
-    return all_gather_rows(found[~own].view(-1, k))
+    return found[~own].view(-1, k)
 
 
 def nearest_other(z: Tensor) -> Tensor:

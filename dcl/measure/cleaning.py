@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcl.cluster.neighbors import nearest
+from dcl.cluster.neighbors import others
 
 NEAR = 0.35
 """Closer than this share of the usual distance are near-duplicates."""
@@ -102,10 +102,7 @@ def _pair(rows: Tensor, i: int, j: Tensor, distance: Tensor) -> Pair:
 def distances(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """1 - cosine (N,k) to the k nearest other rows of z (N,D), and which they are (N,k) int64."""
     unit = F.normalize(z.float(), dim=1)
-    found = nearest(unit, unit, k + 1)
-    own = found == torch.arange(len(unit))[:, None]
-    own[:, -1] |= ~own.any(1)  # with exact duplicates a row may not find itself
-    other = found[~own].view(-1, k)
+    other = others(unit, torch.arange(len(unit)), k)
     away = [(unit - unit[column]).square().sum(1) / 2 for column in other.T]  # exact near 0
     return torch.stack(away, 1), other
 

@@ -152,16 +152,28 @@ def _timm_state(
         raise
 
 
+def cached(name: str) -> bool:
+    """Whether the library's weights of a network are on this machine. Raises as `settings`."""
+    return _cached(timm_settings(name)) if name.startswith(TIMM) else _place(name)[1].is_file()
+
+
+def _cached(cfg: Any) -> bool:
+    """`cached`, of timm's settings; its own cache is that of the hub."""
+    if not cfg.hf_hub_id:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (cfg.hf_hub_filename or "model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in files)
+
+
 def _reached(cfg: Any) -> None:
     """Raise OSError at once where there is no network: timm's hub would try again for a minute."""
     with contextlib.suppress(ImportError):
-        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+        from huggingface_hub import hf_hub_url
 
-        files = {cfg.hf_hub_filename or "model.safetensors", "pytorch_model.bin"}
-        hub = cfg.hf_hub_id
-        here = hub and any(isinstance(try_to_load_from_cache(hub, f), str) for f in files)
-        if hub and not here and not urllib.request.getproxies():
-            host = urllib.parse.urlsplit(hf_hub_url(hub, "x")).hostname
+        if cfg.hf_hub_id and not _cached(cfg) and not urllib.request.getproxies():
+            host = urllib.parse.urlsplit(hf_hub_url(cfg.hf_hub_id, "x")).hostname
             socket.getaddrinfo(host, 443)
 
 
@@ -184,12 +196,17 @@ def _bring(name: str, cfg: Any, error: Exception) -> str:
     )
 
 
-def _download(name: str) -> tuple[Any, Path]:
-    """The state dict of torchvision's weights, and its file in the cache of torch.hub."""
+def _place(name: str) -> tuple[str, Path]:
+    """Where torchvision's weights come from, and their file in the cache of torch.hub."""
     from torchvision.models import get_model_weights
 
     url = get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
+def _download(name: str) -> tuple[Any, Path]:
+    """The state dict of torchvision's weights, and its file."""
+    url, path = _place(name)
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

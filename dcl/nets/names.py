@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dcl.nets.libraries import TIMM, TORCHVISION, settings, timm_settings
+from dcl.nets.libraries import TIMM, TORCHVISION, cached, settings, timm_settings
 
 
 class Name(NamedTuple):
@@ -80,6 +80,11 @@ def check_name(names: str) -> list[Name]:
                 f"{one.network}:PATH must name an existing file; got {one.file!r}"
             )
     return found
+
+
+def kept(names: str) -> bool:
+    """Whether the weights of all networks of `names` are on this machine. Raises as `parts`."""
+    return all(one.function or one.file or cached(one.network) for one in parts(names))
 
 
 def absolute(names: str) -> str:

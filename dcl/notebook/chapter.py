@@ -65,10 +65,11 @@ def verdict(
     print(f"{begins if claimed else NOT_CLAIMED}{claim}: {value:.3g} {band}")
 
 
-def scores(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Display a table of scores: a row for each method, {name: {"ACC": ...}}, the last one bold.
+def scores(rows: Mapping[str, Mapping[str, float]], own: bool = True) -> None:
+    """Display a table of scores: a row for each method, {name: {"ACC": ...}}.
 
-    No rows, as on images without labels: a line says so. Chapters put their own method last.
+    own: the last row is that of the chapter's own method, in bold letters. No rows, as on images
+    without labels: a line says so.
     """
     from IPython.display import Markdown, display
 
@@ -78,7 +79,8 @@ def scores(rows: Mapping[str, Mapping[str, float]]) -> None:
         return print("no labels, no scores")
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [[name, *(short(row.get(c, math.nan)) for c in columns)] for name, row in rows.items()]
-    lines[-1] = [cell and f"**{cell}**" for cell in lines[-1]]
+    if own:
+        lines[-1] = [cell and f"**{cell}**" for cell in lines[-1]]
     display(Markdown(markdown(["", *columns], lines, rule="---:")))
 
 

@@ -119,8 +119,8 @@ class ProPos(byol.BYOL):
         """E-step, after the warm-up."""
         c = self.config
         if not self.plain() and c.scattering:
-            z, start = extract(self.embed, self.images), {"n_init": c.restarts, "init": c.init}
-            self.pseudo.copy_(kmeans(z, c.n_clusters, spherical=True, **start).labels)
+            z, k, n = extract(self.embed, self.images), c.n_clusters, c.restarts
+            self.pseudo.copy_(kmeans(z, k, n_init=n, init=c.init, spherical=True).labels)
 
     def forward(self, x: Tensor, i: Tensor) -> dict[str, Tensor]:
         """The M-step's loss, and its two terms, L and S."""

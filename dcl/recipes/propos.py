@@ -22,9 +22,9 @@ smoke = Config(
     train=TrainConfig(2, 64, "adam", 3e-3, schedule="cosine"),
 )
 
-# As BYOL's. After an epoch of warm-up most clusters hold two digits, and so does many a later one. So
-# an E-step is one k-means from random images, which merges others than the last one did; the best
-# of ten does not, and what lambda = 1 scatters stays.
+# As BYOL's. After an epoch some clusters hold two digits, as many a later one does. An E-step that
+# is one k-means from random images, which differs from epoch to epoch, and a small lambda, which
+# does not hold on to what was found, end with fewer of these: book/tried.md.
 digits = Config(
     n_clusters=10,
     encoder="small_cnn",

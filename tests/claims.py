@@ -113,7 +113,7 @@ def recipe(chapter: str) -> dict[str, Any]:
     cells = [c for c in read(chapter).cells if c.cell_type == "code" and "figure" not in tags(c)]
     (last,) = [k for k, cell in enumerate(cells) if "config" in tags(cell)]
     names = play([cell.source for cell in cells[: last + 1]])
-    return {k: names[k] for k in ("config", "improved") if k in names}
+    return {k: names[k] for k in ("config", "improved", "plain") if k in names}
 
 
 def same(recorded: Any, settings: Any) -> bool:

@@ -707,6 +707,7 @@ STUDIES = {
         "BYOL": Variant({"scattering": 0.0, "noise": 0.0}, "CIFAR-10, ResNet-34: 89.4 against "
             "94.3 (table of the release)", "worse"),
         "no noise": Variant({"noise": 0.0}),
+        "lambda .025": Variant({"scattering": 0.025}),
         "lambda .1": Variant({"scattering": 0.1}),
         "lambda 1": Variant({"scattering": 1.0}),
         "no warm-up": Variant({"warmup": 0}),

@@ -154,9 +154,9 @@ def titled(data: str) -> str:
 
 def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
     """Return a method's table of the page "Reproduced?", and the command of each row."""
-    lines, told = [], []
+    lines, told, runs = [], [], results.load(folder, method=method)
     for said in (p for p in PUBLISHED if p.method == method):
-        rows = nearest(said, results.load(folder, method=method))
+        rows = nearest(said, runs)
         shown = [m for m in said.scores or METRICS[:1] if any(m in r["metrics"] for r in rows)]
         here = ", ".join(f"{m} {results.cell(rows, m)}".replace(" ", NOBREAK) for m in shown)
         word, n = f"**{judged(said, rows)}**", str(len(rows) or "")
@@ -168,7 +168,10 @@ def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
 
 def counted(folder: Path = results.COMMITTED) -> str:
     """Say how many rows of the page have which word."""
-    words = [judged(p, nearest(p, results.load(folder, method=p.method))) for p in PUBLISHED]
+    runs: dict[str, list[results.Result]] = {p.method: [] for p in PUBLISHED}
+    for row in results.load(folder):
+        runs.setdefault(row["method"], []).append(row)
+    words = [judged(p, nearest(p, runs[p.method])) for p in PUBLISHED]
     known = dict.fromkeys(["reproduced", "not reproduced", "reduced", "not run", *words])
     told = ", ".join(f"{words.count(word)} **{word}**" for word in known)
     return f"Of {len(words)} rows: {told}."

@@ -168,10 +168,8 @@ def reproduced(method: str, folder: Path = results.COMMITTED) -> str:
 
 def counted(folder: Path = results.COMMITTED) -> str:
     """Say how many rows of the page have which word."""
-    runs: dict[str, list[results.Result]] = {p.method: [] for p in PUBLISHED}
-    for row in results.load(folder):
-        runs.setdefault(row["method"], []).append(row)
-    words = [judged(p, nearest(p, runs[p.method])) for p in PUBLISHED]
+    runs = results.load(folder)
+    words = [judged(p, nearest(p, [r for r in runs if r["method"] == p.method])) for p in PUBLISHED]
     known = dict.fromkeys(["reproduced", "not reproduced", "reduced", "not run", *words])
     told = ", ".join(f"{words.count(word)} **{word}**" for word in known)
     return f"Of {len(words)} rows: {told}."
